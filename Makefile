@@ -1,0 +1,52 @@
+# Every target works on a fresh clone: `setup` runs once, behind a stamp file.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train eval test test-all lint types bench demo-prior clean
+
+help:  ## print the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## build .venv from pyproject.toml and constraints.txt (one to three minutes)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; name one with: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON); this takes one to three minutes, once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet uv
+	@$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+train: $(STAMP)  ## stage 1 and stage 2 at tiny scale, then the metric table (under 10 minutes)
+	$(PY) -m src.train experiment=robust_encoder
+	$(PY) -m src.train experiment=zerosft
+	$(PY) -m src.evaluate
+
+eval: $(STAMP)  ## the metric table of the newest checkpoint
+	$(PY) -m src.evaluate
+
+test: $(STAMP)  ## the quick tests (under 6 minutes on two cores)
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(STAMP)  ## every test
+	$(PY) -m pytest
+
+lint: $(STAMP)  ## ruff, then the type checker
+	$(PY) -m ruff check src tests benchmarks
+	$(PY) -m pyright
+
+types: $(STAMP)  ## the type checker alone
+	$(PY) -m pyright
+
+bench: $(STAMP)  ## the benchmarks, small
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+
+demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew (hours on two cores)
+	$(PY) -m src.train experiment=vae
+	$(PY) -m src.train experiment=prior
+
+clean:  ## delete the environment, caches and demo shards; runs/ stays
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache data/shards
