@@ -1,0 +1,105 @@
+"""The control adaptor (a trained copy of the UNet's encoder) and the UNet that it controls.
+
+Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`).
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from src.networks.conditioner import Conditioning
+from src.networks.connectors import Connector
+from src.networks.layers import zero_init
+from src.networks.unet import Trunk, UNet
+
+log = logging.getLogger(__name__)
+
+
+class ControlAdaptor(Trunk):
+    """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
+    LQ latent.
+
+    The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
+    Which it is, is `transformer_depth`.
+    """
+
+    def __init__(self, **trunk: Any) -> None:
+        super().__init__(**trunk)
+        hint = nn.Conv2d(trunk["in_channels"], self.model_channels, 3, padding=1)
+        self.input_hint_block = nn.ModuleList([zero_init(hint)])
+
+    def initialise_from(self, unet: UNet) -> int:
+        """Copy every weight that the UNet's encoder and middle share by name; returns how many
+        tensors.
+
+        A trimmed adaptor takes the first transformer blocks of each spatial transformer.
+        """
+        source = unet.state_dict()
+        own = self.state_dict()
+        shared = {name: source[name] for name in own if name in source}
+        self.load_state_dict(
+            shared, strict=False
+        )  # what is not shared is the hint block, by construction
+        log.info("control adaptor: %d of %d tensors copied from the UNet", len(shared), len(own))
+        return len(shared)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor) -> list[Tensor]:
+        """Return the control features, in encoder order, the middle block's last.
+
+        Args:
+            x: (B, C, h, w) noisy latent, scaled by c_in.
+            t: (B,) noise index.
+            cond: Text and size conditioning.
+            z_lq: (B, C, h, w) latent of the degraded image.
+        """
+        emb = self.embed(t, cond.vector)
+        hint = self.input_hint_block[0](z_lq.to(emb.dtype))
+        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint)
+        return [*features, middle]
+
+
+class ControlledUNet(nn.Module):
+    """A frozen UNet steered by a control adaptor through a connector."""
+
+    def __init__(self, unet: UNet, control: ControlAdaptor, connector: Connector) -> None:
+        super().__init__()
+        if connector.layout != unet.layout or control.layout != unet.layout:
+            raise ValueError(
+                "unet, control and connector must share model_channels, channel_mult and "
+                "num_res_blocks: "
+                f"encoder widths are {unet.layout.skip_channels}, {control.layout.skip_channels} "
+                f"and {connector.layout.skip_channels}"
+            )
+        self.unet = unet.requires_grad_(False)
+        self.control = control
+        self.connector = connector
+
+    @property
+    def downsampling(self) -> int:
+        """What the sides of a latent must be a multiple of."""
+        return self.unet.downsampling
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor, control_scale: float = 1.0
+    ) -> Tensor:
+        """Predict from noisy latents x (B, C, h, w), steered by z_lq (B, C, h, w).
+
+        Args:
+            x: Noisy latent, scaled by c_in.
+            t: (B,) noise index.
+            cond: Text and size conditioning.
+            z_lq: Latent of the degraded image.
+            control_scale: 0 for the UNet alone, 1 for full control.
+        """
+        features = self.control(x, t, cond, z_lq)
+        with (
+            torch.no_grad()
+        ):  # control enters after the middle block: the frozen encoder needs no graph
+            emb = self.unet.embed(t, cond.vector)
+            context = cond.context.to(emb.dtype)
+            h, skips = self.unet.encode(x, emb, context)
+        return self.unet.decode(
+            h, skips, emb, context, self.connector.bind(features, control_scale)
+        ).float()
