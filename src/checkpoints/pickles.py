@@ -1,0 +1,90 @@
+"""Read `.ckpt`-like files without running any code of theirs.
+
+Official SUPIR files and training checkpoints are pickles. They are opened with torch's restricted
+unpickler, which makes tensors and plain containers only.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OURS = "open-supir"  # what our training checkpoints say under `format`
+
+
+def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a checkpoint, memory-mapped, and its words about itself.
+
+    Nested `state_dict`s are found. Of our own training checkpoints the averaged weights are taken
+    where there are any; `metadata["weights"]` says which.
+
+    Raises:
+        ValueError: The file is truncated, no checkpoint, holds no tensors, or asks to run code.
+    """
+    content = _load(path)
+    metadata = {}
+    if isinstance(content, dict) and content.get("format") == OURS:
+        averaged = bool(content.get("ema"))
+        metadata = {"layout": "native", "weights": "averaged" if averaged else "raw"}
+        metadata["step"] = str(content.get("global_step", "unknown"))
+        if averaged:
+            return _tensors(path, content["ema"]), metadata
+    for name in ("state_dict", "model_state_dict", "module"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    return _tensors(path, content), metadata
+
+
+def what_else(start: bytes) -> str:
+    """Say what a file is by its first bytes, where that explains why it is no weight file."""
+    text = start.lstrip().lower()
+    if b"git-lfs" in text:
+        return ": this is a Git LFS pointer, the file itself was not fetched"
+    if text.startswith((b"<!doctype", b"<html")):
+        return ": this is a web page, probably an error page saved by a download"
+    if text.startswith(b"pk"):
+        return ": this is a torch checkpoint or zip archive under a wrong name"
+    return ""
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(72)
+    zipped = start.startswith(b"PK")
+    if zipped and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: truncated (no archive directory at its end, {path.stat().st_size:,} bytes); "
+            "fetch the file again"
+        )
+    if not zipped and not start.startswith(b"\x80"):
+        raise ValueError(f"{path}: not a torch checkpoint{what_else(start)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped or None)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("Please file an issue")[0].split("\n")
+        wants = next(
+            (line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), ""
+        )
+        raise ValueError(
+            f"{path}: refused, loading it would run code of its own ({wants or reason[0]}). Use a "
+            ".safetensors release of the same weights; or, if you trust its source, save it again "
+            "in an isolated environment: torch.save({'state_dict': tensors}, path)"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as a torch checkpoint: {error}") from error
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{path}: expected a dictionary of tensors, got {kind}")
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{path}: no tensors in this checkpoint; its keys are "
+            f"{', '.join(map(str, list(content)[:8]))}"
+        )
+    return tensors

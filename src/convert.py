@@ -1,0 +1,125 @@
+"""Convert weight files between layouts, or tell what one is: python -m src.convert inspect=FILE."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from src.checkpoints import (
+    export_diffusers,
+    export_native,
+    export_sdxl,
+    export_supir,
+    inspect_checkpoint,
+    open_checkpoint,
+)
+from src.checkpoints.export import SDXL_PARTS, SUPIR_PARTS
+from src.checkpoints.identify import refuse_unusable
+from src.checkpoints.keymaps import PARTS
+from src.checkpoints.parts import read_contents
+from src.cli import command
+
+log = logging.getLogger(__name__)
+
+FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "supir": (export_supir, SUPIR_PARTS),
+    "sdxl": (export_sdxl, SDXL_PARTS),
+    "diffusers": (export_diffusers, PARTS),
+    "native": (export_native, PARTS),
+}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def convert(settings: Mapping[str, Any]) -> Path:
+    """Convert `settings["input"]` as conf/convert.yaml describes; returns the output's path.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: A setting or a file is wrong; the message says how.
+    """
+    if not settings["input"] or not settings["output"]:
+        raise ValueError("give input=FILE output=FILE, or inspect=FILE")
+    export, holds = _known("format", settings["format"], FORMATS)
+    dtype = None if settings["dtype"] is None else _known("dtype", settings["dtype"], DTYPES)
+    for part in settings["parts"] or ():
+        _known("parts", part, dict.fromkeys(holds))
+    output = Path(settings["output"])
+    _check_output(output, settings["format"], settings["overwrite"])
+
+    sources = settings["input"]
+    parts, words = _read([sources] if isinstance(sources, str) else sources)
+    wanted = settings["parts"] or [part for part in holds if part in parts]
+    lost = [part for part in wanted if part not in parts]
+    if lost or not wanted:
+        raise ValueError(
+            f"the input holds the parts {', '.join(parts) or 'none'}; "
+            f"format={settings['format']} needs {', '.join(lost or holds)}"
+        )
+    left = [part for part in parts if part not in wanted]
+    if left:
+        log.info("left out of %s: %s", output, ", ".join(left))
+    if settings["base"]:
+        words["base_sha256"] = sha256(Path(settings["base"]))
+    words["license"] = settings["license"] or words.get("license", "as the input's, unstated there")
+    words |= {key: str(value) for key, value in settings["metadata"].items()}
+    export(output, {part: parts[part] for part in wanted}, words, dtype=dtype)
+    return output
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(paths: list[str]) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, str]]:
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    words: dict[str, str] = {}
+    for path in paths:
+        checkpoint = open_checkpoint(path, key="input")
+        refuse_unusable(checkpoint, PARTS, key="input")
+        contents = read_contents(checkpoint)
+        if contents.unknown:
+            log.warning(
+                "%s: %d keys of no known part are left out, first: %s",
+                path,
+                len(contents.unknown),
+                contents.unknown[0],
+            )
+        parts |= contents.parts
+        words |= checkpoint.metadata
+    own = ("format", "layout", "control", "connector")  # the writer's to say
+    words = {key: value for key, value in words.items() if key not in own}
+    return {part: parts[part] for part in PARTS if part in parts}, words
+
+
+def _check_output(output: Path, name: str, overwrite: bool) -> None:
+    if name != "diffusers" and output.suffix != ".safetensors":
+        raise ValueError(f"output must end in .safetensors for format={name}, got {output}")
+    if not overwrite and output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ValueError(f"{output} exists; say overwrite=true to replace it")
+
+
+def _known(setting: str, value: str, choices: Mapping[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"unknown {setting} {value!r}; known: {', '.join(choices)}")
+    return choices[value]
+
+
+@command("convert")
+def main(cfg: DictConfig) -> None:
+    """Run the conversion or inspection that the command line asks for."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    if settings["inspect"]:
+        print(inspect_checkpoint(settings["inspect"], key="inspect"))
+    else:
+        print(inspect_checkpoint(convert({str(key): held for key, held in settings.items()})))
+
+
+if __name__ == "__main__":
+    main()

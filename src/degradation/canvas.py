@@ -1,0 +1,255 @@
+"""The static-shape path: a batch at once, every intermediate image in the corner of a canvas.
+
+Sizes differ from sample to sample, shapes do not: resizing is two gathers by per-sample tables of
+indices and weights, blurring mirrors at each sample's own borders by an index map, and rows past an
+image's end repeat its last one, which is the padding JPEG asks for. So nothing recompiles,
+allocations repeat, a CUDA graph can replay it, and the number of kernel launches does not grow
+with the batch.
+
+Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images are in [0, 1].
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .config import MAX_KERNEL, MODES, DegradationConfig, StageConfig
+from .counter_rng import normals, pixel_bits, poisson_counts
+from .jpeg import diffjpeg, jpeg
+from .params import BACKS, NO_JPEG, DegradationParams, StageParams
+from .taps import resize_table
+
+Plan = dict[str, Tensor]
+Size = tuple[int, int]
+Codec = Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
+_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger batches resize in parts
+AREA, BILINEAR, BICUBIC = range(len(MODES))
+
+
+def degrade_on_canvas(
+    image: Tensor, params: DegradationParams, config: DegradationConfig
+) -> Tensor:
+    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding."""
+    if len(image) == 0:
+        return image
+    layout = make_layout(config, (image.shape[-2], image.shape[-1]))
+    plan = {
+        name: value.to(image.device, non_blocking=True)
+        for name, value in make_plan(params, config, layout).items()
+    }
+    return run(image, plan, config, layout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Shapes that a config and an image size fix: canvases, LQ, and taps of the three resizes."""
+
+    hq: Size
+    first: Size
+    second: Size
+    small: Size
+    taps: tuple[int, int, int]
+
+
+@lru_cache(maxsize=64)
+def make_layout(config: DegradationConfig, size: Size) -> Layout:
+    """Return the smallest shapes that hold whatever `config` can draw for (H, W) = `size`."""
+    sides, taps = [], [1, 1, 1]
+    for side in size:
+        small = max(math.floor(side / config.scale), config.min_side)
+        first = _reach(config.first, side, (side, side), config.min_side)
+        second = _reach(config.second, side / config.scale, first, config.min_side)
+        sides.append((first[1], second[1], small))
+        steps = (
+            (config.first.modes, side, first[0]),
+            (config.second.modes, first[1], second[0]),
+            (config.modes, second[1], small),
+        )
+        for i, (modes, largest, smallest) in enumerate(steps):
+            taps[i] = max(taps[i], _count_taps(modes, largest / smallest, config.antialias))
+    first, second, small = ((tall, wide) for tall, wide in zip(*sides, strict=True))
+    return Layout(
+        hq=size,
+        first=(-first[0] % 16 + first[0], -first[1] % 16 + first[1]),
+        second=(-second[0] % 16 + second[0], -second[1] % 16 + second[1]),
+        small=small,
+        taps=(taps[0], taps[1], taps[2]),
+    )
+
+
+def _reach(stage: StageConfig, base: float, before: Size, min_side: int) -> Size:
+    """Return the smallest and largest side that a stage can produce."""
+    ranges = (stage.up, stage.down, (1.0, 1.0))
+    scales = [s for p, pair in zip(stage.resize_prob, ranges, strict=True) if p > 0 for s in pair]
+    sides = [max(math.floor(base * scale), min_side) for scale in scales]
+    if stage.prob < 1:
+        sides += before
+    return min(sides), max(sides)
+
+
+def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
+    widen = max(ratio, 1.0) if antialias else 1.0
+    taps = {
+        "area": math.ceil(ratio) + 1,
+        "bilinear": 2 * math.ceil(widen) + antialias,
+        "bicubic": 4 * math.ceil(widen) + antialias,
+    }
+    return max(taps[mode] for mode in modes)
+
+
+def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Plan:
+    """Compute on the CPU all that the device needs to know about each sample, in static shapes."""
+    kernels, keys, numbers = params.tensors()
+    plan = {"kernels": kernels, "keys": keys, "numbers": numbers}
+    steps = (
+        ("first", params.first, (params.hq_height, params.hq_width), layout.first),
+        ("second", params.second, (params.first.height, params.first.width), layout.second),
+        ("small", params, (params.second.height, params.second.width), layout.small),
+    )
+    for taps, (name, p, before, canvas) in zip(layout.taps, steps, strict=True):
+        step = _resize_steps(p, before) if name == "first" and config.align != "size" else None
+        for axis, n_in, n_out, length in zip(
+            "yx", before, (p.height, p.width), canvas, strict=True
+        ):
+            ratio = n_in.float() / n_out.float() if step is None else step[axis]
+            index, weight = resize_table(n_in, n_out, ratio, p.mode, length, taps, config.antialias)
+            plan[f"{name}.{axis}.index"], plan[f"{name}.{axis}.weight"] = index, weight
+            position = torch.arange(length).expand(len(params), length)
+            plan[f"{name}.{axis}.clamped"] = torch.minimum(position, n_out[:, None] - 1)
+            if name == "first":
+                plan["mirror." + axis] = _mirror(n_out, length)
+    for name, stage in (("first", params.first), ("second", params.second)):
+        plan[f"{name}.noise"], plan[f"{name}.gray"] = stage.noise, stage.gray
+    plan |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
+    return plan
+
+
+def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Plan:
+    """Return the source step of one output pixel where the first resize drifts, as `ops.resize`."""
+    assert isinstance(p, StageParams)
+    after = (p.height, p.width)
+    fits = torch.stack(
+        [(n_in * p.scale).floor() == n_out for n_in, n_out in zip(before, after, strict=True)]
+    ).all(0)
+    return {
+        axis: torch.where(fits, (1 / p.scale).float(), n_in.float() / n_out.float())
+        for axis, n_in, n_out in zip("yx", before, after, strict=True)
+    }
+
+
+def _mirror(side: Tensor, length: int) -> Tensor:
+    """Return (B, length + K - 1) indices that mirror each axis at its own ends."""
+    pad = MAX_KERNEL // 2
+    last = side[:, None] - 1
+    period = (2 * last).clamp_min(1)
+    position = torch.arange(-pad, length + pad).abs() % period
+    position = torch.where(position > last, period - position, position)
+    return torch.where(last == 0, 0, position)
+
+
+def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+    """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
+    hq = image
+    codec = jpeg if config.jpeg == "libjpeg" else diffjpeg
+    if config.sharpen:
+        image = ops.unsharp(image)
+    if config.first.prob > 0 and config.first.blur.prob > 0:
+        padded = ops.reflect_pad(image, MAX_KERNEL // 2)
+        image = ops.fft_filter(padded, plan["kernels"][0])
+    image = _resize(image, plan, "first")
+    image = _noise(image, plan, "first", 0, config.first, config)
+    image = _compress(image, plan, "first", 2, config.first, codec)
+    if config.second.prob > 0 and config.second.blur.prob > 0:
+        padded = ops.take(ops.take(image, plan["mirror.y"], 2), plan["mirror.x"], 3)
+        image = ops.fft_filter(padded, plan["kernels"][1])
+    image = _resize(image, plan, "second")
+    image = _noise(image, plan, "second", 1, config.second, config)
+    compressed = _compress(image, plan, "second", 3, config.second, codec)
+    last = plan["jpeg_last"][:, None, None, None]
+    image = _resize(torch.where(last, image, compressed), plan, "small")
+    if config.sinc_prob > 0:
+        image = ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
+    compressed = _compress(image, plan, "small", 3, config.second, codec)
+    image = torch.where(last, compressed, image).clamp_(0, 1)
+    return _finish(image, hq, plan, config, layout)
+
+
+def _finish(
+    image: Tensor, hq: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+) -> Tensor:
+    """Bring LQ to its final size, let untouched samples through, and round."""
+    if config.resize_back is None:
+        untouched = ops.resize(hq, layout.small, "bicubic")
+    else:
+        untouched = hq
+        backs = [ops.resize(image, layout.hq, mode) for mode in MODES]
+        image = backs[BICUBIC]
+        if config.resize_back == "random":
+            back = plan["back"][:, None, None, None]
+            for mode in (AREA, BILINEAR):
+                image = torch.where(back == BACKS.index(MODES[mode]), backs[mode], image)
+    if config.identity_prob > 0:
+        image = torch.where(plan["identity"][:, None, None, None], untouched, image)
+    return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
+
+
+def _compress(
+    image: Tensor, plan: Plan, name: str, row: int, stage: StageConfig, codec: Codec
+) -> Tensor:
+    if stage.jpeg_prob == 0:
+        return image
+    quality = plan["numbers"][row]
+    ends = (plan[f"{name}.y.clamped"], plan[f"{name}.x.clamped"])
+    coded = codec(image.clamp(0, 1), quality.clamp_min(1), ends)
+    return torch.where((quality != NO_JPEG)[:, None, None, None], coded, image)
+
+
+def _noise(
+    image: Tensor, plan: Plan, name: str, stage: int, ranges: StageConfig, config: DegradationConfig
+) -> Tensor:
+    """Add each sample's kind of noise; past its borders the last row's noise repeats."""
+    if ranges.prob * ranges.noise_prob == 0:
+        return image
+    bits = pixel_bits(plan["keys"][stage], plan[f"{name}.y.clamped"], plan[f"{name}.x.clamped"])
+    kind = plan[f"{name}.noise"][:, None, None, None]
+    gray = plan[f"{name}.gray"]
+    strength = plan["numbers"][stage][:, None, None, None]
+    noise = torch.zeros_like(image)
+    if ranges.gaussian_prob > 0:
+        normal = normals(bits, 3)
+        normal = torch.where(gray[:, None, None, None], normal[:, :1], normal)
+        noise = torch.where(kind == 1, normal * (strength / 255), noise)
+    if ranges.gaussian_prob < 1:
+        noise = torch.where(kind == 2, _poisson(image, bits, gray, config) * strength, noise)
+    return torch.where(kind == 0, image, (image + noise).clamp_(0, 1))
+
+
+def _poisson(image: Tensor, bits: Tensor, gray: Tensor, config: DegradationConfig) -> Tensor:
+    base = torch.where(gray[:, None, None, None], ops.luminance(image), image)
+    level = ops.to_levels(base).long()
+    floor = 256 if config.poisson_levels == "fixed" else config.poisson_floor
+    levels = ops.count_levels(level, floor)
+    counts = poisson_counts(bits, level, levels, shared=gray)
+    return counts * (0.5**levels)[:, None, None, None] - level / 255
+
+
+def _resize(image: Tensor, plan: Plan, name: str) -> Tensor:
+    """Resize every sample of (B, C, H, W) by its own tables, rows first."""
+    image = _weigh(image, plan[f"{name}.y.index"], plan[f"{name}.y.weight"], 2)
+    return _weigh(image, plan[f"{name}.x.index"], plan[f"{name}.x.weight"], 3)
+
+
+def _weigh(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+    per_sample = image[0].numel() // image.shape[axis] * index[0].numel()
+    part = max(_GATHER_LIMIT // per_sample, 1)
+    parts = []
+    for pixels, where, by in zip(*(x.split(part) for x in (image, index, weight)), strict=True):
+        tapped = ops.take(pixels, where.flatten(1), axis).unflatten(axis, tuple(where.shape[1:]))
+        by = by[:, None, :, :, None] if axis == 2 else by[:, None, None]
+        parts.append((tapped * by).sum(axis + 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

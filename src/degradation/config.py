@@ -1,0 +1,205 @@
+"""Ranges of a degradation: frozen dataclasses, validated once, from which parameters are drawn.
+
+Units: noise sigma in [0, 255] levels, JPEG quality in [1, 100], angles in radians, scales as
+output / input side. The structure is the second-order model of Real-ESRGAN (arXiv:2107.10833);
+everything is off by default.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+FAMILIES = (
+    "iso",
+    "aniso",
+    "generalized_iso",
+    "generalized_aniso",
+    "plateau_iso",
+    "plateau_aniso",
+)
+MODES = ("area", "bilinear", "bicubic")
+MAX_KERNEL = 21  # side of every stored kernel; smaller ones sit centred in zeros
+
+
+def _check_range(name: str, value: tuple[float, ...], low: float, high: float) -> None:
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+        raise ValueError(
+            f"{name} must be (low, high) with {low} <= low <= high <= {high}, got {value}"
+        )
+
+
+def _check_probability(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+
+
+def _check_distribution(name: str, value: tuple[float, ...], count: int) -> None:
+    if len(value) != count or min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+        raise ValueError(f"{name} must be {count} probabilities that sum to 1, got {value}")
+
+
+def _check_modes(name: str, value: tuple[str, ...]) -> None:
+    unknown = [mode for mode in value if mode not in MODES]
+    if not value or unknown:
+        raise ValueError(f"{name} must name resize modes out of {', '.join(MODES)}, got {value}")
+
+
+def _check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+def _as_tuples(config: object, names: Iterable[str]) -> None:
+    """Turn lists (as YAML gives them) into tuples, so that a frozen config can be hashed."""
+    for name in names:
+        object.__setattr__(config, name, tuple(getattr(config, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurConfig:
+    """Blur kernels: a sinc with `sinc_prob`, otherwise a family by `families`.
+
+    Attributes:
+        prob: Share of samples that are blurred at all.
+        families: Probability of each of `FAMILIES`.
+        sinc_prob: Share of blurred samples whose kernel is a sinc low-pass.
+        sigma: Standard deviation along each axis, pixels.
+        beta_generalized: Exponent of generalised Gaussians: U(low, 1) or U(1, high), half each.
+        beta_plateau: Exponent of plateau kernels, likewise.
+        sizes: Smallest and largest side of the window, odd; uniform over the odd sides between.
+    """
+
+    prob: float = 0.0
+    families: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    sinc_prob: float = 0.0
+    sigma: tuple[float, float] = (0.2, 3.0)
+    beta_generalized: tuple[float, float] = (0.5, 4.0)
+    beta_plateau: tuple[float, float] = (1.0, 2.0)
+    sizes: tuple[int, int] = (7, 21)
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, ("families", "sigma", "beta_generalized", "beta_plateau", "sizes"))
+        _check_probability("blur.prob", self.prob)
+        _check_probability("blur.sinc_prob", self.sinc_prob)
+        _check_distribution("blur.families", self.families, len(FAMILIES))
+        _check_range("blur.sigma", self.sigma, 1e-3, 100)
+        for name in ("beta_generalized", "beta_plateau"):
+            _check_range(f"blur.{name}", getattr(self, name), 0.05, 20)
+            if not getattr(self, name)[0] <= 1 <= getattr(self, name)[1]:
+                raise ValueError(f"blur.{name} must contain 1, got {getattr(self, name)}")
+        _check_range("blur.sizes", self.sizes, 1, MAX_KERNEL)
+        if any(side % 2 == 0 for side in self.sizes):
+            raise ValueError(f"blur.sizes must be odd, got {self.sizes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """One round of blur, resize, noise and JPEG.
+
+    Attributes:
+        prob: Share of samples that pass through blur, resize and noise of this stage.
+        blur: Kernels.
+        resize_prob: Probabilities of scaling up, down, or keeping the size.
+        up: Scale when scaling up.
+        down: Scale when scaling down.
+        modes: Interpolations, drawn uniformly.
+        noise_prob: Share of samples that get noise.
+        gaussian_prob: Share of the noisy ones that get Gaussian noise; the others Poisson.
+        sigma: Gaussian standard deviation in [0, 255] units.
+        poisson: Factor on the Poisson noise.
+        gray_prob: Share of the noisy ones whose noise is the same in all channels.
+        jpeg_prob: Share of samples that are compressed.
+        jpeg: JPEG quality.
+    """
+
+    prob: float = 1.0
+    blur: BlurConfig = field(default_factory=BlurConfig)
+    resize_prob: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    up: tuple[float, float] = (1.0, 1.5)
+    down: tuple[float, float] = (0.15, 1.0)
+    modes: tuple[str, ...] = MODES
+    noise_prob: float = 0.0
+    gaussian_prob: float = 0.5
+    sigma: tuple[float, float] = (1.0, 30.0)
+    poisson: tuple[float, float] = (0.05, 3.0)
+    gray_prob: float = 0.4
+    jpeg_prob: float = 0.0
+    jpeg: tuple[float, float] = (30.0, 95.0)
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, ("resize_prob", "up", "down", "modes", "sigma", "poisson", "jpeg"))
+        for name in ("prob", "noise_prob", "gaussian_prob", "gray_prob", "jpeg_prob"):
+            _check_probability(name, getattr(self, name))
+        _check_distribution("resize_prob (up, down, keep)", self.resize_prob, 3)
+        _check_range("up", self.up, 1, 4)
+        _check_range("down", self.down, 0.01, 1)
+        _check_modes("modes", self.modes)
+        _check_range("sigma", self.sigma, 0, 255)
+        _check_range("poisson", self.poisson, 0, 100)
+        _check_range("jpeg", self.jpeg, 1, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationConfig:
+    """Two stages, then a final resize with sinc filter, before or after the second JPEG.
+
+    Attributes:
+        first: Sizes relative to the HQ image.
+        second: Sizes relative to the final LQ size, as in Real-ESRGAN. Its JPEG runs even where
+            `second.prob` leaves out the rest of the stage.
+        scale: HQ side / LQ side.
+        sinc_prob: Share of samples with a final sinc filter.
+        sinc_cutoff: Its cutoff in radians per pixel.
+        sinc_sizes: Its smallest and largest side, odd.
+        order_prob: Share that resizes and filters before the second JPEG; the others after it.
+        modes: Interpolations of the final resize.
+        resize_back: Bring LQ back to the HQ size: "bicubic", "random" mode, or None for a small LQ.
+        identity_prob: Share of samples that are not degraded.
+        jpeg: "libjpeg", or "diffjpeg" for the arithmetic of Real-ESRGAN's training code.
+        align: "size" keeps image edges aligned; "scale_factor" drifts as Real-ESRGAN's first
+        resize. antialias: Widen bilinear and bicubic filters when scaling down.
+        poisson_levels: "unique" counts the image's distinct levels, "fixed" takes 256.
+        poisson_floor: Fewest levels assumed by "unique"; without it a flat image drowns in noise.
+        sharpen: Make LQ from the sharpened HQ, see `ops.unsharp`.
+        round: Round LQ to multiples of 1/255.
+        min_side: No intermediate image gets a side below this.
+    """
+
+    first: StageConfig = field(default_factory=StageConfig)
+    second: StageConfig = field(default_factory=StageConfig)
+    scale: float = 4.0
+    sinc_prob: float = 0.0
+    sinc_cutoff: tuple[float, float] = (1.0471975511965976, 3.141592653589793)
+    sinc_sizes: tuple[int, int] = (7, 21)
+    order_prob: float = 0.5
+    modes: tuple[str, ...] = MODES
+    resize_back: Literal["bicubic", "random"] | None = "bicubic"
+    identity_prob: float = 0.0
+    jpeg: Literal["libjpeg", "diffjpeg"] = "libjpeg"
+    align: Literal["size", "scale_factor"] = "size"
+    antialias: bool = False
+    poisson_levels: Literal["unique", "fixed"] = "unique"
+    poisson_floor: int = 64
+    sharpen: bool = False
+    round: bool = True
+    min_side: int = 1
+
+    def __post_init__(self) -> None:
+        _as_tuples(self, ("sinc_cutoff", "sinc_sizes", "modes"))
+        for name in ("sinc_prob", "order_prob", "identity_prob"):
+            _check_probability(name, getattr(self, name))
+        _check_range("sinc_cutoff", self.sinc_cutoff, 0.1, 3.1416)
+        _check_range("sinc_sizes", self.sinc_sizes, 1, MAX_KERNEL)
+        if any(side % 2 == 0 for side in self.sinc_sizes):
+            raise ValueError(f"sinc_sizes must be odd, got {self.sinc_sizes}")
+        _check_modes("modes", self.modes)
+        _check_choice("resize_back", self.resize_back, ("bicubic", "random", None))
+        _check_choice("jpeg", self.jpeg, ("libjpeg", "diffjpeg"))
+        _check_choice("align", self.align, ("size", "scale_factor"))
+        _check_choice("poisson_levels", self.poisson_levels, ("unique", "fixed"))
+        if self.scale < 1:
+            raise ValueError(f"scale must be at least 1, got {self.scale}")
+        if not 1 <= self.poisson_floor <= 256:
+            raise ValueError(f"poisson_floor must be in [1, 256], got {self.poisson_floor}")
+        if self.min_side < 1:
+            raise ValueError(f"min_side must be at least 1, got {self.min_side}")

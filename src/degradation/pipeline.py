@@ -1,0 +1,217 @@
+"""DegradationPipeline: clean images and seeds in, degraded images out.
+
+Shapes: B batch, H W image size. [-1, 1] at the door, [0, 1] inside.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .canvas import degrade_on_canvas
+from .config import DegradationConfig
+from .draw import draw_params
+from .jpeg import diffjpeg, jpeg
+from .params import NO_JPEG, DegradationParams, Row
+
+
+class DegradationPipeline:
+    """Second-order degradation of Real-ESRGAN (arXiv:2107.10833), every draw per sample.
+
+    Draw first, apply second: `draw` is pure and runs on the CPU, `apply` is a pure function on the
+    images' device. A seed gives the same LQ alone, in any batch and on any worker. No global random
+    state is read or written, and nothing on the host depends on the images.
+
+    Args:
+        config: Ranges and switches.
+        path: "loop" degrades image by image and reads as the method does; "canvas" does the batch
+        at
+            once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+    """
+
+    def __init__(
+        self, config: DegradationConfig, *, path: Literal["auto", "loop", "canvas"] = "auto"
+    ) -> None:
+        if path not in ("auto", "loop", "canvas"):
+            raise ValueError(f"path must be auto, loop or canvas, got {path!r}")
+        self.config = config
+        self.path = path
+
+    def __call__(self, hq: Tensor, seeds: Tensor) -> Tensor:
+        """Degrade a batch.
+
+        Args:
+            hq: (B, 3, H, W) in [-1, 1] on any device, or uint8.
+            seeds: (B,) int64 on the CPU.
+
+        Returns:
+            (B, 3, H, W) float32 in [-1, 1]; smaller where the config does not resize back.
+        """
+        return self.apply(hq, self.draw(seeds, size=(hq.shape[-2], hq.shape[-1])))
+
+    def draw(self, seeds: Tensor, *, size: tuple[int, int]) -> DegradationParams:
+        """Draw the parameters of a batch of (H, W) = `size` images from (B,) int64 seeds."""
+        return draw_params(self.config, seeds, size)
+
+    @torch.no_grad()
+    def apply(self, hq: Tensor, params: DegradationParams) -> Tensor:
+        """Degrade (B, 3, H, W) images as `params` says, in float32 whatever autocast is on."""
+        image = _to_unit(hq, params)
+        on_canvas = self.path == "canvas" or (self.path == "auto" and image.is_cuda)
+        with torch.autocast(image.device.type, enabled=False), _full_precision():
+            apply = degrade_on_canvas if on_canvas else degrade_in_loop
+            return apply(image, params, self.config).mul_(2).sub_(1)
+
+    def target(self, hq: Tensor) -> Tensor:
+        """Return the training target in [-1, 1]: HQ, sharpened if the config says so."""
+        if not self.config.sharpen:
+            return hq
+        return ops.unsharp(hq * 0.5 + 0.5) * 2 - 1
+
+
+def degrade_in_loop(image: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
+    """Degrade (B, 3, H, W) in [0, 1] one by one; intermediate images have their true sizes."""
+    kernels, keys, numbers = (
+        value.to(image.device, non_blocking=True) for value in params.tensors()
+    )
+    lq = [
+        _degrade(
+            image[i : i + 1],
+            row,
+            kernels[:, i : i + 1],
+            keys[:, i : i + 1],
+            numbers[:, i : i + 1],
+            config,
+        )
+        for i, row in enumerate(params.rows())
+    ]
+    return torch.cat(lq) if lq else image
+
+
+def _degrade(
+    image: Tensor, p: Row, kernels: Tensor, keys: Tensor, numbers: Tensor, config: DegradationConfig
+) -> Tensor:
+    """Degrade one image (1, 3, H, W) as its row of parameters says.
+
+    Args:
+        image: (1, 3, H, W) in [0, 1].
+        p: The row; branches and sizes are taken from it.
+        kernels: (3, 1, K, K) of the first blur, the second, and the final sinc.
+        keys: (2, 1) of the noise of each stage.
+        numbers: (4, 1) noise strengths of both stages, then JPEG qualities.
+        config: Switches.
+    """
+    if p["identity"]:
+        return finish(image, p, config)
+    if config.sharpen:
+        image = ops.unsharp(image)
+    strengths, qualities = numbers.split(2)
+    image = _stage(image, p["first"], kernels[0], keys[0], strengths[0], config, first=True)
+    image = _compress(image, p["first"], qualities[0], config)
+    image = _stage(image, p["second"], kernels[1], keys[1], strengths[1], config, first=False)
+    if p["jpeg_last"]:
+        image = _final_resize(image, p, kernels[2], config)
+        image = _compress(image, p["second"], qualities[1], config)
+    else:
+        image = _compress(image, p["second"], qualities[1], config)
+        image = _final_resize(image, p, kernels[2], config)
+    return finish(image.clamp(0, 1), p, config)
+
+
+def _stage(
+    image: Tensor,
+    p: Row,
+    kernel: Tensor,
+    key: Tensor,
+    strength: Tensor,
+    config: DegradationConfig,
+    *,
+    first: bool,
+) -> Tensor:
+    image = _blur(image, p["kernel"], kernel)
+    image = ops.resize(
+        image,
+        (p["height"], p["width"]),
+        p["mode"],
+        scale=p["scale"] if first and config.align == "scale_factor" else None,
+        antialias=config.antialias,
+    )
+    if p["noise"] == "gaussian":
+        return ops.gaussian_noise(image, strength, key, gray=p["gray"])
+    if p["noise"] == "poisson":
+        floor = 256 if config.poisson_levels == "fixed" else config.poisson_floor
+        return ops.poisson_noise(image, strength, key, gray=p["gray"], floor=floor)
+    return image
+
+
+def _compress(image: Tensor, p: Row, quality: Tensor, config: DegradationConfig) -> Tensor:
+    if p["quality"] == NO_JPEG:
+        return image
+    codec = jpeg if config.jpeg == "libjpeg" else diffjpeg
+    return codec(image.clamp(0, 1), quality)
+
+
+def _final_resize(image: Tensor, p: Row, kernel: Tensor, config: DegradationConfig) -> Tensor:
+    image = ops.resize(image, (p["height"], p["width"]), p["mode"], antialias=config.antialias)
+    return _blur(image, p["sinc"], kernel)
+
+
+def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
+    """Blur one image with the part of its (1, K, K) kernel that is not zero."""
+    if p["kind"] == "none":
+        return image
+    margin = (kernel.shape[-1] - p["side"]) // 2
+    inside = slice(margin, kernel.shape[-1] - margin)
+    return ops.blur(image, kernel[:, inside, inside])
+
+
+def finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
+    """Bring one image to the size LQ shall have, and round it."""
+    if p["back"] == "none":
+        image = ops.resize(image, (p["height"], p["width"]), "bicubic")
+    else:
+        image = ops.resize(image, (p["hq_height"], p["hq_width"]), p["back"])
+    return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep matrix products and convolutions in float32: TF32 moves JPEG's rounding decisions."""
+    backends = torch.backends
+    settings = (
+        backends.cuda.matmul,
+        backends.cudnn.conv,  # type: ignore[attr-defined]
+        backends.mkldnn.matmul,  # type: ignore[attr-defined]
+        backends.mkldnn.conv,  # type: ignore[attr-defined]
+    )
+    before = [setting.fp32_precision for setting in settings]
+    try:
+        for setting in settings:
+            setting.fp32_precision = "ieee"
+        yield
+    finally:
+        for setting, precision in zip(settings, before, strict=True):
+            setting.fp32_precision = precision
+
+
+def _to_unit(hq: Tensor, params: DegradationParams) -> Tensor:
+    """Check a batch at the door and bring it to float32 in [0, 1]; NaN becomes mid grey."""
+    if hq.ndim != 4 or hq.shape[1] not in (1, 3):
+        raise ValueError(f"hq must be (B, 3, H, W) or (B, 1, H, W), got {tuple(hq.shape)}")
+    if len(hq) != len(params):
+        raise ValueError(f"{len(hq)} images, but parameters for {len(params)}")
+    sizes = {
+        (row[0], row[1]) for row in torch.stack([params.hq_height, params.hq_width], 1).tolist()
+    }
+    if sizes - {tuple(hq.shape[-2:])}:
+        raise ValueError(f"images of {tuple(hq.shape[-2:])}, but parameters drawn for {sizes}")
+    if hq.dtype == torch.uint8:
+        unit = hq.float() / 255
+    elif hq.is_floating_point():
+        unit = hq.float().nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1) * 0.5 + 0.5
+    else:
+        raise ValueError(f"hq must be floating point in [-1, 1] or uint8, got {hq.dtype}")
+    return unit.expand(-1, 3, -1, -1).contiguous()

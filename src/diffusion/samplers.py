@@ -1,0 +1,171 @@
+"""Samplers: plain functions that walk a latent down a list of sigmas by a denoise function.
+
+Sources: Karras et al. 2022 (arXiv:2206.00364) for Euler and Heun with churn; Lu et al. 2022
+(arXiv:2211.01095) and its stochastic form for DPM-Solver++(2M). B batch, h w latent size. Latents
+are float32 throughout.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_GAMMA = math.sqrt(2) - 1  # Karras et al. 2022, Algorithm 2
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler: Python floats, so that nothing waits for a device.
+
+    Attributes:
+        index: Position in the list of sigmas.
+        sigma: The schedule's noise level.
+        sigma_hat: The noise level of the x at hand, raised by churn.
+        sigma_next: The noise level that the step ends at.
+    """
+
+    index: int
+    sigma: float
+    sigma_hat: float
+    sigma_next: float
+
+
+Denoise = Callable[[Tensor, Step], Tensor]  # (x (B, C, h, w), step) -> denoised, same shape
+Randn = Callable[[Tensor], Tensor]  # (like) -> standard normal noise of its shape, device and dtype
+OnStep = Callable[
+    [Step, Tensor, Tensor], None
+]  # (step, x after the step, denoised); may raise, to cancel
+
+
+def sample_euler(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    s_churn: float = 0.0,
+    s_noise: float = 1.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    sigma_cap: float = math.inf,
+    randn: Randn = torch.randn_like,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample by Euler steps with churn: Karras et al. 2022, Algorithm 2, without the correction.
+
+    Args:
+        denoise: Estimates the clean latent.
+        x: (B, C, h, w) start, already scaled to noise level `sigmas[0]`.
+        sigmas: Descending, usually ending in 0.
+        s_churn: Total amount of noise added back over the run; 0 is deterministic.
+        s_noise: Factor on the standard deviation of added noise.
+        s_tmin, s_tmax: Churn only where sigma lies between.
+        sigma_cap: Churn raises no sigma above this; a network knows no noise above its table.
+        randn: Source of the added noise; called only for steps that add some.
+        on_step: Called after each step.
+    """
+    for index, sigma, sigma_next in _steps(sigmas):
+        gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
+        step = Step(index, sigma, max(min(sigma * (1 + gamma), sigma_cap), sigma), sigma_next)
+        x = _churn(x, step, s_noise, randn)
+        denoised = denoise(x, step)
+        x = x + (x - denoised) * ((sigma_next - step.sigma_hat) / step.sigma_hat)
+        if on_step is not None:
+            on_step(step, x, denoised)
+    return x
+
+
+def sample_heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    s_churn: float = 0.0,
+    s_noise: float = 1.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    sigma_cap: float = math.inf,
+    randn: Randn = torch.randn_like,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample by Heun steps with churn (Karras et al. 2022, Algorithm 2).
+
+    Two estimates a step, one for a step to 0. Arguments as in `sample_euler`.
+    """
+    for index, sigma, sigma_next in _steps(sigmas):
+        gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
+        step = Step(index, sigma, max(min(sigma * (1 + gamma), sigma_cap), sigma), sigma_next)
+        x = _churn(x, step, s_noise, randn)
+        denoised = denoise(x, step)
+        slope = (x - denoised) / step.sigma_hat
+        x_next = x + slope * (sigma_next - step.sigma_hat)
+        if sigma_next > 0:
+            denoised = denoise(x_next, Step(index, sigma_next, sigma_next, sigma_next))
+            slope = (slope + (x_next - denoised) / sigma_next) / 2
+            x_next = x + slope * (sigma_next - step.sigma_hat)
+        x = x_next
+        if on_step is not None:
+            on_step(step, x, denoised)
+    return x
+
+
+def sample_dpmpp_2m(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    randn: Randn = torch.randn_like,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample by DPM-Solver++(2M): second order from two estimates in a row, one estimate a step.
+
+    Every step but one that ends at 0 adds the noise that its `eta` took away, the first step too.
+
+    Args:
+        denoise: Estimates the clean latent.
+        x: (B, C, h, w) start, already scaled to noise level `sigmas[0]`.
+        sigmas: Descending, usually ending in 0.
+        eta: 0 follows the ODE, 1 the SDE.
+        s_noise: Factor on the standard deviation of added noise.
+        randn: Source of the added noise; called only for steps that add some.
+        on_step: Called after each step.
+    """
+    previous: Tensor | None = None
+    previous_h = 0.0
+    for index, sigma, sigma_next in _steps(sigmas):
+        step = Step(index, sigma, sigma, sigma_next)
+        denoised = denoise(x, step)
+        if sigma_next == 0:
+            x = denoised
+        else:
+            h = math.log(sigma / sigma_next)
+            target = denoised
+            if previous is not None:
+                weight = h / (
+                    2 * previous_h
+                )  # 1 / (2 r), r the ratio of this step's h to the last one's
+                target = denoised + (denoised - previous) * weight
+            keep = math.exp(-h * (1 + eta))
+            x = keep * x + (1 - keep) * target
+            if eta > 0:
+                x = x + randn(x) * (sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise)
+            previous, previous_h = denoised, h
+        if on_step is not None:
+            on_step(step, x, denoised)
+    return x
+
+
+def _steps(sigmas: Sequence[float]) -> list[tuple[int, float, float]]:
+    return [
+        (i, sigma, sigma_next)
+        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False))
+    ]
+
+
+def _churn(x: Tensor, step: Step, s_noise: float, randn: Randn) -> Tensor:
+    if step.sigma_hat <= step.sigma:
+        return x
+    return x + randn(x) * (s_noise * math.sqrt(step.sigma_hat**2 - step.sigma**2))

@@ -1,0 +1,192 @@
+"""Runs side by side: metric means with differences from the first run, and seeds averaged."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+
+from src.evaluation.metrics import METRICS
+from src.evaluation.records import Record
+from src.evaluation.tables import (
+    NOT_AVAILABLE,
+    Footnotes,
+    format_cell,
+    format_value,
+    metric_title,
+    tabulate,
+)
+
+MIN_PAIRS = 5  # fewer images give no interval worth printing
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A table ready to print: texts, and the numbers behind them.
+
+    Attributes:
+        header: Column titles, the first one of the row names.
+        rows: One line a run.
+        notes: Remarks that stand below.
+        values: (row, metric, mean, difference from the first run or None, images compared).
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    values: list[tuple[str, str, float, float | None, int]]
+
+
+def compare_runs(runs: Mapping[str, Sequence[Record]], *, method: str = "restored") -> Comparison:
+    """Lay the metrics of one method side by side, with differences from the first run.
+
+    Differences are means over the images that both runs measured; from MIN_PAIRS images on, a
+    95 % bootstrap interval over images stands beside them. It says how far the result depends on
+    which images were taken, not on the training seed.
+
+    Args:
+        runs: Label -> records; runs without records of `method` are left out.
+        method: Which results to compare.
+
+    Raises:
+        ValueError: No run has records of `method`.
+    """
+    chosen = {
+        label: [{**record, "run": label} for record in records if record["method"] == method]
+        for label, records in runs.items()
+    }
+    chosen = {label: records for label, records in chosen.items() if records}
+    if not chosen:
+        raise ValueError(f"no run has records of method {method!r}")
+    table = tabulate([r for records in chosen.values() for r in records], by="run")  # type: ignore[misc]
+    scores = {label: _scores(records) for label, records in chosen.items()}  # type: ignore[arg-type]
+    first = next(iter(chosen))
+    notes = Footnotes()
+    rows, values = [], []
+    best = {metric: table.best(metric) for metric in table.metrics}
+    for label in chosen:
+        line = [label]
+        for metric in table.metrics:
+            cell = table.cells.get((label, metric))
+            text = format_cell(cell, metric, notes)
+            text = f"**{text}**" if label in best[metric] else text
+            pairs = _pairs(scores[first], scores[label], metric)
+            difference = None if label == first or not pairs else fmean(b - a for a, b in pairs)
+            if difference is not None:
+                text += (
+                    f" ({format_value(difference, metric, signed=True)}{_interval(pairs, metric)})"
+                )
+            if cell is not None and cell.mean is not None:
+                values.append((label, metric, cell.mean, difference, len(pairs)))
+            line.append(text)
+        rows.append(line)
+    remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both runs."]
+    if len({frozenset(r["image"] for r in records) for records in chosen.values()}) > 1:
+        remarks.append("The runs were measured on different images; compare differences only.")
+    if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
+        remarks.append("The runs were measured by different protocols: values do not compare.")
+    header = ["run", *map(metric_title, table.metrics)]
+    return Comparison(header=header, rows=rows, notes=remarks, values=values)
+
+
+def compare_scalars(
+    values: Mapping[str, Mapping[str, float]], *, first_column: str = "run"
+) -> Comparison:
+    """Lay named numbers (final losses) side by side, with relative changes from the first run."""
+    names = list(dict.fromkeys(name for row in values.values() for name in row))
+    first = next(iter(values.values()), {})
+    rows, numbers = [], []
+    for index, (label, row) in enumerate(values.items()):
+        line = [label]
+        for name in names:
+            if name not in row:
+                line.append("-")
+                continue
+            text, base = show_number(row[name]), first.get(name)
+            difference = None if index == 0 or base is None else row[name] - base
+            if difference is not None and base and name not in ("step", "seed"):
+                text += f" ({100 * difference / abs(base):+.1f}%)"
+            numbers.append((label, name, row[name], difference, 1))
+            line.append(text)
+        rows.append(line)
+    return Comparison(header=[first_column, *names], rows=rows, notes=[], values=numbers)
+
+
+def average_seeds(
+    values: Sequence[tuple[str, str, float, float | None, int]], groups: Mapping[str, str]
+) -> Comparison:
+    """Average runs that differ in their seed only: mean and standard deviation over seeds.
+
+    Args:
+        values: Of a Comparison.
+        groups: Run label -> label without the seed.
+    """
+    collected: dict[tuple[str, str], list[float]] = {}
+    for label, name, value, _, _ in values:
+        if name == "step":
+            continue
+        collected.setdefault((groups[label], name), []).append(value)
+    names = list(dict.fromkeys(name for _, name in collected))
+    rows, numbers = [], []
+    for group in dict.fromkeys(group for group, _ in collected):
+        line = [group]
+        for name in names:
+            seeds = collected.get((group, name), [])
+            if not seeds:
+                line.append(NOT_AVAILABLE)
+                continue
+            show = (lambda v, n=name: format_value(v, n)) if name in METRICS else show_number
+            spread = f" ± {show(stdev(seeds))}" if len(seeds) > 1 else ""
+            line.append(f"{show(fmean(seeds))}{spread} ({len(seeds)})")
+            numbers.append((group, name, fmean(seeds), None, len(seeds)))
+        rows.append(line)
+    note = "Mean ± standard deviation over seeds; in brackets the number of seeds."
+    header = ["run", *(metric_title(name) for name in names)]
+    return Comparison(header=header, rows=rows, notes=[note], values=numbers)
+
+
+def bootstrap_interval(
+    differences: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of paired differences.
+
+    Args:
+        differences: One number an image.
+        level: Coverage, in (0, 1).
+        resamples: How many times images are drawn with replacement.
+        seed: Of the draws; the same seed gives the same interval.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def show_number(value: float) -> str:
+    """Write a number with four significant digits, whole numbers whole."""
+    if value == int(value) and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _scores(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    return {(r["image"], r["metric"]): r["value"] for r in records if r["value"] is not None}
+
+
+def _pairs(
+    first: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float], metric: str
+) -> list[tuple[float, float]]:
+    return [(v, other[key]) for key, v in first.items() if key[1] == metric and key in other]
+
+
+def _interval(pairs: Sequence[tuple[float, float]], metric: str) -> str:
+    if len(pairs) < MIN_PAIRS:
+        return ""
+    low, high = bootstrap_interval([b - a for a, b in pairs])
+    return f" [{format_value(low, metric, signed=True)}, {format_value(high, metric, signed=True)}]"
+
+
+def _protocol(records: Sequence[Record]) -> str:
+    return str(records[0]["settings"].get("protocol"))

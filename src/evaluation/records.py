@@ -1,0 +1,76 @@
+"""Records: one row an image, method and metric, as JSON lines. Tables are views of them."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast
+
+Status = Literal[
+    "ok",  # value holds the score
+    "missing_weights",  # a file of the metric is not there; image is WHOLE_SET
+    "no_reference",  # the metric compares with an HQ image and there is none
+    "too_small",  # the image, or the set, is too small for the metric
+    "not_finite",  # the metric returned NaN or infinity
+    "metric_failed",  # the metric raised, on this image or when it was built
+    "restore_failed",  # the method raised, or returned another size or non-finite values
+    "load_failed",  # the input could not be read or had no partner
+]
+
+WHOLE_SET = "*"  # stands in `image` for rows about the whole set
+
+
+class Record(TypedDict):
+    """One measured value.
+
+    Fields:
+        image: Name of the image, or WHOLE_SET.
+        method: What made it: "lq", "restored", ...
+        metric: Name in METRICS.
+        value: The score; None unless status is "ok".
+        run: Name of the run.
+        settings: Protocol, seed, checkpoint and so on: equal for rows that may be compared.
+        status: See Status.
+        reason: Why there is no value; empty when there is one.
+    """
+
+    image: str
+    method: str
+    metric: str
+    value: float | None
+    run: str
+    settings: dict[str, Any]
+    status: Status
+    reason: str
+
+
+def write_records(records: Iterable[Record], path: Path) -> None:
+    """Write JSON lines, whole or not at all; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w", encoding="utf-8") as stream:
+        for record in records:
+            stream.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(draft, path)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        ValueError: A line is no record; the message names file and line.
+    """
+    records: list[Record] = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            lacking = Record.__required_keys__ - set(row if isinstance(row, dict) else ())
+            if lacking:
+                raise ValueError(f"{path}, line {number}: lacks {', '.join(sorted(lacking))}")
+            records.append(cast(Record, row))
+    return records

@@ -1,0 +1,187 @@
+"""Records -> a report: the mean table, the table per image, and what was left out, as files.
+
+Everything is made from the records alone, so a table can be made again at any time.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.evaluation.benchmark import REFERENCE_FOLDER, picture_path
+from src.evaluation.document import (
+    Block,
+    DataTable,
+    Heading,
+    Listing,
+    Paragraph,
+    PictureGrid,
+    render_html,
+    render_markdown,
+)
+from src.evaluation.metrics import METRICS
+from src.evaluation.records import WHOLE_SET, Record
+from src.evaluation.tables import (
+    Footnotes,
+    Table,
+    csv_table,
+    format_cell,
+    format_value,
+    metric_title,
+    tabulate,
+)
+
+MAX_PICTURES = 12
+FAILURES = ("load_failed", "restore_failed", "metric_failed", "not_finite", "too_small")
+
+
+def write_report(records: Sequence[Record], out_dir: Path, *, title: str = "Evaluation") -> str:
+    """Write table.md, table.csv, per_image.csv and report.html, and return the Markdown.
+
+    The page shows the pictures that `run_benchmark` saved in `out_dir/images`, if any.
+
+    Args:
+        records: Of one run; several runs are laid side by side by `write_comparison`.
+        out_dir: Made where it does not exist.
+        title: First line of the report.
+
+    Raises:
+        ValueError: There are no records.
+    """
+    if not records:
+        raise ValueError("no records to report")
+    table = tabulate(records)
+    summary: list[Block] = [
+        Heading(title, 1),
+        mean_table(table),
+        Paragraph(describe_metrics(table)),
+    ]
+    left_out = list_failures(records)
+    if left_out:
+        summary.append(Paragraph("Left out of the means:"))
+        summary.append(Listing(left_out))
+    whole = [*summary, Heading("Per image"), image_table(records, table)]
+    text = render_markdown(summary, out_dir)
+    write_text(out_dir / "table.md", render_markdown(whole, out_dir))
+    write_text(out_dir / "table.csv", mean_csv(table))
+    write_text(out_dir / "per_image.csv", image_csv(records))
+    pictures = picture_grid(records, out_dir / "images")
+    settings = [Heading("Settings"), Listing(_settings(records))]
+    write_text(out_dir / "report.html", render_html(title, [*whole, *pictures, *settings]))
+    return text
+
+
+def picture_grid(records: Sequence[Record], folder: Path) -> list[Block]:
+    """Show the first pictures of every method beside the reference, as far as they were saved."""
+    methods = [*dict.fromkeys(r["method"] for r in records), REFERENCE_FOLDER]
+    images = list(dict.fromkeys(r["image"] for r in records if r["image"] != WHOLE_SET))
+    rows, names = [], []
+    for image in images[:MAX_PICTURES]:
+        paths = [picture_path(folder, method, image) for method in methods]
+        if any(path.is_file() for path in paths):
+            rows.append([path if path.is_file() else None for path in paths])
+            names.append(image)
+    return [Heading("Pictures"), PictureGrid(methods, rows, names)] if rows else []
+
+
+def _settings(records: Sequence[Record]) -> list[str]:
+    runs = dict.fromkeys((r["run"], json.dumps(r["settings"], sort_keys=True)) for r in records)
+    return [f"{run}: {settings}" for run, settings in runs]
+
+
+def mean_table(table: Table, *, first_column: str = "method") -> DataTable:
+    """Lay out the means: arrows, best in bold, counts, and footnotes for n/a."""
+    notes = Footnotes()
+    rows = []
+    best = {metric: table.best(metric) for metric in table.metrics}
+    for row in table.rows:
+        line = [row]
+        for metric in table.metrics:
+            text = format_cell(table.cells.get((row, metric)), metric, notes)
+            line.append(f"**{text}**" if row in best[metric] else text)
+        rows.append(line)
+    return DataTable([first_column, *map(metric_title, table.metrics)], rows, notes.lines())
+
+
+def describe_metrics(table: Table) -> str:
+    """Say how many images were measured and which exact metric each column with values is."""
+    total = max((c.total for c in table.cells.values()), default=0)
+    parts = []
+    for metric in table.metrics:
+        known = METRICS.get(metric)
+        if known is not None and any(
+            c.mean is not None for (_, name), c in table.cells.items() if name == metric
+        ):
+            parts.append(f"{known.title}: {known.color}, {known.library}, {known.metric_id}")
+    return f"Mean over {total} images, measured on 8-bit images. " + "; ".join(parts) + "."
+
+
+def mean_csv(table: Table) -> str:
+    """Write one line a row and metric: mean, counted, total, direction, reason."""
+    rows = []
+    for row in table.rows:
+        for metric in table.metrics:
+            cell = table.cells.get((row, metric))
+            if cell is not None:
+                direction = METRICS[metric].direction if metric in METRICS else "none"
+                reason = cell.reasons[0] if cell.reasons else ""
+                mean = "" if cell.mean is None else repr(cell.mean)
+                rows.append([row, metric, mean, cell.counted, cell.total, direction, reason])
+    header = ["method", "metric", "mean", "counted", "total", "direction", "reason"]
+    return csv_table(header, rows)
+
+
+def image_csv(records: Sequence[Record]) -> str:
+    """Write every record as a line of CSV, settings left out."""
+    keys = ("run", "image", "method", "metric", "value", "status", "reason")
+    rows = [["" if record[key] is None else record[key] for key in keys] for record in records]
+    return csv_table(keys, rows)
+
+
+def image_table(records: Sequence[Record], table: Table) -> DataTable:
+    """Lay out one line an image and method; metrics without any value are left out."""
+    metrics = [
+        metric
+        for metric in table.metrics
+        if any(
+            r["value"] is not None and r["image"] != WHOLE_SET
+            for r in records
+            if r["metric"] == metric
+        )
+    ]
+    values = {(r["image"], r["method"], r["metric"]): r for r in records}
+    rows = []
+    for image, method in dict.fromkeys((r["image"], r["method"]) for r in records):
+        if image == WHOLE_SET:
+            continue
+        line = [image, method]
+        for metric in metrics:
+            record = values.get((image, method, metric))
+            value = None if record is None else record["value"]
+            absent = "n/a" if record is None else record["status"].replace("_", " ")
+            line.append(absent if value is None else format_value(value, metric))
+        rows.append(line)
+    return DataTable(["image", "method", *map(metric_title, metrics)], rows)
+
+
+def list_failures(records: Sequence[Record]) -> list[str]:
+    """Return one line for each distinct failure: image, method, metrics and reason."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for record in records:
+        if record["status"] in FAILURES and record["image"] != WHOLE_SET:
+            method = "all methods" if record["status"] == "load_failed" else record["method"]
+            key = (record["image"], method, record["reason"])
+            grouped.setdefault(key, []).append(record["metric"])
+    lines = []
+    for (image, method, reason), metrics in grouped.items():
+        names = ", ".join(dict.fromkeys(metrics))
+        lines.append(f"{image}, {method} ({names}): {reason}")
+    return lines
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

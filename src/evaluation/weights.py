@@ -1,0 +1,127 @@
+"""Weight files of learned metrics: where they belong, which are missing, and no surprise downloads.
+
+Libraries look below torch's hub folder (`$TORCH_HOME/hub`, by default `~/.cache/torch/hub`). Files
+are found by their official names there; pyiqa reads them with pickle, so take them from the stated
+addresses only.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+PYIQA_URL = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+TORCHVISION_URL = "https://download.pytorch.org/models/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """One file that a metric loads.
+
+    Attributes:
+        path: Official place, relative to torch's hub folder.
+        url: Where it comes from.
+        sha256: Digest the loader insists on (it would download again), None where it checks none.
+    """
+
+    path: str
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A file that a metric needs and that is not there.
+
+    Attributes:
+        file: Path relative to the hub folder.
+        looked_in: The hub folder.
+        url: Where to get it.
+        problem: "not found", or what is wrong with the file that is there.
+    """
+
+    file: str
+    looked_in: Path
+    url: str
+    problem: str = "not found"
+
+    def __str__(self) -> str:
+        path, home = self.looked_in / self.file, Path.home()
+        place = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
+        return f"{place} {self.problem}; download {self.url} to that place"
+
+
+def pyiqa_file(name: str) -> WeightFile:
+    """Name a file of pyiqa's own collection."""
+    return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name)
+
+
+def torchvision_file(name: str) -> WeightFile:
+    """Name an ImageNet trunk of torchvision."""
+    return WeightFile(path=f"checkpoints/{name}", url=TORCHVISION_URL + name)
+
+
+def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> list[Missing]:
+    """List those of `files` that are absent, or that their loader would refuse.
+
+    Args:
+        files: What a metric loads.
+        hub_dir: Where to look; torch's hub folder where None.
+    """
+    folder = Path(torch.hub.get_dir()) if hub_dir is None else hub_dir
+    missing = []
+    for file in files:
+        path = folder / file.path
+        if not path.is_file():
+            missing.append(Missing(file=file.path, looked_in=folder, url=file.url))
+        elif file.sha256 is not None and _sha256(path) != file.sha256:
+            problem = "is not the released file (SHA-256 differs)"
+            missing.append(Missing(file=file.path, looked_in=folder, url=file.url, problem=problem))
+    return missing
+
+
+def fetch(missing: Iterable[Missing]) -> None:
+    """Download missing files to where they belong; each appears whole or not at all.
+
+    Raises:
+        OSError: An address cannot be reached; the message names it.
+    """
+    for file in missing:
+        target = file.looked_in / file.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        log.info("downloading %s to %s", file.url, target)
+        try:
+            torch.hub.download_url_to_file(file.url, str(target), progress=False)
+        except OSError as error:
+            raise OSError(f"cannot download {file.url}: {error}") from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the Hugging Face libraries from the network inside the block."""
+    before = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+    import huggingface_hub.constants as constants
+
+    flag = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = flag
+        if before is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,56 @@
+"""Build networks from the plain values that a checkpoint carries.
+
+A checkpoint from elsewhere is data: only the classes listed here are built from it, and no
+configuration library ever sees it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from src.networks.conditioner import Conditioner, TextTowerConfig
+from src.networks.connectors import (
+    CrossAttentionConnector,
+    PlainConnector,
+    ResidualConnector,
+    ZeroSFTConnector,
+)
+from src.networks.control import ControlAdaptor
+from src.networks.unet import UNet
+from src.networks.vae import AutoencoderKL
+
+BUILDABLE = {
+    cls.__name__: cls
+    for cls in (
+        AutoencoderKL,
+        Conditioner,
+        ControlAdaptor,
+        CrossAttentionConnector,
+        PlainConnector,
+        ResidualConnector,
+        TextTowerConfig,
+        UNet,
+        ZeroSFTConnector,
+    )
+}
+
+
+def build_network(spec: Mapping[str, Any]) -> Any:
+    """Build what `spec` says: `_target_` names the class, the rest are its arguments.
+
+    Raises:
+        ValueError: The class is not one of ours, or its arguments do not fit.
+    """
+    name = str(spec.get("_target_", "")).rpartition(".")[2]
+    if name not in BUILDABLE:
+        raise ValueError(
+            f"a checkpoint asks for {spec.get('_target_')!r}; known: {', '.join(sorted(BUILDABLE))}"
+        )
+    arguments = {
+        key: build_network(value) if isinstance(value, Mapping) else value
+        for key, value in spec.items()
+        if key != "_target_"
+    }
+    try:
+        return BUILDABLE[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be built from {arguments}: {error}") from error

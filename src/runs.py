@@ -1,0 +1,60 @@
+"""Run folders: where they are, and what the newest checkpoint of a kind is.
+
+A run folder is runs/<experiment>/<date_time>/, or runs/<experiment>/multirun/<date_time>/<job>/,
+with config.yaml, summary.json, csv/, tensorboard/, checkpoints/, pictures/ and eval/.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+LAST = "checkpoints/last.ckpt"
+
+
+def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) -> Path | None:
+    """Return the newest last.ckpt below `root` of a stage (and experiment), or None.
+
+    Args:
+        root: The folder that holds all runs.
+        stage: vae, prior, robust_encoder or supir.
+        name: Only runs of this experiment.
+    """
+    found = sorted(Path(root).glob(f"**/{LAST}"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(found):
+        config = read_config(run_folder(path))
+        if config.get("stage") == stage and name in (None, config.get("name")):
+            return path
+    return None
+
+
+def run_folder(checkpoint: str | Path) -> Path:
+    """Return the run folder that a checkpoint lies in."""
+    return Path(checkpoint).parents[1]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the run's configuration as plain values; empty where there is none."""
+    path = run / "config.yaml"
+    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
+
+
+def write_config(run: Path, cfg: DictConfig) -> None:
+    """Write the resolved configuration of a run."""
+    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
+    """Write what a finished run came to, as JSON."""
+    write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

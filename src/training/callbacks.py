@@ -1,0 +1,204 @@
+"""What a person watches: a progress bar, images a second, validation pictures."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from src.images import image_grid, to_uint8, write_image
+
+log = logging.getLogger(__name__)
+
+
+class Throughput(pl.Callback):
+    """Logs images a second of whole steps, and the share of time spent waiting for data.
+
+    Args:
+        every: Steps between two figures.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.images = 0
+        self.waited = 0.0
+        self.since = self.last_end = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.since = self.last_end = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the last step as waiting."""
+        self.waited += time.perf_counter() - self.last_end
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Log, every so many steps."""
+        self.images += len(batch["hq"]) * trainer.world_size
+        self.last_end = time.perf_counter()
+        if (batch_idx + 1) % self.every:
+            return
+        elapsed = self.last_end - self.since
+        pl_module.log_dict(
+            {"perf/images_per_s": self.images / elapsed, "perf/data_wait": self.waited / elapsed}
+        )
+        self.images, self.waited, self.since = 0, 0.0, self.last_end
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave validation out of the figures."""
+        self.images, self.waited = 0, 0.0
+        self.since = self.last_end = time.perf_counter()
+
+
+class ValidationPictures(pl.Callback):
+    """Writes a grid of the first validation images, one row an image, and logs it.
+
+    The module's `pictures(batch)` says what the columns are.
+
+    Args:
+        dirpath: Folder of the PNG files, named by step.
+        num_images: Rows.
+    """
+
+    def __init__(self, dirpath: str, num_images: int) -> None:
+        self.dirpath = Path(dirpath)
+        self.num_images = num_images
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the grid of the first batch."""
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        columns: dict[str, Tensor] = pl_module.pictures(first_rows(batch, self.num_images))
+        rows = [list(images) for images in zip(*columns.values(), strict=True)]
+        grid = to_uint8(image_grid(rows))
+        path = self.dirpath / f"step_{trainer.global_step:07d}.png"
+        write_image(path, grid, metadata={"columns": " | ".join(columns)})
+        for logger in trainer.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_image(
+                    f"val/{' | '.join(columns)}", grid, global_step=trainer.global_step
+                )
+
+
+class TrainingProgress(ProgressBar):
+    """One line: steps, loss, images a second, time left. Off a terminal: a log line now and then.
+
+    Args:
+        log_every_s: Seconds between two log lines where there is no terminal.
+    """
+
+    def __init__(self, log_every_s: float = 30.0) -> None:
+        super().__init__()
+        self.log_every_s = log_every_s
+        self._bar: Progress | None = None
+        self._logged = 0.0
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this on all ranks but the first."""
+        self.log_every_s = float("inf")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar at the step that a resumed run starts from."""
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} images/s"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            refresh_per_second=4,
+            transient=True,
+        )
+        self._bar.add_task(
+            "train", total=trainer.max_steps, completed=trainer.global_step, loss="-", rate="-"
+        )
+        self._start_step, self._start = trainer.global_step, time.perf_counter()
+        self._logged = self._start
+        if self._bar.console.is_terminal and self.log_every_s != float("inf"):
+            self._bar.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Advance; the loss is read from the device a few times a second at most."""
+        now = time.perf_counter()
+        wait = 0.5 if self._live else self.log_every_s
+        if self._bar is None or (
+            now - self._logged < wait and trainer.global_step < trainer.max_steps
+        ):
+            return
+        self._logged = now
+        metrics = trainer.callback_metrics
+        loss = f"{float(metrics.get('train/loss', float('nan'))):.4f}"
+        rate = (
+            f"{float(metrics['perf/images_per_s']):.1f}" if "perf/images_per_s" in metrics else "-"
+        )
+        if self._live:
+            self._bar.update(
+                self._bar.task_ids[0], completed=trainer.global_step, loss=loss, rate=rate
+            )
+            return
+        done = max(1, trainer.global_step - self._start_step)
+        left = (trainer.max_steps - trainer.global_step) * (now - self._start) / done
+        log.info(
+            "step %d/%d  loss %s  %s images/s  %.0f s left",
+            trainer.global_step,
+            trainer.max_steps,
+            loss,
+            rate,
+            left,
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Report the validation figures."""
+        if trainer.sanity_checking or self.log_every_s == float("inf"):
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        log.info(
+            "step %d  %s",
+            trainer.global_step,
+            "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+        )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def _live(self) -> bool:
+        return self._bar is not None and self._bar.live.is_started
+
+
+def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return the first `count` samples of a batch."""
+    return {name: values[:count] for name, values in batch.items()}

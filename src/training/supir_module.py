@@ -1,0 +1,117 @@
+"""Stage 2: train the control adaptor and its connector; prior, autoencoder and text are frozen.
+
+Shapes: B batch, H W crop, h w latent size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.data.samples import Batch
+from src.degradation import DegradationPipeline
+from src.diffusion import Denoiser, RestoreSettings, TableNoise, restore_latent
+from src.diffusion.denoiser import append_dims
+from src.diffusion.restoration import image_noise
+from src.diffusion.training_noise import seeded_randn
+from src.images import to_signed, to_unit
+from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
+from src.training.optim import OptimSettings
+from src.training.trained_parts import TrainedParts
+
+
+class SupirModule(TrainedParts):
+    """Trains `network.control` and `network.connector`.
+
+    Args:
+        network: Frozen UNet, control adaptor and connector.
+        vae, robust_encoder, conditioner: Frozen.
+        denoiser: Preconditioning of the prior.
+        noise: How sigma is drawn, and the loss weight of each.
+        degradation: Makes LQ from HQ, on the device.
+        sampler: Settings of the validation pictures.
+        negative_prompt: Its words, for the validation pictures' guidance.
+        val_draws: Noise levels drawn for every validation image; fixed by its seed.
+        optim, recipe: See TrainedParts.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: ControlledUNet,
+        vae: AutoencoderKL,
+        robust_encoder: RobustEncoder,
+        conditioner: Conditioner,
+        denoiser: Denoiser,
+        noise: TableNoise,
+        degradation: DegradationPipeline,
+        sampler: RestoreSettings,
+        negative_prompt: str,
+        val_draws: int,
+        optim: OptimSettings,
+        recipe: dict[str, Any],
+    ) -> None:
+        super().__init__(optim=optim, recipe=recipe)
+        self.network = network
+        self.vae = vae.requires_grad_(False).eval()
+        self.robust_encoder = robust_encoder.requires_grad_(False).eval()
+        self.conditioner = conditioner.requires_grad_(False).eval()
+        self.denoiser = denoiser
+        self.noise = noise
+        self.degradation = degradation
+        self.sampler = sampler
+        self.negative_prompt = negative_prompt
+        self.val_draws = val_draws
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
+        with torch.no_grad():
+            lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
+            z = self.vae.encode(hq)  # (B, 4, h, w), scaled
+            z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
+            cond = self.conditioner(batch["caption"], batch["sizes"])
+        sigma = self.noise.sample(batch["seed"], z.device)  # (B,)
+        noise = seeded_randn(batch["seed"], z.shape, device=z.device)
+        x = z + append_dims(sigma, z.ndim) * noise
+        denoised = self.denoiser(self.network, x, sigma, cond, z_lq)
+        error = (denoised - z).square().mean(dim=(1, 2, 3))
+        loss = (self.noise.weight(sigma) * error).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""
+        hq = to_signed(batch["hq"])
+        z, z_lq = self.vae.encode(hq), self.robust_encoder(self.degradation(hq, batch["seed"]))
+        cond = self.conditioner(batch["caption"], batch["sizes"])
+        losses = []
+        for draw in range(self.val_draws):
+            seeds = batch["seed"] + draw
+            sigma = self.noise.sample(seeds, z.device)
+            noise = seeded_randn(seeds, z.shape, device=z.device)
+            x = z + append_dims(sigma, z.ndim) * noise
+            denoised = self.denoiser(self.network, x, sigma, cond, z_lq)
+            error = (denoised - z).square().mean(dim=(1, 2, 3))
+            losses.append((self.noise.weight(sigma) * error).mean())
+        loss = torch.stack(losses).mean()
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(hq), sync_dist=True)
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Return LQ, the robust encoder's decode, the restored image, and HQ."""
+        hq = to_signed(batch["hq"])
+        lq = self.degradation(hq, batch["seed"])
+        z_lq = self.robust_encoder(lq)
+        cleaned = self.vae.decode(z_lq)
+        z = restore_latent(
+            self.network,
+            self.denoiser,
+            self.conditioner(batch["caption"], batch["sizes"]),
+            self.conditioner([self.negative_prompt] * len(hq), batch["sizes"]),
+            z_lq,
+            z_center=self.vae.encode(cleaned.clamp(-1, 1)),
+            settings=self.sampler,
+            randn=image_noise(batch["seed"].tolist()),
+        )
+        columns = {"LQ": lq, "robust encoder": cleaned, "restored": self.vae.decode(z), "HQ": hq}
+        return {title: to_unit(image) for title, image in columns.items()}

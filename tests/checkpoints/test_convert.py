@@ -1,0 +1,82 @@
+"""The conversion entry point, without its command line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from src.checkpoints import inspect_checkpoint
+from src.checkpoints.keymaps import is_dropped
+from src.convert import convert, sha256
+from tests.checkpoints.standins import official_sdxl, official_supir
+
+CONFIG = Path(__file__).parents[2] / "conf" / "convert.yaml"
+
+
+def _settings(**changes: object) -> dict:
+    config = OmegaConf.load(CONFIG)
+    settings = {key: value for key, value in config.items() if key not in ("defaults", "hydra")}
+    unknown = set(changes) - set(settings)
+    assert not unknown, unknown
+    return settings | {key: _plain(value) for key, value in changes.items()}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def test_pickle_becomes_an_equal_safetensors_file(tmp_path: Path, supir_file: Path) -> None:
+    output = convert(_settings(input=supir_file, output=tmp_path / "out.safetensors"))
+    written = load_file(output)
+    wanted = {key: t for key, t in official_supir().items() if not is_dropped(key)}
+    assert set(written) == set(wanted)
+    assert all(torch.equal(written[key], wanted[key]) for key in wanted)
+
+
+def test_two_files_become_one_of_ours_and_come_apart_again(
+    tmp_path: Path, sdxl_file: Path, supir_file: Path
+) -> None:
+    whole = tmp_path / "whole.safetensors"
+    convert(_settings(input=[str(sdxl_file), str(supir_file)], output=whole, format="native"))
+    assert inspect_checkpoint(whole).missing == ()
+    back = convert(_settings(input=whole, output=tmp_path / "b.safetensors", format="sdxl"))
+    written = load_file(back)
+    wanted = {key: t for key, t in official_sdxl().items() if not is_dropped(key)}
+    assert set(written) == set(wanted)
+    assert all(torch.equal(written[key], wanted[key]) for key in wanted)
+
+
+def test_metadata_states_base_licence_and_more(
+    tmp_path: Path, sdxl_file: Path, supir_file: Path
+) -> None:
+    output = convert(
+        _settings(
+            input=supir_file,
+            output=tmp_path / "out.safetensors",
+            base=sdxl_file,
+            license="CreativeML Open RAIL++-M",
+            metadata={"step": 7},
+            dtype="bfloat16",
+        )
+    )
+    info = inspect_checkpoint(output)
+    assert info.metadata["base_sha256"] == sha256(sdxl_file)
+    assert info.metadata["license"] == "CreativeML Open RAIL++-M"
+    assert info.metadata["step"] == "7"
+    assert list(info.parts["control"].dtypes) == ["bfloat16"]
+
+
+def test_mistakes_are_named(tmp_path: Path, sdxl_file: Path, supir_file: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(ValueError, match="give input=FILE output=FILE, or inspect=FILE"):
+        convert(_settings())
+    with pytest.raises(ValueError, match="unknown format 'onnx'; known: supir, sdxl, diffusers"):
+        convert(_settings(input=sdxl_file, output=output, format="onnx"))
+    with pytest.raises(ValueError, match="holds the parts unet, vae.*needs control"):
+        convert(_settings(input=sdxl_file, output=output))
+    with pytest.raises(ValueError, match="overwrite=true"):
+        convert(_settings(input=supir_file, output=sdxl_file))
+    with pytest.raises(ValueError, match="must end in .safetensors"):
+        convert(_settings(input=supir_file, output=tmp_path / "out.ckpt"))

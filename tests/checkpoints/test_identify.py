@@ -1,0 +1,124 @@
+"""Telling weight files apart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from src.checkpoints import inspect_checkpoint, load_parts
+from src.checkpoints.identify import connector_kind, transformer_depth
+from tests.checkpoints.standins import module_of, official_sdxl, official_supir, part_of, unet_of
+
+UNET = "model.diffusion_model."
+FILES = {
+    "sd1": {
+        f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias": (768,),
+    },
+    "sd2": {"cond_stage_model.model.ln_final.bias": (1024,)},
+    "refiner": {
+        f"{UNET}input_blocks.0.0.weight": (384, 4, 3, 3),
+        "conditioner.embedders.0.model.ln_final.bias": (1280,),
+    },
+    "lora": {
+        "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": (4, 8),
+        "lora_unet_input_blocks_4_1_proj_in.alpha": (),
+    },
+    "controlnet": {"controlnet_cond_embedding.conv_in.bias": (16,)},
+    "vae": {"encoder.conv_in.bias": (8,), "decoder.conv_out.bias": (3,)},
+    "native": {"control.out.0.bias": (8,)},
+    "unknown": {"something.else": (1,)},
+}
+
+
+def _write(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_kinds_are_told_apart(tmp_path: Path, kind: str) -> None:
+    assert inspect_checkpoint(_write(tmp_path / "a.safetensors", FILES[kind])).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("sd1", "Stable Diffusion 1.x"),
+        ("sd2", "Stable Diffusion 2.x"),
+        ("refiner", "refiner"),
+        ("lora", "LoRA"),
+        ("controlnet", "ControlNet"),
+    ],
+)
+def test_wrong_file_for_the_slot_names_found_and_expected(
+    tmp_path: Path, kind: str, words: str
+) -> None:
+    path = _write(tmp_path / "wrong.safetensors", FILES[kind])
+    unet = module_of(unet_of(official_sdxl()))
+    with pytest.raises(ValueError, match=rf"wrong\.safetensors.*{words}.*weights\.sdxl.*unet"):
+        load_parts(path, {"unet": unet}, key="weights.sdxl")
+
+
+def test_pruned_sd1_is_known_by_its_shapes(tmp_path: Path) -> None:
+    shapes = {
+        f"{UNET}input_blocks.0.0.weight": (320, 4, 3, 3),
+        f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+    }
+    assert inspect_checkpoint(_write(tmp_path / "a.safetensors", shapes)).kind == "sd1"
+
+
+def test_sdxl_file_is_described_by_part(sdxl_file: Path) -> None:
+    info = inspect_checkpoint(sdxl_file)
+    assert info.kind == "sdxl"
+    assert list(info.parts) == ["unet", "vae", "clip_l", "clip_g"]
+    assert info.missing == ("connector", "control", "robust_encoder")
+    unet = unet_of(official_sdxl())
+    assert info.parts["unet"].tensors == len(unet)
+    assert info.parts["unet"].numbers == sum(tensor.numel() for tensor in unet.values())
+    assert info.parts["unet"].dtypes == {"float32": len(unet)}
+    assert "missing for restoring with it: connector" in str(info)
+
+
+def test_supir_file_and_whole_model_are_described(tmp_path: Path, supir_file: Path) -> None:
+    info = inspect_checkpoint(supir_file)
+    assert info.kind == "supir"
+    assert info.control_depth == (0, 1)
+    assert info.unknown == ()
+    whole = tmp_path / "whole.safetensors"
+    save_file(official_sdxl() | official_supir(), whole)
+    assert inspect_checkpoint(whole).kind == "supir-full"
+    assert inspect_checkpoint(whole).missing == ()
+
+
+def test_pruned_file_with_bare_names_is_supir(tmp_path: Path) -> None:
+    pruned = {
+        key.removeprefix("model.").removeprefix("diffusion_model."): tensor
+        for key, tensor in official_supir().items()
+    }
+    path = tmp_path / "pruned.safetensors"
+    save_file(pruned, path)
+    info = inspect_checkpoint(path)
+    assert info.kind == "supir"
+    assert set(info.parts) == {"connector", "control", "robust_encoder"}
+
+
+def test_depth_is_counted_by_level() -> None:
+    names = [
+        "input_blocks.1.0.in_layers.0.weight",
+        "input_blocks.3.0.op.weight",
+        "input_blocks.4.1.transformer_blocks.1.norm1.bias",
+        "input_blocks.6.0.op.weight",
+        "input_blocks.8.1.transformer_blocks.9.norm1.bias",
+    ]
+    assert transformer_depth(names) == (0, 2, 10)
+    assert transformer_depth([]) == ()
+
+
+def test_connector_is_told_by_its_names() -> None:
+    names = part_of(official_supir(), UNET)
+    assert connector_kind(names) == "zerosft"
+    assert connector_kind(["project_modules.0.attn.to_q.weight"]) == "cross_attention"
+    assert connector_kind(["project_modules.0.weight"]) == "residual"
+    assert connector_kind([]) == ""

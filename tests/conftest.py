@@ -1,0 +1,70 @@
+"""Shared by all tests: few threads, fixed seeds, tiny networks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from src.networks import AutoencoderKL, Conditioner, ControlAdaptor, ControlledUNet, UNet
+from src.networks.conditioner import TextTowerConfig
+from src.networks.connectors import Connector, ZeroSFTConnector
+
+WIDTHS: dict[str, Any] = dict(model_channels=32, channel_mult=[1, 2], num_res_blocks=1)
+TRUNK: dict[str, Any] = dict(
+    in_channels=4,
+    transformer_depth=[0, 1],
+    head_channels=32,
+    context_dim=32,
+    vector_dim=40,
+    **WIDTHS,
+)
+
+
+@pytest.fixture(autouse=True)
+def few_threads_and_fixed_seed() -> Iterator[None]:
+    """torch's thread pool spins on busy cores: two threads are fastest on small machines."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture
+def unet() -> UNet:
+    """A small UNet with every parameter random, the zero-initialised ones too."""
+    return randomise(UNet(out_channels=4, **TRUNK))
+
+
+@pytest.fixture
+def vae() -> AutoencoderKL:
+    """A small autoencoder, 4x down."""
+    return AutoencoderKL(
+        ch=8, ch_mult=[1, 1, 2], num_res_blocks=1, z_channels=4, scale_factor=0.5, groups=4
+    )
+
+
+@pytest.fixture
+def conditioner() -> Conditioner:
+    """Two small text towers; context 32 wide, vector 40."""
+    return Conditioner(
+        clip_l=TextTowerConfig(width=16, layers=2, heads=1, quick_gelu=True),
+        clip_g=TextTowerConfig(width=16, layers=2, heads=1),
+        size_channels=4,
+    )
+
+
+def controlled(unet: UNet, connector: Connector | None = None) -> ControlledUNet:
+    """Return the UNet under a new control adaptor."""
+    connector = connector or ZeroSFTConnector(cross_attention=True, head_channels=32, **WIDTHS)
+    control = ControlAdaptor(**TRUNK)
+    control.initialise_from(unet)
+    return ControlledUNet(unet, control, connector)
+
+
+def randomise(module: Any, scale: float = 0.05) -> Any:
+    """Give zero-initialised parameters random values, so that nothing hides behind a zero."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(std=scale)
+    return module

@@ -1,0 +1,75 @@
+"""The stream reader: endless, tolerant of damage, and never runs a command."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from src.data.captions import CaptionPolicy
+from src.data.counters import LoaderCounters, SkipLimits
+from src.data.dataset import SampleReader, SourceConfig
+from src.data.samples import CropPolicy, ImageLimits
+from src.data.shards import StorageError
+from src.data.stream import StreamDataset, raw_samples, source_urls
+from tests.data.made import good_members, shard_folder, tar_bytes
+
+
+def stream(root: Path, sources: dict[str, SourceConfig], **options) -> StreamDataset:
+    reader = SampleReader(
+        crop_size=32,
+        crop=CropPolicy(),
+        captions=CaptionPolicy(),
+        seed=0,
+        limits=ImageLimits(min_side=32),
+    )
+    counters = LoaderCounters(list(sources), path=None, limits=SkipLimits(rate=1.0))
+    urls = [source_urls(root, name, config) for name, config in sources.items()]
+    configs = list(sources.values())
+    options = {"buffer": 10} | options
+    return StreamDataset(urls, list(sources), configs, reader, counters, **options)
+
+
+def test_stream_is_endless_and_mixes_by_weight(tmp_path: Path) -> None:
+    shard_folder(tmp_path / "a", [3, 4], prefix="a")
+    shard_folder(tmp_path / "b", [2], prefix="b")
+    sources = {"a": SourceConfig(weight=3), "b": SourceConfig(weight=1, is_negative=True)}
+    samples = list(islice(stream(tmp_path, sources), 400))
+    share = sum(s["source"] == "a" for s in samples) / 400
+    assert abs(share - 0.75) < 0.08
+    assert len({s["key"] for s in samples}) == 9 and len({s["seed"] for s in samples}) == 400
+
+
+def test_stream_repeats_with_its_seed_and_differs_by_start_and_rank(tmp_path: Path) -> None:
+    shard_folder(tmp_path / "a", [5, 5, 5], prefix="a")
+    sources = {"a": SourceConfig(weight=1)}
+
+    def keys(**options) -> list[str]:
+        return [s["key"] for s in islice(stream(tmp_path, sources, **options), 30)]
+
+    assert keys() == keys()
+    assert keys() != keys(start=100) and keys() != keys(rank=1, world=2)
+
+
+def test_damaged_tars_are_left_where_they_break(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    data = tar_bytes(good_members(6))
+    (tmp_path / "a" / "x.tar").write_bytes(data[: len(data) // 2])
+    (tmp_path / "a" / "y.tar").write_bytes(b"<html>404</html>" * 99)
+    samples = list(islice(stream(tmp_path, {"a": SourceConfig(weight=1)}), 40))
+    assert 1 <= len({s["key"] for s in samples}) < 6
+
+
+def test_no_readable_tar_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "y.tar").write_bytes(b"<html>404</html>" * 99)
+    with pytest.raises(StorageError, match="y.tar"):
+        next(iter(stream(tmp_path, {"a": SourceConfig(weight=1)})))
+    with pytest.raises(FileNotFoundError, match="no tars"):
+        source_urls(tmp_path, "nothing", SourceConfig(weight=1))
+
+
+def test_pipe_addresses_are_refused_and_run_nothing(tmp_path: Path) -> None:
+    url = f"pipe:touch {tmp_path}/owned; cat x.tar"
+    with pytest.raises(ValueError, match="only paths"):
+        raw_samples([url], seed=0, buffer=10)
+    assert not (tmp_path / "owned").exists()

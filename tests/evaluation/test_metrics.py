@@ -1,0 +1,93 @@
+"""The registry and the search for weight files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.evaluation.metrics import METRICS, check_weights, select_metrics
+from src.evaluation.weights import Missing, WeightFile, fetch, find_missing, offline
+
+
+def test_select_metrics_lists_the_known_ones_when_a_name_is_unknown() -> None:
+    with pytest.raises(ValueError, match="unknown metric 'pnsr'; known: clipiqa.*psnr, psnr_y"):
+        select_metrics(["psnr", "pnsr"])
+
+
+def test_select_metrics_keeps_the_order_and_drops_repeats() -> None:
+    assert [m.name for m in select_metrics(["ssim", "psnr", "ssim"])] == ["ssim", "psnr"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_states_what_a_table_needs(name: str) -> None:
+    metric = METRICS[name]
+    assert metric.name == name
+    assert metric.library and metric.metric_id and metric.color and metric.range
+    assert all(file.url.startswith("https://") for file in metric.weights)
+    # a file's own name ends its address, so that a plain download lands right
+    assert all(Path(file.path).name == file.url.rsplit("/", 1)[1] for file in metric.weights)
+
+
+def test_weightless_metrics_are_never_missing(tmp_path: Path) -> None:
+    names = ["psnr", "psnr_y", "ssim", "ssim_y", "sharpness"]
+    assert check_weights(names, hub_dir=tmp_path) == {}
+
+
+def test_check_weights_names_file_place_and_address(tmp_path: Path) -> None:
+    (missing,) = check_weights(["lpips", "psnr"], hub_dir=tmp_path)["lpips"]
+    assert missing.file == "checkpoints/alexnet-owt-7be5be79.pth"
+    assert missing.looked_in == tmp_path
+    assert missing.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    assert str(tmp_path / missing.file) in str(missing) and missing.url in str(missing)
+
+
+def test_check_weights_finds_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth"
+    path.parent.mkdir()
+    path.touch()
+    assert "musiq" not in check_weights(["musiq"], hub_dir=tmp_path)
+
+
+def test_find_missing_reports_a_file_that_its_loader_would_fetch_again(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"truncated")
+    file = WeightFile(path="model.pt", url="https://example.org/model.pt", sha256="0" * 64)
+    (missing,) = find_missing((file,), tmp_path)
+    assert "SHA-256 differs" in missing.problem
+
+
+def test_required_metric_without_weights_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="lack weights: musiq: .*musiq_koniq"):
+        check_weights(["psnr"], require=["musiq"], hub_dir=tmp_path)
+
+
+def test_fetch_puts_a_file_where_it_belongs(tmp_path: Path) -> None:
+    (tmp_path / "there.pt").write_bytes(b"weights")
+    url = (tmp_path / "there.pt").as_uri()
+    hub = tmp_path / "hub"
+    fetch([Missing(file="pyiqa/here.pt", looked_in=hub, url=url)])
+    assert (hub / "pyiqa" / "here.pt").read_bytes() == b"weights"
+    with pytest.raises(OSError, match="cannot download file:.*gone.pt"):
+        fetch([Missing(file="pyiqa/gone.pt", looked_in=hub, url=url.replace("there", "gone"))])
+    assert [p.name for p in (hub / "pyiqa").iterdir()] == ["here.pt"]
+
+
+def test_offline_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with offline():
+        assert constants.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
+
+
+def test_luma_metrics_differ_from_rgb_metrics() -> None:
+    """A pure hue error costs more in RGB than in Y."""
+    reference = torch.full((1, 3, 16, 16), 0.5)
+    restored = reference.clone()
+    restored[:, 2] += 0.1
+    scores = {name: METRICS[name].build(torch.device("cpu")) for name in ("psnr", "psnr_y")}
+    values = {name: score(restored, reference) for name, score in scores.items()}
+    # MSE 0.1**2 / 3 in RGB; (0.1 * 24.966 / 255)**2 in Y
+    assert values["psnr"] == pytest.approx(24.771, abs=1e-3)
+    assert values["psnr_y"] == pytest.approx(40.184, abs=2e-3)

@@ -1,0 +1,131 @@
+"""The report over several runs, and its command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from src.ablation import compare
+from src.evaluation.document import DataTable, Heading, render_html, render_markdown
+from src.evaluation.plots import running_mean
+from src.evaluation.runs import label_runs, read_run
+from src.evaluation.side_by_side import ComparisonSettings, write_comparison
+from tests.evaluation.fake_runs import make_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two connectors with two seeds each, evaluated, with pictures of two steps."""
+    folder = tmp_path / "runs" / "zerosft" / "multirun" / "2026-01-01_00-00-00"
+    for connector, gain in (("zerosft", 1.0), ("residual", 0.0)):
+        for seed in (0, 1):
+            make_run(
+                folder / f"connector={connector},seed={seed}", seed=seed, connector=connector,
+                loss=1.0 - 0.1 * gain + 0.01 * seed, psnr={"a": 20.0 + gain, "b": 22.0 + gain},
+                pictures=("step_9.png", "step_10.png"),
+            )  # fmt: skip
+    return folder
+
+
+def _config(tmp_path: Path, *overrides: str):
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return compose(
+            "ablation",
+            [f"root={tmp_path / 'runs'}", f"output={tmp_path / 'report'}", *overrides],
+        )
+
+
+def test_ablation_lays_the_newest_sweep_side_by_side(sweep: Path, tmp_path: Path) -> None:
+    text = compare(_config(tmp_path))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| setting | connector=residual seed=0 | connector=residual seed=1 " in lines[2]
+    assert any(
+        line.startswith("| connector.name | residual | residual | zerosft ") for line in lines
+    )
+    assert not any(line.startswith("| paths") for line in lines)
+    assert "| connector=zerosft seed=0 | **22.00** (+1.00) |" in lines
+    assert "| connector=zerosft | 22.00 ± 0.00 (2) |" in lines
+    report = tmp_path / "report"
+    for name in ("report.md", "report.html", "values.csv", "curves/val_loss.png"):
+        assert (report / name).stat().st_size > 0
+    # the last picture of each run comes first to hand: step 10, not step 9 as text would sort
+    shown = [p.name for p in (report / "pictures").iterdir()]
+    assert "val_connector=zerosft_seed=1_step_10.png" in shown
+
+
+def test_ablation_takes_differences_from_the_baseline(sweep: Path, tmp_path: Path) -> None:
+    text = compare(_config(tmp_path, "'baseline=connector=zerosft'"))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "| connector=residual seed=0 | 21.00 (-1.00) |" in lines
+    with pytest.raises(ValueError, match="no run is labelled 'plain'; labels: connector=residual"):
+        compare(_config(tmp_path, "baseline=plain"))
+
+
+def test_report_pages_hold_their_pictures(sweep: Path, tmp_path: Path) -> None:
+    runs = label_runs([read_run(path) for path in sorted(sweep.iterdir())])
+    out = tmp_path / "report"
+    write_comparison(runs, out, ComparisonSettings(pictures=1))
+    page = (out / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2 + 4  # two curves, one picture a run
+    assert 'src="http' not in page and "<link" not in page and "<script" not in page
+    links = [part.split(")")[0] for part in (out / "report.md").read_text().split("](")[1:]]
+    for link in links:
+        with Image.open(out / link) as image:
+            image.load()
+
+
+def test_report_of_runs_without_evaluation_or_pictures_says_so(tmp_path: Path) -> None:
+    runs = label_runs([read_run(make_run(tmp_path / name)) for name in ("a", "b")])
+    text = write_comparison(runs, tmp_path / "report", ComparisonSettings())
+    assert "The configurations are the same." not in text  # paths.output differs
+    assert "No run has evaluation records of restored." in text
+
+
+def test_large_pictures_are_carried_smaller(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", pictures=("grid.png",))
+    Image.effect_noise((1600, 800), 80).convert("RGB").save(path / "pictures" / "grid.png")
+    write_comparison([read_run(path)], tmp_path / "report", ComparisonSettings())
+    (copy,) = (tmp_path / "report" / "pictures").iterdir()
+    with Image.open(copy) as image:
+        assert image.size == (768, 384)
+
+
+def test_ablation_without_runs_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="^no runs: there is no folder .*; train first"):
+        compare(_config(tmp_path))
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileNotFoundError, match="^no runs below .*: a run folder holds"):
+        compare(_config(tmp_path))
+
+
+@pytest.mark.slow
+def test_ablation_command_prints_the_table_and_leaves_no_other_files(
+    sweep: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "src.ablation"]
+    places = [f"root={tmp_path / 'runs'}", f"output={tmp_path / 'report'}"]
+    done = subprocess.run([*command, *places], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "**22.00** (+1.00)" in done.stdout
+    failed = subprocess.run(
+        [*command, f"root={tmp_path / 'none'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.strip().count("\n") == 0 and "train first" in failed.stderr
+
+
+def test_html_escapes_what_runs_contain() -> None:
+    blocks = [Heading("<b>"), DataTable(["a"], [["<script>**x**"]], ["see https://e.org/a."])]
+    page = render_html("t & u", blocks)
+    assert "<script>" not in page and "&lt;script&gt;<b>x</b>" in page
+    assert "<title>t &amp; u</title>" in page
+    assert render_markdown(blocks, Path(".")).startswith("## <b>\n\n| a ")
+
+
+def test_running_mean_uses_fewer_values_at_the_beginning() -> None:
+    assert running_mean([2.0, 4.0, 6.0, 8.0], 2) == pytest.approx([2.0, 3.0, 5.0, 7.0])

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from src.diffusion import Denoiser, RestoreSettings
+from src.inference import image_to_image, text_to_image
+from tests.inference.standins import StandInConditioner, StandInNetwork, StandInVae
+
+SETTINGS = RestoreSettings(num_steps=4, cfg_scale=2.0)
+
+
+def _parts() -> tuple:
+    return StandInNetwork(), Denoiser(), StandInConditioner(), StandInVae()
+
+
+def test_images_have_the_size_asked_for() -> None:
+    parts = _parts()
+    images = text_to_image(
+        *parts, ["a", "b"], ["", ""], size=(16, 24), settings=SETTINGS, seeds=[0, 1]
+    )
+    assert images.shape == (2, 3, 16, 24) and images.min() >= 0 and images.max() <= 1
+    assert parts[2].calls == [
+        (["a", "b"], [[16, 24, 0, 0, 16, 24]] * 2),
+        (["", ""], [[16, 24, 0, 0, 16, 24]] * 2),
+    ]
+
+
+def test_size_must_suit_the_networks() -> None:
+    with pytest.raises(ValueError, match="multiple of 8"):
+        text_to_image(*_parts(), ["a"], [""], size=(16, 20), settings=SETTINGS, seeds=[0])
+
+
+def test_one_seed_an_image_is_needed() -> None:
+    with pytest.raises(ValueError, match="one seed"):
+        text_to_image(*_parts(), ["a"], [""], size=(16, 24), settings=SETTINGS, seeds=[0, 1])
+
+
+def test_image_to_image_of_strength_zero_is_the_autoencoders_image() -> None:
+    image = torch.rand(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    image = image.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)[..., :13, :23]
+    out = image_to_image(*_parts(), image, ["a"], [""], strength=0.0, settings=SETTINGS, seeds=[0])
+    assert out.shape == image.shape
+    torch.testing.assert_close(out[..., :12, :20], image[..., :12, :20], atol=1e-6, rtol=0)
+
+
+def test_image_to_image_goes_where_the_prior_goes() -> None:
+    """The stand-in prior knows nothing but grey."""
+    image = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    out = image_to_image(
+        *_parts(), image, ["a"] * 2, [""] * 2, strength=0.5, settings=SETTINGS, seeds=[0, 1]
+    )
+    torch.testing.assert_close(out, torch.full_like(out, 0.5), atol=1e-4, rtol=0)
