@@ -6,9 +6,9 @@ Writes tables, curves and pictures as Markdown, HTML and CSV, and prints the tab
 import logging
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from src.cli import command
 from src.evaluation.runs import find_runs, label_runs, newest_sweep, read_run
 from src.evaluation.side_by_side import ComparisonSettings, write_comparison
 
@@ -22,7 +22,7 @@ def compare(cfg: DictConfig) -> str:
         FileNotFoundError: A named run does not exist, or there are no runs.
         ValueError: A file of a run is damaged.
     """
-    root = Path(cfg.root)
+    root = Path(cfg.runs_dir)
     named = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs or [])
     sweep = None if named else newest_sweep(root)
     if not named and not root.is_dir():
@@ -48,13 +48,10 @@ def compare(cfg: DictConfig) -> str:
     return tables
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="ablation")
+@command("ablation")
 def main(cfg: DictConfig) -> None:
-    """Run the command line."""
-    try:
-        print(compare(cfg))
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from None
+    """Write the report and print its tables."""
+    print(compare(cfg))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
@@ -28,7 +29,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     if isinstance(module, PriorModule):
         path = newest_checkpoint(cfg.runs_dir, stage="vae")
         if path is None:
-            load_parts(weights.sdxl, {"vae": module.vae}, key="weights.sdxl")
+            _load_vae(weights, module.vae)
             return {"sdxl": str(weights.sdxl)}
         log.info("autoencoder: the newest of %s, %s", cfg.runs_dir, path)
         load_parts(path, {"vae": module.vae})
@@ -44,7 +45,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
             "clip_l": conditioner.clip_l,
             "clip_g": conditioner.clip_g,
         }
-        load_parts(weights.sdxl, parts, key="weights.sdxl")
+        load_parts(weights.sdxl, parts, dtype=torch.float32, key="weights.sdxl")
         _load_vae(weights, module.vae)
         network.control.initialise_from(network.unet)
         robust = find_robust_encoder(weights.robust_encoder, cfg.runs_dir, shipped=weights.shipped)
@@ -79,8 +80,8 @@ def find_robust_encoder(wanted: str | None, runs_dir: str, *, shipped: str | Non
         return str(newest)
     if shipped is None:
         raise FileNotFoundError(
-            f"no robust encoder: {runs_dir} holds no finished stage 1. Run experiment=robust_encoder "
-            "first, or set weights.robust_encoder=FILE (or =clean for the ordinary encoder)"
+            f"no robust encoder: {runs_dir} holds no stage 1. Run "
+            "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for the ordinary encoder)"
         )
     log.info(
         "robust encoder: no stage 1 in %s, the one shipped with the prior, %s", runs_dir, shipped
@@ -94,7 +95,12 @@ def load_robust_encoder(
     """Load a robust encoder from a stage-1 checkpoint or an official file; None takes the VAE's."""
     initialise_robust_encoder(robust_encoder, vae)
     if path is not None:
-        load_parts(path, {"robust_encoder": robust_encoder}, key="weights.robust_encoder")
+        load_parts(
+            path,
+            {"robust_encoder": robust_encoder},
+            dtype=torch.float32,
+            key="weights.robust_encoder",
+        )
 
 
 def initialise_robust_encoder(robust_encoder: RobustEncoder, vae: AutoencoderKL) -> None:
@@ -105,4 +111,4 @@ def initialise_robust_encoder(robust_encoder: RobustEncoder, vae: AutoencoderKL)
 
 def _load_vae(weights: DictConfig, vae: AutoencoderKL) -> None:
     key = "weights.sdxl" if weights.vae is None else "weights.vae"
-    load_parts(weights.vae or weights.sdxl, {"vae": vae}, key=key)
+    load_parts(weights.vae or weights.sdxl, {"vae": vae}, dtype=torch.float32, key=key)

@@ -1,7 +1,7 @@
 """How every command starts: Hydra, with mistakes answered in one line.
 
 A mistyped key is refused with the keys that exist; a wrong path, value or file is one clear line
-and exit status 2. Set HYDRA_FULL_ERROR=1 for the traceback.
+and exit status 1. Set HYDRA_FULL_ERROR=1 for the traceback.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -40,6 +41,13 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return wrap
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` is the GPU if there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str:

@@ -38,7 +38,12 @@ def train(cfg: DictConfig) -> float | None:
     log.info("%s into %s", cfg.name, run_dir)
 
     architecture = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ARCHITECTURE}
-    recipe: dict[str, Any] = {"stage": cfg.stage, "architecture": architecture, "weights": {}}
+    recipe: dict[str, Any] = {
+        "stage": cfg.stage,
+        "architecture": architecture,
+        "restore": {"settings": _values(cfg.sampler), **_values(cfg.restore)},
+        "weights": {},
+    }
     module = instantiate(cfg.module, recipe=recipe, _convert_="all")
     recipe["weights"] = load_base_weights(module, cfg)
     module.recipe = recipe
@@ -87,6 +92,11 @@ def train(cfg: DictConfig) -> float | None:
         if isinstance(callback, StopOnSignal) and callback.received is not None:
             raise SystemExit(INTERRUPTED_EXIT)
     return metrics.get("val/loss", metrics.get("val/psnr"))
+
+
+def _values(node: DictConfig) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return {key: value for key, value in values.items() if key != "_target_"}
 
 
 def resolve_checkpoint(cfg: DictConfig) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from src.data.captions import CaptionPolicy, approximate_tokens
@@ -87,7 +87,8 @@ class RestorationDataModule(LightningDataModule):
             raise ValueError("the data module needs at least one source")
         if reader not in ("index", "stream"):
             raise ValueError(f"reader must be index or stream, got {reader!r}")
-        self.root, self.sources = Path(root), dict(sources)
+        self.root = Path(root)
+        self.sources = {name: source for name, source in sources.items() if source is not None}
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.num_workers, self.seed, self.worker_timeout = num_workers, seed, worker_timeout
         self.sample_reader = SampleReader(
@@ -106,6 +107,7 @@ class RestorationDataModule(LightningDataModule):
         self.val_crop_size = val_crop_size or crop_size
         self.log_dir = Path(log_dir) if log_dir else None
         self.consumed = 0
+        self._saved_accumulation: int | None = None
         self.plan: DataPlan | None = None
         self.counters: LoaderCounters | None = None
 
@@ -153,6 +155,9 @@ class RestorationDataModule(LightningDataModule):
         micro = self._micro_batch(world)
         if self.trainer:
             self.consumed = self.trainer.global_step * self.global_batch
+            if self._saved_accumulation is not None:
+                align_batch_count(self.trainer, self._saved_accumulation)
+                self._saved_accumulation = None
         configs = list(self.sources.values())
         if self.plan is None:
             stream = StreamDataset(
@@ -241,7 +246,12 @@ class RestorationDataModule(LightningDataModule):
         if self.trainer:
             self.consumed = self.trainer.global_step * self.global_batch
         plan = self.plan.fingerprint() if self.plan else {"reader": "stream"}
-        return {"version": STATE_VERSION, "consumed": self.consumed, "plan": plan}
+        return {
+            "version": STATE_VERSION,
+            "consumed": self.consumed,
+            "accumulation": self.trainer.accumulate_grad_batches if self.trainer else 1,
+            "plan": plan,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue after `consumed` samples; does nothing where nothing is trained.
@@ -261,3 +271,17 @@ class RestorationDataModule(LightningDataModule):
         if self.plan is None:
             log.warning("data.reader=stream cannot resume exactly: shards are drawn anew")
         self.consumed = int(state_dict["consumed"])
+        self._saved_accumulation = int(state_dict["accumulation"])
+
+
+def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:
+    """Restate the batches of a resumed run in units of its own accumulation.
+
+    Lightning steps when its count of micro-batches is a multiple of the accumulation steps. The
+    count comes from the checkpoint: under another accumulation, or saved within a step, the first
+    optimiser step would see a part of its global batch only.
+    """
+    count = trainer.fit_loop.epoch_loop.batch_progress.current
+    shift = count.ready // saved_accumulation * trainer.accumulate_grad_batches - count.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(count, name, getattr(count, name) + shift)

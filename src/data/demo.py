@@ -70,7 +70,8 @@ def write_demo_shards(
                     temporary / name, samples, prefix=f"demo-{name}", shard_size=shard_size
                 )
         write_held_out(temporary / "heldout", manifest["held_out"])
-        os.replace(temporary, root)
+        if not root.exists():  # else another node was faster
+            os.replace(temporary, root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     counts = f"{len(crops)} photo crops, {len(leaves)} dead leaves, {len(bad)} negatives"

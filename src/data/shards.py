@@ -28,7 +28,7 @@ CAPTION_BIN = 16
 RETRY_SECONDS = (0.5, 2.0, 8.0)
 
 
-class StorageError(RuntimeError):
+class StorageError(OSError):
     """The storage failed, not one sample: stops the run."""
 
 

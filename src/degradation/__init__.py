@@ -1,8 +1,8 @@
 """Degradation of clean images for training and for benchmarks."""
 
-from .config import BlurConfig, DegradationConfig, StageConfig
-from .params import DegradationParams
-from .pipeline import DegradationPipeline
+from src.degradation.config import BlurConfig, DegradationConfig, StageConfig
+from src.degradation.params import DegradationParams
+from src.degradation.pipeline import DegradationPipeline
 
 __all__ = [
     "BlurConfig",

@@ -10,25 +10,22 @@ Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import ops
-from .config import MAX_KERNEL, MODES, DegradationConfig, StageConfig
-from .counter_rng import normals, pixel_bits, poisson_counts
-from .jpeg import diffjpeg, jpeg
-from .params import BACKS, NO_JPEG, DegradationParams, StageParams
-from .taps import resize_table
+from src.degradation import ops
+from src.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
+from src.degradation.counter_rng import column_counters, normals, pixel_bits, row_counters
+from src.degradation.jpeg import CODECS
+from src.degradation.params import BACKS, NO_JPEG, DegradationParams, StageParams
+from src.degradation.taps import resize_table
 
 Plan = dict[str, Tensor]
 Size = tuple[int, int]
-Codec = Callable[[Tensor, Tensor, tuple[Tensor, Tensor] | None], Tensor]
 _GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger batches resize in parts
-AREA, BILINEAR, BICUBIC = range(len(MODES))
 
 
 def degrade_on_canvas(
@@ -104,8 +101,8 @@ def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
 
 def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Plan:
     """Compute on the CPU all that the device needs to know about each sample, in static shapes."""
-    kernels, keys, numbers = params.tensors()
-    plan = {"kernels": kernels, "keys": keys, "numbers": numbers}
+    kernels, keys, strengths = params.tensors()
+    plan = {"kernels": kernels, "tables": params.jpeg_tables(config.jpeg)}
     steps = (
         ("first", params.first, (params.hq_height, params.hq_width), layout.first),
         ("second", params.second, (params.first.height, params.first.width), layout.second),
@@ -119,12 +116,18 @@ def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layo
             ratio = n_in.float() / n_out.float() if step is None else step[axis]
             index, weight = resize_table(n_in, n_out, ratio, p.mode, length, taps, config.antialias)
             plan[f"{name}.{axis}.index"], plan[f"{name}.{axis}.weight"] = index, weight
-            position = torch.arange(length).expand(len(params), length)
-            plan[f"{name}.{axis}.clamped"] = torch.minimum(position, n_out[:, None] - 1)
+            plan[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
             if name == "first":
                 plan["mirror." + axis] = _mirror(n_out, length)
-    for name, stage in (("first", params.first), ("second", params.second)):
-        plan[f"{name}.noise"], plan[f"{name}.gray"] = stage.noise, stage.gray
+    for i, (name, stage) in enumerate((("first", params.first), ("second", params.second))):
+        # Past an image's borders its last row's noise repeats, as the image does.
+        plan[f"{name}.rows"] = row_counters(keys[i], plan[f"{name}.y.end"])
+        plan[f"{name}.columns"] = column_counters(plan[f"{name}.x.end"])
+        plan[f"{name}.gaussian"] = torch.where(stage.noise == 1, strengths[i] / 255, 0.0)
+        plan[f"{name}.poisson"] = torch.where(stage.noise == 2, strengths[i], 0.0)
+        plan[f"{name}.clean"] = stage.noise == 0
+        plan[f"{name}.gray"] = stage.gray
+        plan[f"{name}.raw"] = stage.quality == NO_JPEG
     plan |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
     return plan
 
@@ -155,26 +158,25 @@ def _mirror(side: Tensor, length: int) -> Tensor:
 def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
     """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
     hq = image
-    codec = jpeg if config.jpeg == "libjpeg" else diffjpeg
     if config.sharpen:
         image = ops.unsharp(image)
     if config.first.prob > 0 and config.first.blur.prob > 0:
         padded = ops.reflect_pad(image, MAX_KERNEL // 2)
         image = ops.fft_filter(padded, plan["kernels"][0])
     image = _resize(image, plan, "first")
-    image = _noise(image, plan, "first", 0, config.first, config)
-    image = _compress(image, plan, "first", 2, config.first, codec)
+    image = _noise(image, plan, "first", config.first, config.fewest_levels)
+    image = _compress(image, plan, "first", "first", config)
     if config.second.prob > 0 and config.second.blur.prob > 0:
         padded = ops.take(ops.take(image, plan["mirror.y"], 2), plan["mirror.x"], 3)
         image = ops.fft_filter(padded, plan["kernels"][1])
     image = _resize(image, plan, "second")
-    image = _noise(image, plan, "second", 1, config.second, config)
-    compressed = _compress(image, plan, "second", 3, config.second, codec)
-    last = plan["jpeg_last"][:, None, None, None]
+    image = _noise(image, plan, "second", config.second, config.fewest_levels)
+    compressed = _compress(image, plan, "second", "second", config)
+    last = _wide(plan["jpeg_last"])
     image = _resize(torch.where(last, image, compressed), plan, "small")
     if config.sinc_prob > 0:
         image = ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
-    compressed = _compress(image, plan, "small", 3, config.second, codec)
+    compressed = _compress(image, plan, "second", "small", config)
     image = torch.where(last, compressed, image).clamp_(0, 1)
     return _finish(image, hq, plan, config, layout)
 
@@ -187,55 +189,52 @@ def _finish(
         untouched = ops.resize(hq, layout.small, "bicubic")
     else:
         untouched = hq
-        backs = [ops.resize(image, layout.hq, mode) for mode in MODES]
-        image = backs[BICUBIC]
+        small, image = image, ops.resize(image, layout.hq, "bicubic")
         if config.resize_back == "random":
-            back = plan["back"][:, None, None, None]
-            for mode in (AREA, BILINEAR):
-                image = torch.where(back == BACKS.index(MODES[mode]), backs[mode], image)
+            for mode in ("area", "bilinear"):
+                other = ops.resize(small, layout.hq, mode)
+                image = torch.where(_wide(plan["back"] == BACKS.index(mode)), other, image)
     if config.identity_prob > 0:
-        image = torch.where(plan["identity"][:, None, None, None], untouched, image)
+        image = torch.where(_wide(plan["identity"]), untouched, image)
     return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
 
 
 def _compress(
-    image: Tensor, plan: Plan, name: str, row: int, stage: StageConfig, codec: Codec
+    image: Tensor, plan: Plan, stage: str, canvas: str, config: DegradationConfig
 ) -> Tensor:
-    if stage.jpeg_prob == 0:
+    """Compress by the tables of a stage; the image lies on the named canvas."""
+    prob = getattr(config, stage).jpeg_prob
+    if prob == 0:
         return image
-    quality = plan["numbers"][row]
-    ends = (plan[f"{name}.y.clamped"], plan[f"{name}.x.clamped"])
-    coded = codec(image.clamp(0, 1), quality.clamp_min(1), ends)
-    return torch.where((quality != NO_JPEG)[:, None, None, None], coded, image)
+    _, codec = CODECS[config.jpeg]
+    ends = (plan[f"{canvas}.y.end"], plan[f"{canvas}.x.end"])
+    coded = codec(image, plan["tables"][("first", "second").index(stage)], ends)
+    return coded if prob == 1 else torch.where(_wide(plan[f"{stage}.raw"]), image, coded)
 
 
-def _noise(
-    image: Tensor, plan: Plan, name: str, stage: int, ranges: StageConfig, config: DegradationConfig
-) -> Tensor:
-    """Add each sample's kind of noise; past its borders the last row's noise repeats."""
+def _noise(image: Tensor, plan: Plan, name: str, ranges: StageConfig, floor: int) -> Tensor:
+    """Add each sample's kind of noise; the other kind has strength 0."""
     if ranges.prob * ranges.noise_prob == 0:
         return image
-    bits = pixel_bits(plan["keys"][stage], plan[f"{name}.y.clamped"], plan[f"{name}.x.clamped"])
-    kind = plan[f"{name}.noise"][:, None, None, None]
+    bits = pixel_bits(plan[f"{name}.rows"], plan[f"{name}.columns"])
     gray = plan[f"{name}.gray"]
-    strength = plan["numbers"][stage][:, None, None, None]
-    noise = torch.zeros_like(image)
+    noisy = image
     if ranges.gaussian_prob > 0:
         normal = normals(bits, 3)
-        normal = torch.where(gray[:, None, None, None], normal[:, :1], normal)
-        noise = torch.where(kind == 1, normal * (strength / 255), noise)
+        normal = torch.where(_wide(gray), normal[:, :1], normal)
+        noisy = torch.addcmul(noisy, normal, _wide(plan[f"{name}.gaussian"]))
     if ranges.gaussian_prob < 1:
-        noise = torch.where(kind == 2, _poisson(image, bits, gray, config) * strength, noise)
-    return torch.where(kind == 0, image, (image + noise).clamp_(0, 1))
+        base = torch.where(_wide(gray), ops.luminance(image), image)
+        shot = ops.shot_noise(base, bits, floor=floor, shared=gray)
+        noisy = torch.addcmul(noisy, shot, _wide(plan[f"{name}.poisson"]))
+    noisy = noisy.clamp(0, 1)
+    if ranges.prob * ranges.noise_prob == 1:
+        return noisy
+    return torch.where(_wide(plan[f"{name}.clean"]), image, noisy)
 
 
-def _poisson(image: Tensor, bits: Tensor, gray: Tensor, config: DegradationConfig) -> Tensor:
-    base = torch.where(gray[:, None, None, None], ops.luminance(image), image)
-    level = ops.to_levels(base).long()
-    floor = 256 if config.poisson_levels == "fixed" else config.poisson_floor
-    levels = ops.count_levels(level, floor)
-    counts = poisson_counts(bits, level, levels, shared=gray)
-    return counts * (0.5**levels)[:, None, None, None] - level / 255
+def _wide(per_sample: Tensor) -> Tensor:
+    return per_sample[:, None, None, None]
 
 
 def _resize(image: Tensor, plan: Plan, name: str) -> Tensor:

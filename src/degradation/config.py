@@ -184,6 +184,11 @@ class DegradationConfig:
     round: bool = True
     min_side: int = 1
 
+    @property
+    def fewest_levels(self) -> int:
+        """Argument `floor` of `ops.shot_noise`."""
+        return 256 if self.poisson_levels == "fixed" else self.poisson_floor
+
     def __post_init__(self) -> None:
         _as_tuples(self, ("sinc_cutoff", "sinc_sizes", "modes"))
         for name in ("sinc_prob", "order_prob", "identity_prob"):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .config import MODES, BlurConfig, DegradationConfig, StageConfig
-from .counter_rng import uniforms
-from .kernels import NONE, SINC
-from .params import BACKS, NO_JPEG, DegradationParams, KernelParams, StageParams
+from src.degradation.config import MODES, BlurConfig, DegradationConfig, StageConfig
+from src.degradation.counter_rng import uniforms
+from src.degradation.kernels import NONE, SINC
+from src.degradation.params import BACKS, NO_JPEG, DegradationParams, KernelParams, StageParams
 
 _BLUR = "blur sinc family side sigma_x sigma_y theta beta_half beta cutoff"
 _STAGE = f"stage {_BLUR} direction scale mode noise kind strength gray jpeg quality"

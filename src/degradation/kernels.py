@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .config import FAMILIES, MAX_KERNEL
+from src.degradation.config import FAMILIES, MAX_KERNEL
 
 KINDS = (*FAMILIES, "sinc", "none")
 SINC, NONE = KINDS.index("sinc"), KINDS.index("none")

@@ -4,16 +4,16 @@ Shapes: B batch; every tensor is (B,), on the CPU.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import MODES
-from .counter_rng import derive
-from .kernels import KINDS, make_kernels
+from src.degradation.config import MODES
+from src.degradation.counter_rng import derive
+from src.degradation.jpeg import CODECS
+from src.degradation.kernels import KINDS, make_kernels
 
 NOISES = ("none", "gaussian", "poisson")
 BACKS = ("none", *MODES)
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class _Fields:
-    """What the nested parameter classes share: work on all tensors at once."""
+    """What the nested parameter classes share."""
 
     def columns(self) -> dict[str, Any]:
         """Return nested dicts of Python lists."""
@@ -33,16 +33,6 @@ class _Fields:
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
             for value in [getattr(self, field.name)]
         }
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Return a copy with `function` applied to every tensor."""
-        values = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            values[field.name] = (
-                value.map(function) if isinstance(value, _Fields) else function(value)
-            )
-        return type(self)(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,24 +98,24 @@ class DegradationParams(_Fields):
     def __len__(self) -> int:
         return len(self.seed)
 
-    def select(self, index: slice | list[int]) -> "DegradationParams":
-        """Return the parameters of some samples."""
-        return self.map(lambda value: value[index])
-
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the images' device needs.
 
         Returns:
-            (3, B, K, K) kernels of both blurs and the final sinc, (2, B) int64 noise keys,
-            (4, B) float32 noise strengths of both stages and JPEG qualities of both.
+            (3, B, K, K) kernels of both blurs and the final sinc, (2, B) int64 noise keys of both
+            stages, and (2, B) float32 noise strengths.
         """
-        stages = (self.first, self.second)
         kernels = torch.stack(
             [p.kernels() for p in (self.first.kernel, self.second.kernel, self.sinc)]
         )
         keys = torch.stack([derive(self.seed, stream) for stream in (1, 2)])
-        numbers = torch.stack([p.strength for p in stages] + [p.quality for p in stages])
-        return kernels, keys, numbers.float()
+        return kernels, keys, torch.stack([self.first.strength, self.second.strength]).float()
+
+    def jpeg_tables(self, codec: str) -> Tensor:
+        """Return (2, B, 2, 64) quantisation tables of both stages."""
+        make, _ = CODECS[codec]
+        qualities = (self.first.quality, self.second.quality)
+        return torch.stack([make(quality.float().clamp_min(1)) for quality in qualities])
 
     def rows(self) -> list[Row]:
         """Return one plain, readable dict a sample; `from_rows` is the inverse, exactly."""

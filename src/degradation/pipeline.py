@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import ops
-from .canvas import degrade_on_canvas
-from .config import DegradationConfig
-from .draw import draw_params
-from .jpeg import diffjpeg, jpeg
-from .params import NO_JPEG, DegradationParams, Row
+from src.degradation import ops
+from src.degradation.canvas import degrade_on_canvas
+from src.degradation.config import DegradationConfig
+from src.degradation.draw import draw_params
+from src.degradation.jpeg import CODECS
+from src.degradation.params import NO_JPEG, DegradationParams, Row
 
 
 class DegradationPipeline:
@@ -74,25 +74,24 @@ class DegradationPipeline:
 
 def degrade_in_loop(image: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
     """Degrade (B, 3, H, W) in [0, 1] one by one; intermediate images have their true sizes."""
-    kernels, keys, numbers = (
-        value.to(image.device, non_blocking=True) for value in params.tensors()
-    )
-    lq = [
-        _degrade(
-            image[i : i + 1],
-            row,
-            kernels[:, i : i + 1],
-            keys[:, i : i + 1],
-            numbers[:, i : i + 1],
-            config,
-        )
-        for i, row in enumerate(params.rows())
-    ]
+    tensors = (*params.tensors(), params.jpeg_tables(config.jpeg))
+    kernels, keys, strengths, tables = (x.to(image.device, non_blocking=True) for x in tensors)
+    lq = []
+    for i, row in enumerate(params.rows()):
+        one = slice(i, i + 1)
+        parts = (kernels[:, one], keys[:, one], strengths[:, one], tables[:, one])
+        lq.append(_degrade(image[one], row, *parts, config))
     return torch.cat(lq) if lq else image
 
 
 def _degrade(
-    image: Tensor, p: Row, kernels: Tensor, keys: Tensor, numbers: Tensor, config: DegradationConfig
+    image: Tensor,
+    p: Row,
+    kernels: Tensor,
+    keys: Tensor,
+    strengths: Tensor,
+    tables: Tensor,
+    config: DegradationConfig,
 ) -> Tensor:
     """Degrade one image (1, 3, H, W) as its row of parameters says.
 
@@ -101,24 +100,24 @@ def _degrade(
         p: The row; branches and sizes are taken from it.
         kernels: (3, 1, K, K) of the first blur, the second, and the final sinc.
         keys: (2, 1) of the noise of each stage.
-        numbers: (4, 1) noise strengths of both stages, then JPEG qualities.
+        strengths: (2, 1) of that noise.
+        tables: (2, 1, 2, 64) of the JPEG of each stage.
         config: Switches.
     """
     if p["identity"]:
-        return finish(image, p, config)
+        return _finish(image, p, config)
     if config.sharpen:
         image = ops.unsharp(image)
-    strengths, qualities = numbers.split(2)
     image = _stage(image, p["first"], kernels[0], keys[0], strengths[0], config, first=True)
-    image = _compress(image, p["first"], qualities[0], config)
+    image = _compress(image, p["first"], tables[0], config)
     image = _stage(image, p["second"], kernels[1], keys[1], strengths[1], config, first=False)
     if p["jpeg_last"]:
         image = _final_resize(image, p, kernels[2], config)
-        image = _compress(image, p["second"], qualities[1], config)
+        image = _compress(image, p["second"], tables[1], config)
     else:
-        image = _compress(image, p["second"], qualities[1], config)
+        image = _compress(image, p["second"], tables[1], config)
         image = _final_resize(image, p, kernels[2], config)
-    return finish(image.clamp(0, 1), p, config)
+    return _finish(image.clamp(0, 1), p, config)
 
 
 def _stage(
@@ -142,16 +141,16 @@ def _stage(
     if p["noise"] == "gaussian":
         return ops.gaussian_noise(image, strength, key, gray=p["gray"])
     if p["noise"] == "poisson":
-        floor = 256 if config.poisson_levels == "fixed" else config.poisson_floor
+        floor = config.fewest_levels
         return ops.poisson_noise(image, strength, key, gray=p["gray"], floor=floor)
     return image
 
 
-def _compress(image: Tensor, p: Row, quality: Tensor, config: DegradationConfig) -> Tensor:
+def _compress(image: Tensor, p: Row, tables: Tensor, config: DegradationConfig) -> Tensor:
     if p["quality"] == NO_JPEG:
         return image
-    codec = jpeg if config.jpeg == "libjpeg" else diffjpeg
-    return codec(image.clamp(0, 1), quality)
+    _, codec = CODECS[config.jpeg]
+    return codec(image, tables)
 
 
 def _final_resize(image: Tensor, p: Row, kernel: Tensor, config: DegradationConfig) -> Tensor:
@@ -168,7 +167,7 @@ def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
     return ops.blur(image, kernel[:, inside, inside])
 
 
-def finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
+def _finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
     """Bring one image to the size LQ shall have, and round it."""
     if p["back"] == "none":
         image = ops.resize(image, (p["height"], p["width"]), "bicubic")
@@ -211,7 +210,7 @@ def _to_unit(hq: Tensor, params: DegradationParams) -> Tensor:
     if hq.dtype == torch.uint8:
         unit = hq.float() / 255
     elif hq.is_floating_point():
-        unit = hq.float().nan_to_num(0.0, 1.0, -1.0).clamp(-1, 1) * 0.5 + 0.5
+        unit = (hq.float() * 0.5).add_(0.5).nan_to_num_(0.5, 1.0, 0.0).clamp_(0, 1)
     else:
         raise ValueError(f"hq must be floating point in [-1, 1] or uint8, got {hq.dtype}")
     return unit.expand(-1, 3, -1, -1).contiguous()

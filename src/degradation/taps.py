@@ -8,7 +8,7 @@ Shapes: B batch, O output side, T taps of an output pixel.
 import torch
 from torch import Tensor
 
-from .config import MODES
+from src.degradation.config import MODES
 
 AREA, BILINEAR, BICUBIC = range(len(MODES))
 

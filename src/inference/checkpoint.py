@@ -57,16 +57,15 @@ def load_networks(path: str | Path, *, weights: Mapping[str, str | None] | None 
         "clip_l": conditioner.clip_l,
         "clip_g": conditioner.clip_g,
     }
-    load_parts(files["sdxl"], base, key="weights.sdxl")
-    vae_file = files.get("vae")
-    load_parts(
-        vae_file or files["sdxl"], {"vae": vae}, key="weights.vae" if vae_file else "weights.sdxl"
-    )
+    load_parts(files["sdxl"], base, dtype=torch.float32, key="weights.sdxl")
+    vae_key = "vae" if files.get("vae") else "sdxl"
+    load_parts(files[vae_key], {"vae": vae}, dtype=torch.float32, key=f"weights.{vae_key}")
     robust_encoder = RobustEncoder(vae)
     if files.get("robust_encoder"):
         load_parts(
             files["robust_encoder"],
             {"robust_encoder": robust_encoder},
+            dtype=torch.float32,
             key="weights.robust_encoder",
         )
     load_parts(path, {"control": network.control, "connector": network.connector})

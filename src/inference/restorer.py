@@ -4,9 +4,10 @@ Shapes: H W image size, h w latent size. Images are in [0, 1] at the door, [-1, 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from src.images import (
     to_unit,
 )
 from src.inference.captioner import Captioner, NoCaptioner
+from src.inference.checkpoint import load_networks, read_recipe
 from src.inference.color_fix import COLOR_FIXES
 from src.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, compose_prompt
 from src.networks import AutoencoderKL, Conditioner, Conditioning, ControlledUNet, RobustEncoder
@@ -115,6 +117,51 @@ class Restorer:
         self.color_fix = COLOR_FIXES[color_fix]
         self.min_side = min_side
         self.count_tokens = count_tokens
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        weights: Mapping[str, str | None] | None = None,
+        settings: RestoreSettings | None = None,
+        captioner: Captioner | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> "Restorer":
+        """Build a restorer from a stage-2 checkpoint, which says what it is made of.
+
+        Args:
+            path: A checkpoint of `python -m src.train`, stage supir.
+            weights: Base files to use in place of the recorded ones: sdxl, vae, robust_encoder.
+            settings: How to sample; None samples as the run's validation pictures did.
+            captioner, device, dtype: See the class.
+            options: Further arguments of the class, in place of the recorded ones.
+
+        Raises:
+            FileNotFoundError: The checkpoint or a base file is missing; names it.
+            ValueError: The checkpoint is of another kind.
+        """
+        recipe = read_recipe(path)
+        recorded = dict(recipe["restore"])
+        own = RestoreSettings(**recorded.pop("settings"))
+        networks = load_networks(path, weights=weights)
+        return cls(
+            *networks,
+            captioner=captioner,
+            settings=settings or own,
+            device=device,
+            dtype=dtype,
+            **{**recorded, **options},
+        )
+
+    @torch.no_grad()
+    def clean(self, image: Tensor) -> Tensor:
+        """Return what the robust encoder alone makes of an image (1, 3, H, W) in [0, 1]."""
+        padded, inner = pad_to_multiple(image.to(self.device), self.multiple)
+        decoded = self.vae.decode(self.robust_encoder(to_signed(padded)))
+        return to_unit(crop_to(decoded, inner)).to(image.device)
 
     @torch.no_grad()
     def __call__(

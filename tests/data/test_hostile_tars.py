@@ -199,9 +199,7 @@ def test_long_names_of_gnu_and_pax_are_read(tmp_path: Path, format: int) -> None
     ("suffix", "size", "reason"),
     [("txt", 17 << 10, "text larger"), ("json", 65 << 10, "meta larger")],
 )
-def test_large_members_drop_the_sample(
-    tmp_path: Path, suffix: str, size: int, reason: str
-) -> None:
+def test_large_members_drop_the_sample(tmp_path: Path, suffix: str, size: int, reason: str) -> None:
     members = [("a.jpg", jpeg()), (f"a.{suffix}", b"x" * size), ("b.jpg", jpeg())]
     index = indexed(tmp_path, tar_bytes(members))
     assert keys(index) == ["b"] and reason in next(iter(index.skipped))

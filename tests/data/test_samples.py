@@ -112,7 +112,9 @@ def test_srgb_profile_is_accepted() -> None:
 
 def bomb_png(side: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     packer = zlib.compressobj(1)
     row = b"\0" * (1 + side * 3)
@@ -181,9 +183,7 @@ def test_area_crop_shows_the_share_asked_for_in_resized_coordinates() -> None:
 
 def test_crops_are_never_enlarged() -> None:
     policy = CropPolicy(native=0, area=1, whole=0, area_min=0.01)
-    sides = [
-        crop_sample(pixels(0, 80, 80), 64, policy, keyed_rng(i)).visible for i in range(50)
-    ]
+    sides = [crop_sample(pixels(0, 80, 80), 64, policy, keyed_rng(i)).visible for i in range(50)]
     assert min(sides) >= (64 / 80) ** 2 - 1e-9
     with pytest.raises(SampleError, match="too small"):
         crop_sample(pixels(0, 60, 200), 64, CropPolicy(), keyed_rng(0))

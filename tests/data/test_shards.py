@@ -30,7 +30,9 @@ def test_shards_read_back_exactly(tmp_path: Path) -> None:
     from PIL import Image
 
     samples = [
-        StoredSample(key="a", image=jpeg(1), caption="caf\u00e9", meta={"source": "x", "n": [1, 2]}),
+        StoredSample(
+            key="a", image=jpeg(1), caption="caf\u00e9", meta={"source": "x", "n": [1, 2]}
+        ),
         StoredSample(key="b", image=encoded(Image.fromarray(pixels(2)), "PNG"), caption=""),
         StoredSample(key="c-_9", image=encoded(Image.fromarray(pixels(3)), "WEBP"), caption="c"),
     ]

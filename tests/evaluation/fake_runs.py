@@ -22,7 +22,7 @@ def make_run(
     (path / ".hydra").mkdir(parents=True)
     (path / "csv").mkdir()
     (path / ".hydra" / "config.yaml").write_text(
-        f"seed: {seed}\nconnector:\n  name: {connector}\npaths:\n  output: {path}\n"
+        f"seed: {seed}\nconnector:\n  name: {connector}\nrun_dir: {path}\n"
     )
     overrides = ["experiment=zerosft", f"connector={connector}", f"seed={seed}"]
     (path / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))

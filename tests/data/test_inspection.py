@@ -1,0 +1,100 @@
+"""python -m src.check: what it finds, builds and refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from src.check import check, verdict
+from src.data.inspection import InspectSettings, inspect_folder, shard_folders
+from src.data.samples import ImageLimits
+from src.data.shards import ShardFolder, index_path, read_manifest
+from tests.data.made import good_members, jpeg, shard_folder, tar_bytes
+
+SETTINGS = InspectSettings(limits=ImageLimits(min_side=32))
+
+
+def test_whole_folder_has_nothing_to_report(tmp_path: Path) -> None:
+    shard_folder(tmp_path, [3, 4])
+    report = inspect_folder(tmp_path, InspectSettings(hash=True, samples_per_shard=-1))
+    assert (report.shards, report.samples, report.decoded, report.bad) == (2, 7, 7, 0)
+    assert not report.faults and not report.skipped and not report.built
+    assert verdict([report], 0.0) is None
+
+
+def test_tars_of_others_get_index_and_manifest(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes([*good_members(4), ("a.pyd", b"code")]))
+    report = inspect_folder(tmp_path, SETTINGS)
+    assert report.built == ["x.index.npy", "manifest.json"] and not report.faults
+    assert report.skipped == {"suffix not jpg, jpeg, png, webp, txt or json": 1}
+    folder = ShardFolder(tmp_path, read_manifest(tmp_path))
+    assert [folder.read(0, i).text for i in range(4)] == [b"cap %d" % i for i in range(4)]
+    assert inspect_folder(tmp_path, SETTINGS).built == []
+
+
+def test_nothing_is_written_when_building_is_off(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes(good_members(2)))
+    report = inspect_folder(tmp_path, InspectSettings(build=False))
+    assert len(report.faults) == 2 and [p.name for p in tmp_path.iterdir()] == ["x.tar"]
+
+
+def test_damaged_missing_and_changed_shards_are_faults(tmp_path: Path) -> None:
+    shard_folder(tmp_path, [2, 2, 2, 2])
+    os.remove(tmp_path / "s-000.tar")
+    os.truncate(tmp_path / "s-001.tar", 1000)
+    (tmp_path / "s-002.tar").write_bytes(tar_bytes(good_members(3)))
+    (tmp_path / "extra.tar").write_bytes(tar_bytes(good_members(3)))
+    report = inspect_folder(tmp_path, SETTINGS)
+    faults = " | ".join(report.faults)
+    assert len(report.faults) == 4 and report.shards == 1
+    for text in ("s-000.tar: listed", "s-001.tar: trunc", "s-002.tar: ", "extra.tar: not listed"):
+        assert text in faults
+    assert "4 faulty shards" in str(verdict([report], 1.0))
+
+
+def test_flipped_bytes_are_found_by_the_hash(tmp_path: Path) -> None:
+    shard_folder(tmp_path, [2])
+    path = tmp_path / "s-000.tar"
+    data = bytearray(path.read_bytes())
+    data[600] ^= 1
+    path.write_bytes(data)
+    report = inspect_folder(tmp_path, InspectSettings(hash=True))
+    assert report.faults == ["s-000.tar: sha256 differs from manifest.json"]
+
+
+def test_wrong_index_is_rebuilt(tmp_path: Path) -> None:
+    shard_folder(tmp_path, [2, 2])
+    index_path(tmp_path / "s-000.tar").write_bytes(b"garbage")
+    report = inspect_folder(tmp_path, SETTINGS)
+    assert report.built == ["s-000.index.npy"] and not report.faults
+    assert inspect_folder(tmp_path, SETTINGS).built == []
+
+
+def test_refused_samples_count_by_reason_and_against_the_limit(tmp_path: Path) -> None:
+    members = [*good_members(8), ("bad.jpg", jpeg()[:900]), ("bad.txt", b"c"), ("no.jpg", jpeg())]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    report = inspect_folder(tmp_path, SETTINGS)
+    assert report.skipped == {"damaged image": 1, "caption missing": 1}
+    assert (report.decoded, report.bad) == (10, 2)
+    assert "x.tar: bad" in report.examples["damaged image"][0]
+    assert verdict([report], 0.2) is None
+    assert "2 of 10" in str(verdict([report], 0.1))
+    lenient = InspectSettings(missing_caption="empty", limits=ImageLimits(min_side=32))
+    assert inspect_folder(tmp_path, lenient).bad == 1
+
+
+def test_folders_are_found_below_the_root(tmp_path: Path) -> None:
+    shard_folder(tmp_path / "a", [1])
+    shard_folder(tmp_path / "b" / "c", [1])
+    assert shard_folders(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
+    assert len(check(str(tmp_path), SETTINGS)) == 2
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        shard_folders(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no tars"):
+        shard_folders(tmp_path / "empty")
+
+
+def test_empty_tar_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar_bytes([]))
+    assert "no samples" in inspect_folder(tmp_path, SETTINGS).faults[0]

@@ -1,0 +1,183 @@
+"""The canvas path against the loop, and its tables against torch's interpolation."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from src.degradation import DegradationPipeline, StageConfig
+from src.degradation.canvas import make_layout, make_plan, run
+from src.degradation.config import MODES
+from src.degradation.taps import resize_table
+
+from .samples import PRESETS, config, photo, photos
+
+VIEWS = set(
+    "view _unsafe_view slice select unsqueeze expand permute transpose t split unbind alias detach"
+    " split_with_sizes lift_fresh squeeze as_strided".split()
+)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scale", [0.15, 0.37, 0.6180339, 1.0, 1.2345, 1.5])
+@pytest.mark.parametrize("drift", [False, True])
+def test_tables_equal_torchs_interpolation(mode: str, scale: float, drift: bool) -> None:
+    """2e-6: coordinates are computed in float32, as torch does."""
+    image = photo("astronaut.png", 1, 131)
+    side = int(131 * scale)
+    if drift and mode != "area":
+        expected = F.interpolate(image, size=None, scale_factor=(1.0, scale), mode=mode)
+        ratio = torch.tensor([1 / scale])
+    else:
+        expected = F.interpolate(image, size=(1, side), mode=mode)
+        ratio = torch.tensor([131 / side])
+    index, weight = resize_table(
+        torch.tensor([131]),
+        torch.tensor([side]),
+        ratio,
+        torch.tensor([MODES.index(mode)]),
+        208,
+        9,
+        False,
+    )
+    result = (image[0, :, 0][:, index[0]] * weight[0]).sum(-1)
+    assert (result[:, :side] - expected[0, :, 0]).abs().max() < 2e-6
+    assert torch.equal(result[:, side:], result[:, side - 1 : side].expand(-1, 208 - side))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("side", [17, 33, 90])
+def test_antialiased_tables_equal_torchs(mode: str, side: int) -> None:
+    image = photo("astronaut.png", 8, 64).expand(-1, -1, -1, -1)
+    expected = F.interpolate(image, size=(8, side), mode=mode, antialias=True)
+    index, weight = resize_table(
+        torch.tensor([64]),
+        torch.tensor([side]),
+        torch.tensor([64 / side]),
+        torch.tensor([MODES.index(mode)]),
+        side,
+        17,
+        True,
+    )
+    result = (image[0][:, :, index[0]] * weight[0]).sum(-1)
+    assert (result - expected[0]).abs().max() < 3e-6
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("size", [(64, 57), (96, 128)])
+def test_canvas_equals_loop(name: str, size: tuple[int, int]) -> None:
+    """A rounding decided otherwise may change a JPEG block: seldom, and by a few levels.
+
+    At most 1 % of values differ by a level, and nine samples in ten not at all to 0.1 %.
+    """
+    ranges, seeds = config(name), torch.arange(12) + 300
+    hq = photos(12, *size)
+    loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
+    difference = (loop(hq, seeds) - canvas(hq, seeds)).abs() * 127.5 > 0.5
+    share = difference.float().mean((1, 2, 3))
+    assert share.mean() <= 0.01
+    assert (share > 1e-3).sum() <= 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity_prob": 0.5},
+        {"resize_back": "random"},
+        {"sharpen": True},
+        {"poisson_levels": "fixed"},
+        {"order_prob": 1.0, "round": False},
+        {"order_prob": 0.0, "antialias": True},
+        {"jpeg": "diffjpeg", "align": "scale_factor"},
+        {"min_side": 20},
+    ],
+)
+def test_canvas_equals_loop_for_every_switch(changes: dict) -> None:
+    ranges = dataclasses.replace(config("supir_q"), **changes)
+    hq, seeds = photos(8, 64, 64), torch.arange(8) + 77
+    loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
+    difference = (loop(hq, seeds) - canvas(hq, seeds)).abs() * 127.5
+    assert (difference > 0.5).float().mean() <= 0.01
+
+
+def test_resize_and_blur_alone_agree_to_rounding() -> None:
+    """No noise, no JPEG, no rounding: nothing amplifies the last bit."""
+    quiet = {"noise_prob": 0.0, "jpeg_prob": 0.0}
+    full = config("supir_q")
+    ranges = dataclasses.replace(
+        full,
+        first=dataclasses.replace(full.first, **quiet),
+        second=dataclasses.replace(full.second, **quiet),
+        round=False,
+    )
+    hq, seeds = photos(16, 64, 80), torch.arange(16)
+    loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
+    assert (loop(hq, seeds) - canvas(hq, seeds)).abs().max() < 2e-5
+
+
+def test_shapes_are_static_and_launches_few() -> None:
+    """One layout for every draw; at most 300 kernels, whatever the batch. Views launch nothing."""
+    ranges, size = config("supir_q"), (64, 64)
+    layout = make_layout(ranges, size)
+    assert layout.first == (96, 96) and layout.second == (32, 32) and layout.small == (16, 16)
+    pipeline = DegradationPipeline(ranges, path="canvas")
+    pipeline(photos(2, *size), torch.arange(2))  # tables are built once
+    shapes, counts = set(), set()
+    for count, seed in ((2, 0), (5, 40)):
+        params = pipeline.draw(torch.arange(count) + seed, size=size)
+        plan = make_plan(params, ranges, layout)
+        batch_axis = {"kernels": 1, "tables": 1}
+        shapes.add(
+            tuple(
+                tuple(s for i, s in enumerate(v.shape) if i != batch_axis.get(k, 0))
+                for k, v in sorted(plan.items())
+            )
+        )
+        image = photos(count, *size) / 2 + 0.5
+        with _Counter() as counter, torch.no_grad():
+            run(image, plan, ranges, layout)
+        counts.add(counter.launches)
+    assert len(shapes) == 1 and len(counts) == 1
+    assert counts.pop() <= 300
+
+
+def test_stage_without_probability_costs_no_launch() -> None:
+    ranges = dataclasses.replace(
+        config("supir_q"), first=StageConfig(), second=StageConfig(), sinc_prob=0.0
+    )
+    pipeline = DegradationPipeline(ranges)
+    layout = make_layout(ranges, (64, 64))
+    plan = make_plan(pipeline.draw(torch.arange(2), size=(64, 64)), ranges, layout)
+    image = photos(2, 64, 64) / 2 + 0.5
+    with _Counter() as counter, torch.no_grad():
+        run(image, plan, ranges, layout)
+    assert counter.launches <= 40
+
+
+class _Counter(TorchDispatchMode):
+    """How many operators ran that are not views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.launches += func.overloadpacket.__name__ not in VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_canvas_compiles_as_one_graph() -> None:
+    ranges, size = config("supir_q"), (64, 64)
+    layout = make_layout(ranges, size)
+    params = DegradationPipeline(ranges).draw(torch.arange(4), size=size)
+    plan, image = make_plan(params, ranges, layout), photos(4, *size) / 2 + 0.5
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        difference = (
+            compiled(image, plan, ranges, layout) - run(image, plan, ranges, layout)
+        ).abs()
+    assert (difference > 1e-3).float().mean() < 1e-3
