@@ -81,7 +81,8 @@ def find_robust_encoder(wanted: str | None, runs_dir: str, *, shipped: str | Non
     if shipped is None:
         raise FileNotFoundError(
             f"no robust encoder: {runs_dir} holds no stage 1. Run "
-            "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for the ordinary encoder)"
+            "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for "
+            "the ordinary encoder)"
         )
     log.info(
         "robust encoder: no stage 1 in %s, the one shipped with the prior, %s", runs_dir, shipped

@@ -200,6 +200,7 @@ def unsharp(image: Tensor) -> Tensor:
     """
     kernel = get_gaussian_kernel2d((51, 51), (8.0, 8.0)).to(image.device, non_blocking=True)
     residual = image - fft_filter(reflect_pad(image, 25), kernel)
-    mask = fft_filter(reflect_pad((residual.abs() * 255 > 10).float(), 25), kernel)
-    sharp = (image + 0.5 * residual).clamp_(0, 1)
-    return image.lerp(sharp, mask)
+    mask = (residual.abs() > 10 / 255).float()
+    mask = fft_filter(reflect_pad(mask, 25), kernel)
+    sharp = residual.mul_(0.5).add_(image).clamp_(0, 1)
+    return torch.lerp(image, sharp, mask)

@@ -1,0 +1,63 @@
+"""Small training modules over the fixtures' networks."""
+
+from typing import Any
+
+import torch
+
+from src.data.samples import Batch
+from src.diffusion import Denoiser, RestoreSettings, TableNoise
+from src.networks import AutoencoderKL, Conditioner, RobustEncoder, UNet
+from src.training import RobustEncoderModule, SupirModule
+from src.training.optim import OptimSettings
+from tests.conftest import controlled
+
+
+def darken(hq: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """Stand for the degradation: half contrast, and a shift by the sample's seed."""
+    return 0.5 * hq - seeds.to(hq)[:, None, None, None] / 100
+
+
+def batch(size: int = 2) -> Batch:
+    """Return a random batch of crops of 32."""
+    side = torch.full((size, 1), 32.0)
+    return Batch(
+        hq=torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8),
+        caption=["a cat"] * size,
+        sizes=torch.cat([side, side, 0 * side, 0 * side, side, side], dim=1),
+        is_negative=torch.zeros(size, dtype=torch.bool),
+        source=["photos"] * size,
+        key=[f"k{i}" for i in range(size)],
+        seed=torch.arange(size),
+    )
+
+
+def supir_module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **changed: Any):
+    """Return a stage-2 module; `changed` replaces arguments."""
+    arguments: dict[str, Any] = dict(
+        network=controlled(unet),
+        vae=vae,
+        robust_encoder=RobustEncoder(vae),
+        conditioner=conditioner,
+        denoiser=Denoiser(),
+        noise=TableNoise(),
+        degradation=darken,
+        sampler=RestoreSettings(num_steps=2),
+        negative_prompt="blurry",
+        val_draws=2,
+        optim=OptimSettings(lr=1e-3),
+        recipe={},
+    )
+    return SupirModule(**{**arguments, **changed})
+
+
+def robust_module(vae: AutoencoderKL, **changed: Any) -> RobustEncoderModule:
+    """Return a stage-1 module; `changed` replaces arguments."""
+    arguments: dict[str, Any] = dict(
+        vae=vae,
+        robust_encoder=RobustEncoder(vae),
+        degradation=darken,
+        latent_weight=0.1,
+        optim=OptimSettings(lr=1e-3),
+        recipe={},
+    )
+    return RobustEncoderModule(**{**arguments, **changed})

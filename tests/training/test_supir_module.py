@@ -1,0 +1,77 @@
+"""Stage 2: the loss by hand, what is trained, what a checkpoint holds."""
+
+import pytest
+import torch
+
+from src.diffusion.training_noise import seeded_randn
+from src.images import to_signed
+from src.networks import AutoencoderKL, Conditioner, UNet
+from tests.training.modules import batch, darken, supir_module
+
+
+@pytest.fixture
+def module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner):
+    module = supir_module(unet, vae, conditioner)
+    module.log = lambda *args, **kwargs: None
+    return module
+
+
+def test_loss_is_the_error_of_predicted_noise(module) -> None:
+    """sigma^-2 (denoised - z)^2 is (predicted - true noise)^2: the loss SDXL was trained with."""
+    given = batch()
+    hq = to_signed(given["hq"])
+    z, z_lq = module.vae.encode(hq), module.robust_encoder(darken(hq, given["seed"]))
+    sigma = module.noise.sample(given["seed"])[:, None, None, None]
+    noise = seeded_randn(given["seed"], z.shape)
+    cond = module.conditioner(given["caption"], given["sizes"])
+    index = (sigma.flatten()[:, None] - module_table()).abs().argmin(dim=1)
+    x = (z + sigma * noise) / (sigma**2 + 1).sqrt()
+    predicted = module.network(x, index, cond, z_lq)
+    expected = (predicted - noise).square().mean()
+    assert torch.allclose(module.training_step(given, 0), expected, rtol=1e-4)
+
+
+def module_table() -> torch.Tensor:
+    """The DDPM table by its published formula."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    abar = (1 - beta).cumprod(0)
+    return ((1 - abar) / abar).sqrt().float()
+
+
+def test_a_sample_has_the_same_loss_in_any_batch(module) -> None:
+    """All randomness comes from the samples' own seeds."""
+    whole = batch(4)
+    halves = [{k: v[i : i + 2] for k, v in whole.items()} for i in (0, 2)]
+    together = module.training_step(whole, 0)
+    apart = sum(module.training_step(half, 0) for half in halves) / 2
+    assert torch.allclose(together, apart, rtol=1e-5)  # fp32 sums in another order
+
+
+def test_only_adaptor_and_connector_are_trained(module) -> None:
+    module.training_step(batch(), 0).backward()
+    prefixes = ("network.control.", "network.connector.")
+    assert all(name.startswith(prefixes) for name in module.trained_names())
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is None or name.startswith(prefixes)
+
+
+def test_state_dict_holds_trained_keys_only(module) -> None:
+    assert list(module.state_dict()) == module.trained_names()
+
+
+def test_loading_names_the_first_missing_and_unexpected_key(module) -> None:
+    state = module.state_dict()
+    first = next(iter(state))
+    tensor = state.pop(first)
+    with pytest.raises(KeyError, match=f"1 keys missing .first: {first}"):
+        module.load_state_dict(state)
+    with pytest.raises(KeyError, match="1 unexpected .first: stranger"):
+        module.load_state_dict({**state, first: tensor, "stranger": tensor})
+
+
+def test_pictures_are_lq_cleaned_restored_and_hq(module) -> None:
+    given = batch()
+    columns = module.pictures(given)
+    assert list(columns) == ["LQ", "robust encoder", "restored", "HQ"]
+    assert all(c.shape == (2, 3, 32, 32) and 0 <= c.min() <= c.max() <= 1 for c in columns.values())
+    assert torch.equal((columns["HQ"] * 255).round().byte(), given["hq"])
