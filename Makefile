@@ -4,6 +4,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.stamp
 
+newest = $$(ls -t runs/$(1)/*/checkpoints/last.ckpt | head -n 1)
+PACK   := dtype=float16 overwrite=true license=Apache-2.0
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train eval test test-all lint types bench demo-prior clean
 
@@ -44,9 +47,14 @@ types: $(STAMP)  ## the type checker alone
 bench: $(STAMP)  ## the benchmarks, small
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
 
-demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew (hours on two cores)
+demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and pack it (an hour)
 	$(PY) -m src.train experiment=vae
 	$(PY) -m src.train experiment=prior
+	$(PY) -m src.convert "input=[$(call newest,vae),$(call newest,prior)]" $(PACK) \
+		output=data/demo/prior.safetensors format=sdxl
+	$(PY) -m src.train experiment=robust_encoder
+	$(PY) -m src.convert "input=$(call newest,robust_encoder)" $(PACK) \
+		output=data/demo/robust_encoder.safetensors format=supir
 
 clean:  ## delete the environment, caches and demo shards; runs/ stays
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache data/shards

@@ -5,10 +5,12 @@ Compose, build, load the base weights, fit. What a step does is in src/training/
 
 import logging
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,6 +33,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig) -> float | None:
     """Run one experiment into its run folder."""
+    quieten_lightning()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     run_dir = Path(cfg.run_dir)
     resumed = resolve_checkpoint(cfg)
@@ -47,6 +50,8 @@ def train(cfg: DictConfig) -> float | None:
     module = instantiate(cfg.module, recipe=recipe, _convert_="all")
     recipe["weights"] = load_base_weights(module, cfg)
     module.recipe = recipe
+    if cfg.channels_last:
+        module.to(memory_format=torch.channels_last)
     datamodule = instantiate(cfg.data, _convert_="all")
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
@@ -92,6 +97,13 @@ def train(cfg: DictConfig) -> float | None:
         if isinstance(callback, StopOnSignal) and callback.received is not None:
             raise SystemExit(INTERRUPTED_EXIT)
     return metrics.get("val/loss", metrics.get("val/psnr"))
+
+
+def quieten_lightning() -> None:
+    """Hide what a person training with this code need not read."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
 def _values(node: DictConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Shapes: B batch; features is the adaptor's list in encoder order, middle last; c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from src.networks.layers import Attention, zero_init
 from src.networks.unet import Join, Layout, PlainJoin
+
+SFT_HIDDEN = 128  # channels between a control feature and its gain and bias, as released
 
 
 class ZeroSFT(nn.Module):
@@ -29,11 +32,15 @@ class ZeroSFT(nn.Module):
     """
 
     def __init__(
-        self, control_channels: int, skip_channels: int, decoder_channels: int = 0
+        self,
+        control_channels: int,
+        skip_channels: int,
+        decoder_channels: int = 0,
+        *,
+        hidden: int = SFT_HIDDEN,
     ) -> None:
         super().__init__()
         joined = skip_channels + decoder_channels
-        hidden = 128
         self.param_free_norm = nn.GroupNorm(
             32, joined
         )  # affine all the same, in the released weights
@@ -123,13 +130,12 @@ class PlainConnector(Connector):
 
 
 class ResidualConnector(Connector):
-    """ControlNet's connector: zero convolutions added to skips and middle; the identity at the
-    start.
+    """ControlNet's zero convolutions, added to skips and middle; the identity at the start.
 
     Source: Zhang et al. 2023 (arXiv:2302.05543).
     """
 
-    def __init__(self, **unet) -> None:
+    def __init__(self, **unet: Any) -> None:
         super().__init__(**unet)
         widths = [plan.skip_channels for plan in reversed(self.layout.decoder)] + [
             self.layout.middle_channels
@@ -142,11 +148,9 @@ class ResidualConnector(Connector):
 
 
 class CrossAttentionConnector(Connector):
-    """Skips and middle attend over the control features; zero-initialised, so the identity at the
-    start.
-    """
+    """Skips and middle attend over the control features; zero at first, so the identity."""
 
-    def __init__(self, **unet) -> None:
+    def __init__(self, **unet: Any) -> None:
         super().__init__(**unet)
         widths = [plan.skip_channels for plan in reversed(self.layout.decoder)] + [
             self.layout.middle_channels
@@ -162,15 +166,15 @@ class CrossAttentionConnector(Connector):
 
 
 class ZeroSFTConnector(Connector):
-    """SUPIR's connector: ZeroSFT at the middle and at every skip, cross-attention before every
-    upsampling.
+    """SUPIR's connector: ZeroSFT at the middle and every skip, and cross-attention if wanted.
 
     Args:
-        cross_attention: True as released (10 ZeroSFT and 2 cross-attentions at full size), False as
-            in the paper.
+        cross_attention: Also attend before every upsampling, as released (10 ZeroSFT and 2
+            cross-attentions at full size); not so in the paper.
+        hidden: Channels between a control feature and its gain and bias.
     """
 
-    def __init__(self, *, cross_attention: bool, **unet) -> None:
+    def __init__(self, *, cross_attention: bool, hidden: int = SFT_HIDDEN, **unet: Any) -> None:
         super().__init__(**unet)
         self.skip_modules: list[int] = []  # position in project_modules, by decoder block
         self.upsample_modules: dict[int, int] = {}
@@ -185,10 +189,10 @@ class ZeroSFTConnector(Connector):
                 )
             self.skip_modules.insert(0, len(self.project_modules))
             self.project_modules.append(
-                ZeroSFT(plan.skip_channels, plan.skip_channels, plan.channels)
+                ZeroSFT(plan.skip_channels, plan.skip_channels, plan.channels, hidden=hidden)
             )
         middle = self.layout.middle_channels
-        self.project_modules.append(ZeroSFT(middle, middle))
+        self.project_modules.append(ZeroSFT(middle, middle, hidden=hidden))
 
     def bind(self, features: Sequence[Tensor], scale: float) -> Join:
         """Return the join of one call."""

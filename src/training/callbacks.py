@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -98,7 +99,7 @@ class ValidationPictures(pl.Callback):
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"
         write_image(path, grid, metadata={"columns": " | ".join(columns)})
         for logger in trainer.loggers:
-            if isinstance(logger, pl.loggers.TensorBoardLogger):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(
                     f"val/{' | '.join(columns)}", grid, global_step=trainer.global_step
                 )

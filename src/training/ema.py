@@ -42,7 +42,8 @@ class TrainedEMA(pl.Callback):
         self.updates = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = [p.detach().float() for p in self._trained(pl_module).values()]
-        torch._foreach_lerp_(list(self.average.values()), current, 1 - decay)
+        averages = list(self.average.values())
+        torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average."""

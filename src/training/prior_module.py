@@ -128,8 +128,7 @@ class PriorModule(TrainedParts):
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(z))
 
     def denoising_loss(self, batch: Batch, z: Tensor, seeds: Tensor) -> Tensor:
-        """Return the weighted denoising error of latents z (B, 4, h, w) under noise from `seeds`.
-        """
+        """Return the weighted denoising error of latents z (B, 4, h, w), noise from `seeds`."""
         cond = self.conditioner(batch["caption"], batch["sizes"])
         sigma = self.noise.sample(seeds, z.device)  # (B,)
         noise = seeded_randn(seeds, z.shape, device=z.device)

@@ -2,10 +2,13 @@
 
 The published loss || D(E_dr(lq)) - D(E_dr(hq)) ||^2 has the trained encoder in both terms, so that
 a constant image is a global minimum, and reproductions do collapse to dark pictures. Here the
-target is fixed: the HQ image itself. It is the stronger anchor of the two candidates (the other one
-is the frozen encoder's reconstruction D(E(hq)), whose own error would be learned along), and costs
-no second pass through the networks. A latent term || E_dr(lq) - E(hq) ||^2 keeps z_lq among the
-latents that the diffusion prior knows.
+target is fixed: the HQ image itself. It is the stronger anchor of the two candidates (the other
+one is the frozen encoder's reconstruction D(E(hq)), whose own error would be learned along), and
+costs no second pass through the networks.
+
+Each image's squared error enters by its logarithm, so that the loss is the mean PSNR up to scale
+(as in NAFNet, arXiv:2204.04676) and a few hopelessly degraded images do not drown the rest. A
+latent term || E_dr(lq) - E(hq) ||^2 keeps z_lq among the latents that the diffusion prior knows.
 
 Shapes: B batch, H W crop, h w latent size.
 """
@@ -23,6 +26,8 @@ from src.networks import AutoencoderKL, RobustEncoder
 from src.training.optim import OptimSettings
 from src.training.trained_parts import TrainedParts
 
+ERROR_FLOOR = 1e-4  # 46 dB: below it an image has nothing left to teach
+
 
 class RobustEncoderModule(TrainedParts):
     """Trains `robust_encoder.encoder`.
@@ -31,7 +36,7 @@ class RobustEncoderModule(TrainedParts):
         vae: The frozen autoencoder.
         robust_encoder: Starts as a copy of its encoder.
         degradation: Makes LQ from HQ, on the device.
-        latent_weight: Weight of the latent term against the pixels' mean squared error.
+        latent_weight: Weight of the latent term against the pixels' log error.
         optim, recipe: See TrainedParts.
     """
 
@@ -58,7 +63,8 @@ class RobustEncoderModule(TrainedParts):
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
-        pixel_loss = F.mse_loss(self.vae.decode(z_lq), hq)
+        error = (self.vae.decode(z_lq) - hq).square().mean(dim=(1, 2, 3))
+        pixel_loss = (error + ERROR_FLOOR).log().mean()
         latent_loss = F.mse_loss(z_lq, z)
         loss = pixel_loss + self.latent_weight * latent_loss
         self.log_dict({"train/pixel_loss": pixel_loss, "train/latent_loss": latent_loss})

@@ -22,10 +22,9 @@ class TrainedParts(pl.LightningModule):
             (`weights`); stored in every checkpoint.
     """
 
-    strict_loading = False  # frozen keys are absent by design; load_state_dict checks the rest
-
     def __init__(self, *, optim: OptimSettings, recipe: dict[str, Any]) -> None:
         super().__init__()
+        self.strict_loading = False  # frozen keys are absent by design; load_state_dict checks
         self.optim = optim
         self.recipe = recipe
 
