@@ -161,6 +161,8 @@ class CropPolicy:
     square.
     `size_condition` says what the network is told: "actual", "constant" (always `constant_size`,
     as at inference) or "mix" (constant with probability `constant_prob`).
+    `shuffle_channels` is the probability of permuting red, green and blue: for stage 1 on few
+    photographs, which lack most colours; captions are no longer true of the result.
     """
 
     native: float = 0.6
@@ -171,6 +173,7 @@ class CropPolicy:
     size_condition: str = "mix"
     constant_prob: float = 0.1
     constant_size: int = 1024
+    shuffle_channels: float = 0.0
 
     def __post_init__(self) -> None:
         weights = (self.native, self.area, self.whole)
@@ -178,8 +181,12 @@ class CropPolicy:
             raise ValueError(f"crop weights must be >= 0 and not all 0, got {weights}")
         if not 0 < self.area_min <= 1:
             raise ValueError(f"area_min must be in (0, 1], got {self.area_min}")
-        if not (0 <= self.flip_prob <= 1 and 0 <= self.constant_prob <= 1):
-            raise ValueError("flip_prob and constant_prob must be in [0, 1]")
+        shares = (self.flip_prob, self.constant_prob, self.shuffle_channels)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ValueError(
+                "flip_prob, constant_prob and shuffle_channels must be in [0, 1], got "
+                f"{self.flip_prob}, {self.constant_prob} and {self.shuffle_channels}"
+            )
         if self.size_condition not in ("actual", "constant", "mix"):
             raise ValueError(
                 f"size_condition must be actual, constant or mix, got {self.size_condition!r}"
@@ -227,6 +234,8 @@ def crop_sample(image: np.ndarray, size: int, policy: CropPolicy, rng: Rng) -> C
         # torch flips 17 times faster than numpy copies a reversed view of three-byte pixels
         pixels, left = torch.from_numpy(pixels).flip(1).numpy(), width - side - left
     sizes = size_condition(policy, rng, (height, width), (top, left), side, size)
+    if policy.shuffle_channels and rng.random() < policy.shuffle_channels:
+        pixels = np.ascontiguousarray(pixels[..., rng.permutation(3)])
     return Crop(pixels, sizes, side * side / (height * width), box)
 
 

@@ -239,3 +239,13 @@ def test_collate_gives_the_batch_of_the_contract() -> None:
     assert batch["is_negative"].tolist() == [True, True]
     assert batch["seed"].tolist() == [2**63 - 1] * 2 and batch["seed"].dtype == torch.int64
     assert batch["caption"] == ["c", "c"] and batch["key"] == ["k", "k"]
+
+
+def test_shuffled_channels_are_a_permutation_and_leave_the_crop_where_it_is() -> None:
+    image = coordinates(100, 200)
+    plain, shuffled = (
+        crop_sample(image, 32, CropPolicy(**NATIVE, shuffle_channels=share), keyed_rng(3))
+        for share in (0.0, 1.0)
+    )
+    assert np.array_equal(plain.sizes, shuffled.sizes)
+    assert np.array_equal(np.sort(plain.pixels, axis=2), np.sort(shuffled.pixels, axis=2))
