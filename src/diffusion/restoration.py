@@ -34,7 +34,7 @@ from src.diffusion.tiling import WindowedDenoise, spread_windows, tile_weights, 
 
 Sampler = Literal["euler", "heun", "dpmpp_2m"]
 Grid = Literal["table", "karras", "exponential"]
-Center = Literal["clean", "lq"]
+Center = Literal["clean", "clean_sampled", "lq"]
 
 _GRIDS = {"table": table_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
 
@@ -54,9 +54,9 @@ class RestoreSettings:
             alone.
         control_scale_start: Its strength at the highest sigma; None keeps it constant.
         tau: Exponent of restoration guidance; larger is weaker. None switches it off.
-        center: What restoration guidance pulls to: the cleaned image encoded anew ("clean", as
-            released), or the latent of the degraded image itself ("lq", as in the paper's Algorithm
-            1).
+        center: What restoration guidance pulls to: the cleaned image encoded anew, by the mean of
+            its posterior ("clean") or by a draw from it ("clean_sampled", as released), or the
+            latent of the degraded image itself ("lq", as in the paper's Algorithm 1).
         s_churn, s_tmin, s_tmax: Amount of churn, and the sigmas between which it happens.
         s_noise: Factor on the standard deviation of every noise added.
         churn_beyond_table: Let churn raise sigma above the table's top, as released, although the
@@ -90,7 +90,7 @@ class RestoreSettings:
     eta: float = 1.0
     tile: int | None = None
     overlap: float = 0.25
-    tile_batch: int = 1
+    tile_batch: int = 4
     sequential_cfg: bool = False
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class RestoreSettings:
     @property
     def needs_clean_center(self) -> bool:
         """Whether restoration guidance is on and asks for the latent of the cleaned image."""
-        return self.tau is not None and self.center == "clean"
+        return self.tau is not None and self.center != "lq"
 
     @property
     def cfg(self) -> float | Scale:

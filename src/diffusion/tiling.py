@@ -111,7 +111,7 @@ def tiled(
             for window, tile in zip(group, denoised.split(len(x)), strict=True):
                 window.crop(total).add_(tile * blend)
                 window.crop(norm).add_(blend)
-        return (total / norm).to(x.dtype)
+        return total.div_(norm).to(x.dtype)
 
     return denoise_tiles
 

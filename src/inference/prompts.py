@@ -1,7 +1,14 @@
-"""Prompts: the quality words of SUPIR, and how a caption shares CLIP's 77 tokens with them."""
+"""Prompts: the quality words of SUPIR, and how a caption shares CLIP's 77 tokens with them.
+
+Three ways, of which none loses quality words: "budget" shortens the caption until both fit,
+"suffix_first" puts the quality words first, "chunks" encodes as many texts of 77 tokens as it takes
+and gives the networks all their tokens.
+"""
 
 from collections.abc import Callable
+from typing import Literal
 
+PromptMode = Literal["budget", "suffix_first", "chunks"]
 MAX_TOKENS = 75  # CLIP sees 77, of which two mark the start and the end
 
 POSITIVE_PROMPT = (
@@ -61,3 +68,44 @@ def compose_prompt(
         else:
             high = middle
     return joined(low)
+
+
+def suffix_first(caption: str, quality: str) -> str:
+    """Put the quality words first: what CLIP does not see is the caption's end."""
+    caption, quality = " ".join(caption.split()), " ".join(quality.split())
+    if not (caption and quality):
+        return caption or quality
+    return f"{quality}{' ' if quality[-1] in '.,;:!?' else ', '}{caption}"
+
+
+def split_chunks(
+    caption: str,
+    quality: str,
+    *,
+    count_tokens: Callable[[str], int],
+    max_tokens: int = MAX_TOKENS,
+) -> list[str]:
+    """Split caption and quality words into texts that CLIP sees whole, none lost.
+
+    Words are filled into chunks in order; the quality words start a chunk of their own where they
+    do not fit behind the caption.
+    """
+    chunks: list[str] = []
+    for part in (caption, quality):
+        words, current = part.split(), ""
+        if chunks and words:
+            joined = f"{chunks[-1]}, {part}" if chunks[-1][-1] not in ".,;:!?" else ""
+            joined = joined or f"{chunks[-1]} {part}"
+            if count_tokens(joined) <= max_tokens:
+                chunks[-1] = " ".join(joined.split())
+                continue
+        for word in words:
+            longer = f"{current} {word}".strip()
+            if current and count_tokens(longer) > max_tokens:
+                chunks.append(current)
+                current = word
+            else:
+                current = longer
+        if current:
+            chunks.append(current)
+    return chunks or [""]

@@ -44,3 +44,13 @@ def test_adain_gives_the_mean_and_deviation_of_the_reference() -> None:
 def test_wavelet_works_on_images_smaller_than_its_kernel(size: tuple[int, int]) -> None:
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(wavelet_color_fix(image, image), image, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["wavelet", "adain"])
+@pytest.mark.parametrize("strip_pixels", [1, 90 * 7, 90 * 64])
+def test_strips_change_nothing(name: str, strip_pixels: int) -> None:
+    """Rows of one, fewer than the blur reaches, and more; tolerance: float32 sums."""
+    image, reference = _pair()
+    whole = COLOR_FIXES[name](image, reference)
+    strips = COLOR_FIXES[name](image, reference, strip_pixels=strip_pixels)
+    torch.testing.assert_close(strips, whole, atol=1e-6, rtol=0)

@@ -1,0 +1,161 @@
+"""The tiled autoencoder against the untiled one.
+
+Weights and images are random and uneven, so that tiles differ in their statistics. Tolerance is
+1e-5 of the largest value: float32, sums in another order.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from src.networks import AutoencoderKL, RobustEncoder
+from src.networks import tiled_vae as module
+from src.networks.tiled_vae import VaeTiles, decode_tiled, encode_tiled
+from tests.conftest import randomise
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "fixtures" / "supir" / "golden.pt"
+TILES = VaeTiles(tile=64)
+
+
+def _vae(groups: int = 4, blocks: int = 2) -> AutoencoderKL:
+    torch.manual_seed(0)
+    return randomise(
+        AutoencoderKL(
+            ch=8,
+            ch_mult=[1, 1, 1, 2],
+            num_res_blocks=blocks,
+            z_channels=4,
+            scale_factor=0.5,
+            groups=groups,
+        ),
+        scale=0.1,
+    ).eval()
+
+
+def _uneven(*shape: int) -> Tensor:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    y = torch.linspace(-1.5, 1.5, shape[-2])[:, None]
+    x = torch.linspace(0, 1, shape[-1])[None, :]
+    return noise * (0.2 + 1.8 * (x > 0.5)) + y
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    assert got.shape == expected.shape
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+# in latent pixels: smaller than a tile, a tile, one more, primes, 1:20
+SIZES = [(3, 5), (8, 8), (8, 9), (17, 23), (3, 60)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("groups", [4, 0])
+@torch.no_grad()
+def test_decode_equals_untiled(size: tuple[int, int], groups: int) -> None:
+    vae, z = _vae(groups), _uneven(1, 4, *size)
+    assert _error(decode_tiled(vae, z, TILES), vae.decode(z)) < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("robust", [False, True])
+@torch.no_grad()
+def test_encode_equals_untiled(size: tuple[int, int], robust: bool) -> None:
+    vae, image = _vae(), _uneven(2, 3, size[0] * 8, size[1] * 8)
+    part = RobustEncoder(vae) if robust else vae
+    posterior = encode_tiled(part, image, TILES)
+    expected = vae.posterior(image)
+    assert _error(posterior.mean, expected.mean) < 1e-5
+    assert _error(posterior.logvar, expected.logvar) < 1e-5
+
+
+@torch.no_grad()
+def test_order_of_tiles_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, z = _vae(), _uneven(1, 4, 17, 23)
+    forward = decode_tiled(vae, z, TILES)
+    spans = module._spans
+    monkeypatch.setattr(module, "_spans", lambda *a, **k: spans(*a, **k)[::-1])
+    assert _error(decode_tiled(vae, z, TILES), forward) < 1e-6
+
+
+@torch.no_grad()
+def test_averaged_tile_variances_would_not_do() -> None:
+    """Norms per tile, as widely done, are far off: the test image tells methods apart."""
+    vae, z = _vae(), _uneven(1, 4, 16, 16)
+    halves = [vae.decode(half) for half in z.split(8, dim=-1)]
+    assert _error(torch.cat(halves, dim=-1), vae.decode(z)) > 0.05
+
+
+@torch.no_grad()
+def test_reach_is_what_the_networks_really_see() -> None:
+    """One latent pixel changed: the decoder's change ends where the computed reach does."""
+    vae = _vae(groups=0)
+    vae.decoder.mid = nn.Identity()
+    vae.decoder.conv_in, vae.post_quant_conv = nn.Conv2d(4, 16, 1), nn.Identity()
+    z = _uneven(1, 4, 40, 40)
+    other = z.clone()
+    other[..., 20, 20] += 10
+    changed = (vae.decode(z) != vae.decode(other)).any(dim=1)[0].any(dim=0).nonzero().flatten()
+    seen = max(20 * 8 - changed.min().item(), changed.max().item() - (21 * 8 - 1)) / 8
+    tail = nn.Sequential(*reversed(vae.decoder.up), vae.decoder.conv_out)
+    assert seen <= module._reach(tail) <= seen + 1
+    assert module._reach(tail) == 12.25  # the full-size decoder's, of the same depth
+
+
+@pytest.mark.parametrize("groups", [4, 0])
+@torch.no_grad()
+def test_beyond_the_attention_limit_tiles_are_near_and_seamless(groups: int) -> None:
+    """An approximation: attention sees a tile. Its jumps at tile edges are those of elsewhere."""
+    vae, z = _vae(groups), _uneven(1, 4, 40, 40)
+    local = VaeTiles(tile=128, attention_tokens=1)
+    out, whole = decode_tiled(vae, z, local), vae.decode(z)
+    assert ((out - whole).norm() / whole.norm()).item() < 0.05
+    difference = (out - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))
+    edges = [s.core_start * 8 - 1 for s in module._spans(40, 16, halo=0, ramp=0, multiple=1)[1:]]
+    assert difference[edges].mean() < 2 * difference.mean()
+
+
+@torch.no_grad()
+def test_modules_are_left_as_they_were() -> None:
+    vae, z = _vae(), _uneven(1, 4, 17, 23)
+    before = [id(m) for m in vae.modules()], [p.clone() for p in vae.parameters()]
+    decode_tiled(vae, z, TILES)
+    assert [id(m) for m in vae.modules()] == before[0]
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), before[1], strict=True))
+
+
+@pytest.mark.parametrize("options", [dict(tile=16), dict(attention_tokens=0)])
+def test_impossible_tiles_are_refused_by_name(options: dict) -> None:
+    with pytest.raises(ValueError, match="tile|attention_tokens"):
+        VaeTiles(**options)
+
+
+@pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden values at {GOLDEN}")
+@torch.no_grad()
+def test_released_tiles_are_wrong_and_ours_are_the_whole() -> None:
+    """The released tiled autoencoder drops the variance between tiles; ours equals untiled."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    golden = torch.load(GOLDEN, weights_only=True)["vae"]["tiled"]
+    vae = AutoencoderKL(
+        ch=32, ch_mult=[1, 2, 4, 4], num_res_blocks=2, z_channels=4, scale_factor=1.0
+    ).eval()
+    prefix = "first_stage_model."
+    tensors = safetensors.load_file(GOLDEN.with_name("sdxl_tiny.safetensors"))
+    vae.load_state_dict(
+        {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+    )
+    vae.quant_conv = vae.post_quant_conv = nn.Identity()  # the file holds values between them
+    tiles = VaeTiles(tile=160)
+    ours = decode_tiled(vae, golden["dec_in"], tiles)
+    assert _error(golden["dec_tiled"], golden["dec_full"]) > 0.01
+    assert _error(ours, golden["dec_full"]) < 1e-5
+    robust = safetensors.load_file(GOLDEN.with_name("supir_tiny.safetensors"))
+    prefix += "denoise_encoder."
+    vae.encoder.load_state_dict(
+        {k.removeprefix(prefix): v.float() for k, v in robust.items() if k.startswith(prefix)}
+    )
+    moments = encode_tiled(vae, golden["img"], tiles)
+    full = golden["enc_full"].chunk(2, dim=1)
+    assert _error(moments.mean, full[0]) < 1e-5
+    assert _error(golden["enc_tiled"], golden["enc_full"]) > 0.01
