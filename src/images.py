@@ -200,9 +200,12 @@ def pad_to_multiple(image: Tensor, multiple: int) -> tuple[Tensor, tuple[int, in
     Where the image is too small to reflect that far, the last reflected pixel is repeated.
 
     Returns:
-        The padded image, and (H, W) as it was, for `crop_to`.
+        The padded image (`image` itself where nothing is missing), and (H, W) as it was, for
+        `crop_to`.
     """
     height, width = image.shape[-2:]
+    if height % multiple == 0 and width % multiple == 0:
+        return image, (height, width)
     rows = _reflected(height, math.ceil(height / multiple) * multiple, image.device)
     columns = _reflected(width, math.ceil(width / multiple) * multiple, image.device)
     return image.index_select(-2, rows).index_select(-1, columns), (height, width)

@@ -1,4 +1,4 @@
-"""Everything that can be chosen about a restoration: one dataclass for library, command and page."""
+"""All that can be chosen about a restoration: one dataclass for library, command and page."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args

@@ -3,58 +3,42 @@
 Shapes: H W image size, h w latent size. Images are in [0, 1] at the door, [-1, 1] inside.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.diffusion import Denoiser, RestoreSettings, restore_latent
 from src.diffusion.restoration import image_noise
 from src.diffusion.samplers import OnStep
-from src.images import (
-    crop_to,
-    pad_to_multiple,
-    resize,
-    resize_short_side,
-    to_signed,
-    to_uint8,
-    to_unit,
-)
+from src.images import crop_to, pad_to_multiple, to_signed, to_unit
 from src.inference.captioner import Captioner, NoCaptioner
 from src.inference.checkpoint import load_networks, read_recipe
 from src.inference.color_fix import COLOR_FIXES
-from src.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, compose_prompt
-from src.networks import AutoencoderKL, Conditioner, Conditioning, ControlledUNet, RobustEncoder
+from src.inference.memory import Rung, fit, is_out_of_memory, step_down
+from src.inference.options import RestoreOptions
+from src.inference.pixels import finished, for_captioner, mixed, noise_seed, resized
+from src.inference.prompt_encoder import PromptEncoder
+from src.inference.result import Restoration, Run
+from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from src.networks.conditioner import count_tokens as count_clip_tokens
+from src.networks.tiled_vae import VaeTiles, decode_tiled, encode_tiled
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class Restoration:
-    """What a restoration gives.
-
-    Attributes:
-        restored: Shaped as the input, or scaled; [0, 1].
-        cleaned: The same size: what the robust encoder alone makes of the input; [0, 1].
-        caption: The caption used, before the quality words.
-        prompt: The whole positive prompt.
-        seed: As given.
-        settings: How it was sampled.
-    """
-
-    restored: Tensor
-    cleaned: Tensor
-    caption: str
-    prompt: str
-    seed: int
-    settings: RestoreSettings
+PREVIEW_SIDE = 64  # latent pixels
 
 
 class Restorer:
-    """Restores one image after another; keeps no state between them.
+    """Restores one image after another, one call at a time.
+
+    Keeps nothing between calls but encoded prompts.
 
     Args:
         network: Predicts from noisy latents under the control of the degraded image's latent.
@@ -63,20 +47,15 @@ class Restorer:
         vae: Decodes latents; encodes the cleaned image for restoration guidance.
         robust_encoder: Encodes degraded images.
         captioner: Describes the cleaned image where the caller gives no caption.
-        settings: How to sample where the caller does not say.
+        options: What is wanted where the caller does not say.
         latent_factor: Pixels a latent pixel; None asks the VAE. 8 for SDXL.
-        size_condition: (h, w) told to the conditioner as original and target size, whatever the
-            real one; None tells it the size at work. SUPIR always says 1024x1024.
-        positive_prompt: Quality words that follow every caption.
-        negative_prompt: What is not wanted.
-        color_fix: "wavelet", "adain" or "none"; the reference is the cleaned image.
-        min_side: Images with a shorter side below this are restored enlarged, and reduced after.
         count_tokens: Tokens of a text as the conditioner's encoders count them.
         device: Where modules are moved and work is done.
         dtype: Of the modules. The VAE stays float32 under float16, in which it overflows.
+        changes: Fields of `options` to replace.
 
     Raises:
-        ValueError: `color_fix` is unknown.
+        ValueError: An option is out of its range.
     """
 
     def __init__(
@@ -88,19 +67,14 @@ class Restorer:
         robust_encoder: RobustEncoder,
         *,
         captioner: Captioner | None = None,
-        settings: RestoreSettings,
+        options: RestoreOptions | None = None,
         latent_factor: int | None = None,
-        size_condition: tuple[int, int] | None = None,
-        positive_prompt: str = POSITIVE_PROMPT,
-        negative_prompt: str = NEGATIVE_PROMPT,
-        color_fix: str = "wavelet",
-        min_side: int = 0,
         count_tokens: Callable[[str], int] = count_clip_tokens,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        **changes: Any,
     ) -> None:
-        if color_fix not in COLOR_FIXES:
-            raise ValueError(f"unknown color_fix {color_fix!r}; known: {', '.join(COLOR_FIXES)}")
+        self.options = replace(options or RestoreOptions(), **changes)
         self.device = torch.device(device)
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         self.network = network.to(self.device, dtype).eval()
@@ -109,14 +83,9 @@ class Restorer:
         self.robust_encoder = robust_encoder.to(self.device, vae_dtype).eval()
         self.denoiser = denoiser
         self.captioner = captioner or NoCaptioner()
-        self.settings = settings
-        self.multiple = (latent_factor or vae.downsampling) * network.downsampling
-        self.size_condition = size_condition
-        self.positive_prompt = positive_prompt
-        self.negative_prompt = negative_prompt
-        self.color_fix = COLOR_FIXES[color_fix]
-        self.min_side = min_side
-        self.count_tokens = count_tokens
+        self.latent_factor = latent_factor or vae.downsampling
+        self.multiple = self.latent_factor * network.downsampling
+        self.prompts = PromptEncoder(self.conditioner, count_tokens)
 
     @classmethod
     def from_checkpoint(
@@ -128,6 +97,7 @@ class Restorer:
         captioner: Captioner | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        quantize: str | None = None,
         **options: Any,
     ) -> "Restorer":
         """Build a restorer from a stage-2 checkpoint, which says what it is made of.
@@ -137,24 +107,33 @@ class Restorer:
             weights: Base files to use in place of the recorded ones: sdxl, vae, robust_encoder.
             settings: How to sample; None samples as the run's validation pictures did.
             captioner, device, dtype: See the class.
-            options: Further arguments of the class, in place of the recorded ones.
+            quantize: Keep the UNet's linear weights in "int8" or "fp8"; None as they are.
+            options: Fields of `RestoreOptions`, in place of the recorded ones.
 
         Raises:
             FileNotFoundError: The checkpoint or a base file is missing; names it.
             ValueError: The checkpoint is of another kind.
         """
-        recipe = read_recipe(path)
-        recorded = dict(recipe["restore"])
+        recorded = dict(read_recipe(path)["restore"])
         own = RestoreSettings(**recorded.pop("settings"))
         networks = load_networks(path, weights=weights)
-        return cls(
+        restorer = cls(
             *networks,
             captioner=captioner,
-            settings=settings or own,
             device=device,
             dtype=dtype,
-            **{**recorded, **options},
+            **{**recorded, "settings": settings or own, **options},
         )
+        if quantize is not None:
+            from src.inference.quantization import quantize_weights
+
+            quantize_weights(restorer.network.unet, quantize)
+        return restorer
+
+    @property
+    def native_tile(self) -> int:
+        """The latent side that the networks were trained at, as far as the options tell."""
+        return min(self.options.size_condition or (1024, 1024)) // self.latent_factor
 
     @torch.no_grad()
     def clean(self, image: Tensor) -> Tensor:
@@ -164,32 +143,55 @@ class Restorer:
         return to_unit(crop_to(decoded, inner)).to(image.device)
 
     @torch.no_grad()
+    def preview(self, denoised: Tensor) -> Tensor:
+        """Decode an estimate of the clean latent (1, C, h, w), small and fast: (3, H', W')."""
+        scale = min(1.0, PREVIEW_SIDE / max(denoised.shape[-2:]))
+        if scale < 1:
+            size = [max(1, round(side * scale)) for side in denoised.shape[-2:]]
+            denoised = nn.functional.interpolate(denoised, size=size, mode="area")
+        with self._at_work(self.options, self.vae):
+            return to_unit(self.vae.decode(denoised.to(self.device)))[0].cpu()
+
+    def plan(self, height: int, width: int, options: RestoreOptions | None = None) -> dict:
+        """Return what would be done to an image of that size, without doing it."""
+        options = options or self.options
+        options, given_up = self._fit(options, options.working_size(height, width))
+        return {
+            "output": options.output_size(height, width),
+            "working": options.working_size(height, width),
+            "tile": options.settings.tile,
+            "vae_tile": options.vae_tile,
+            "given_up": [rung.name for rung in given_up],
+        }
+
+    @torch.no_grad()
     def __call__(
         self,
         image: Tensor,
         *,
         caption: str | None = None,
-        seed: int = 0,
-        settings: RestoreSettings | None = None,
-        scale: float = 1.0,
         source: Path | None = None,
         on_step: OnStep | None = None,
+        options: RestoreOptions | None = None,
+        **changes: Any,
     ) -> Restoration:
         """Restore one image.
 
-        The noise depends on `seed` and the image's content, not on device, tile or order.
+        The noise depends on the seed, the image's content and the sample's number, not on device,
+        tile or order. Where memory runs out, less demanding options are tried.
 
         Args:
             image: (3, H, W) or (1, 3, H, W) in [0, 1].
             caption: What the image shows; None asks the captioner.
-            seed: Another seed gives another restoration.
-            settings: How to sample; None takes the restorer's own.
-            scale: Enlarge by this factor first.
             source: File of the image, for captioners that look beside it.
-            on_step: Called after each step.
+            on_step: Called after each step; may raise, to cancel.
+            options: What is wanted; None takes the restorer's own.
+            changes: Fields of the options to replace, such as seed=1 or scale=2.
 
         Raises:
-            ValueError: `image` is not one RGB image in floating point, or `scale` is not positive.
+            ValueError: `image` is not one RGB image in floating point, or an option is out of
+                range.
+            torch.OutOfMemoryError: Not even the least demanding options fit.
         """
         batch = image[None] if image.ndim == 3 else image
         if batch.ndim != 4 or batch.shape[:2] != (1, 3) or not batch.is_floating_point():
@@ -197,60 +199,165 @@ class Restorer:
                 f"expected a float image (3, H, W) or (1, 3, H, W) in [0, 1], "
                 f"got {image.dtype} {tuple(image.shape)}"
             )
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
-        settings = settings or self.settings
-        randn = image_noise([noise_seed(batch, seed)])
+        options = replace(options or self.options, **changes)
+        run = Run(batch, caption, source, on_step, {})
+        size = options.output_size(*batch.shape[-2:])
+        if options.strength == 0:
+            untouched = resized(batch, size).to(image.device)
+            samples, result = [untouched] * options.num_samples, Restoration(
+                samples=(), cleaned=untouched, caption="", prompt="", options=options, seconds={}
+            )
+        else:
+            result = self._with_ladder(run, options)
+            samples = list(result.samples)
+        if image.ndim == 3:
+            samples = [sample[0] for sample in samples]
+            result = replace(result, cleaned=result.cleaned[0])
+        return replace(result, samples=tuple(samples))
 
-        height, width = (max(1, round(side * scale)) for side in batch.shape[-2:])
-        size = (height, width)
-        working = resize(batch.to(self.device), size).clamp(0, 1)
-        if min(size) < self.min_side:
-            working = resize_short_side(working, self.min_side).clamp(0, 1)
+    def _with_ladder(self, run: Run, options: RestoreOptions) -> Restoration:
+        options, given_up = self._fit(options, options.working_size(*run.image.shape[-2:]))
+        for rung in given_up:
+            log.info("the image is large for this device: %s", rung.name)
+        while True:
+            try:
+                return self._restore(run, options, given_up)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error).partition("\n")[0] or type(error).__name__
+            # outside of the except block: the traceback holds the tensors that did not fit
+            lower = step_down(
+                options, native_tile=self.native_tile, has_device=self.device.type != "cpu"
+            )
+            if lower is None:
+                raise torch.OutOfMemoryError(
+                    f"out of memory with the least demanding options too ({failure}); "
+                    "reduce scale, or use a machine with more memory"
+                )
+            options, rung = lower
+            given_up = [*given_up, rung]
+            log.warning("out of memory; trying again with %s", rung.name)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _fit(
+        self, options: RestoreOptions, size: tuple[int, int]
+    ) -> tuple[RestoreOptions, list[Rung]]:
+        if not isinstance(self.vae, AutoencoderKL):  # stand-ins have no size to estimate by
+            return options, []
+        return fit(
+            options,
+            size=size,
+            vae=self.vae,
+            network=self.network,
+            native_tile=self.native_tile,
+            device=self.device,
+        )
+
+    def _restore(self, run: Run, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
+        self._place(options)
+        settings, image = options.settings, run.image
+        size = options.output_size(*image.shape[-2:])
+        place = self.device if options.vae_tile is None else torch.device("cpu")
+        working = resized(image.to(place), options.working_size(*image.shape[-2:]))
         padded, inner = pad_to_multiple(working, self.multiple)
+        randn = [
+            image_noise([noise_seed(image, options.seed, sample)])
+            for sample in range(options.num_samples)
+        ]
 
-        z_lq = self.robust_encoder(to_signed(padded))
-        cleaned = self.vae.decode(z_lq)  # about [-1, 1], not clamped
-        if caption is None:
-            caption = self.captioner(to_unit(crop_to(cleaned, inner))[0], source=source)
-        z_center = self.vae.encode(cleaned) if settings.needs_clean_center else None
-        prompt = compose_prompt(caption, self.positive_prompt, count_tokens=self.count_tokens)
-        z = restore_latent(
-            self.network,
-            self.denoiser,
-            self._condition(prompt, padded),
-            self._condition(self.negative_prompt, padded),
-            z_lq,
-            z_center=z_center,
-            settings=settings,
-            randn=randn,
-            on_step=on_step,
-        )
-        cleaned = crop_to(cleaned, inner)
-        restored = self.color_fix(crop_to(self.vae.decode(z), inner), cleaned)
-
-        def finish(signed: Tensor) -> Tensor:
-            unit = resize(to_unit(signed), size).clamp(0, 1).to(image.device)
-            return unit[0] if image.ndim == 3 else unit
-
+        with run.timed("encode"), self._at_work(options, self.robust_encoder):
+            z_lq = self._encode(self.robust_encoder, to_signed(padded), options)
+        with run.timed("decode"), self._at_work(options, self.vae):
+            cleaned = self._decode(z_lq, options)  # about [-1, 1], not clamped
+        if run.caption is None:
+            with run.timed("caption"):
+                shown = for_captioner(crop_to(cleaned, inner))
+                run.caption = self.captioner(shown, source=run.source)
+        told = options.size_condition or (padded.shape[-2], padded.shape[-1])
+        with run.timed("text"), self._at_work(options, self.conditioner):
+            prompt, cond, uncond = self.prompts(run.caption, options, told, self.device)
+        samples, z_center = [], None
+        for noise in randn:
+            sampled = settings.center == "clean_sampled"
+            if settings.needs_clean_center and (sampled or z_center is None):
+                with run.timed("encode"), self._at_work(options, self.vae):
+                    draw = noise(z_lq) if sampled else None  # before the start's noise, as released
+                    z_center = self._encode(self.vae, cleaned, options, draw)
+            with run.timed("sample"), self._at_work(options, self.network):
+                z = restore_latent(
+                    self.network,
+                    self.denoiser,
+                    cond,
+                    uncond,
+                    z_lq,
+                    z_center=z_center,
+                    settings=settings,
+                    randn=noise,
+                    on_step=run.on_step,
+                )
+            with run.timed("decode"), self._at_work(options, self.vae):
+                restored = crop_to(self._decode(z, options), inner)
+            with run.timed("finish"):
+                reference = crop_to(cleaned, inner)
+                if options.color_reference == "input":
+                    reference = to_signed(working)
+                fixed = COLOR_FIXES[options.color_fix](restored, reference, device=self.device)
+                del restored, reference
+                samples.append(mixed(finished(fixed, size, image.device), image, options.strength))
+                del fixed
+        tokens = z_lq.shape[-2] * z_lq.shape[-1]
+        whole = options.vae_tile is None or self._tiles(options).is_exact(tokens, self.device)
         return Restoration(
-            restored=finish(restored),
-            cleaned=finish(cleaned),
-            caption=caption,
+            samples=tuple(samples),
+            cleaned=finished(crop_to(cleaned, inner), size, image.device),
+            caption=run.caption,
             prompt=prompt,
-            seed=seed,
-            settings=settings,
+            options=options,
+            given_up=tuple(given_up),
+            is_exact=whole and all(rung.is_exact for rung in given_up),
+            seconds=dict(run.seconds),
         )
 
-    def _condition(self, prompt: str, padded: Tensor) -> Conditioning:
-        height, width = self.size_condition or padded.shape[-2:]
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-        return self.conditioner([prompt], sizes.to(self.device))
+    def _tiles(self, options: RestoreOptions) -> VaeTiles:
+        assert options.vae_tile is not None
+        return VaeTiles(tile=options.vae_tile, attention_tokens=options.attention_tokens)
 
+    def _encode(
+        self,
+        part: AutoencoderKL | RobustEncoder,
+        signed: Tensor,
+        options: RestoreOptions,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Return the scaled latent of an image: the posterior's mean, or a draw by `noise`."""
+        if options.vae_tile is not None:
+            posterior = encode_tiled(part, signed, self._tiles(options))
+            z = posterior.mean if noise is None else posterior.sample(noise)
+            return part.scale_factor * z.float()
+        return part(signed) if part is self.robust_encoder else self.vae.encode(signed, noise)
 
-def noise_seed(image: Tensor, seed: int) -> int:
-    """Return the seed of an image's noise: a hash of its 8-bit content, its size and `seed`."""
-    pixels = to_uint8(image).cpu().contiguous()
-    digest = hashlib.sha256(f"{seed} {tuple(pixels.shape[-2:])} ".encode())
-    digest.update(pixels.numpy().tobytes())
-    return int.from_bytes(digest.digest()[:8], "little") >> 1  # non-negative as int64
+    def _decode(self, z: Tensor, options: RestoreOptions) -> Tensor:
+        if options.vae_tile is None:
+            return self.vae.decode(z)
+        return decode_tiled(self.vae, z, self._tiles(options))
+
+    def _place(self, options: RestoreOptions) -> None:
+        """Put all parts where they wait: on the device, or off it under offload."""
+        place = torch.device("cpu") if options.offload else self.device
+        for part in (self.conditioner, self.vae, self.robust_encoder, self.network):
+            part.to(place)
+
+    @contextmanager
+    def _at_work(self, options: RestoreOptions, part: nn.Module) -> Iterator[None]:
+        """Under offload, have `part` on the device within the block only."""
+        if not options.offload:
+            yield
+            return
+        part.to(self.device)
+        try:
+            yield
+        finally:
+            part.to("cpu")

@@ -160,7 +160,8 @@ class _Sweep:
     def _crops(self) -> Iterator[tuple["_Span", "_Span", Tensor]]:
         for row in self.rows:
             for column in self.columns:
-                yield row, column, self.source[..., row.start : row.stop, column.start : column.stop]
+                crop = self.source[..., row.start : row.stop, column.start : column.stop]
+                yield row, column, crop
 
     def _apply(self, crop: Tensor) -> Tensor:
         return self.chain(crop.to(device=self.like.device, dtype=self.like.dtype))

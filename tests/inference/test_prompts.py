@@ -1,6 +1,13 @@
 import pytest
 
-from src.inference.prompts import MAX_TOKENS, NEGATIVE_PROMPT, POSITIVE_PROMPT, compose_prompt
+from src.inference.prompts import (
+    MAX_TOKENS,
+    NEGATIVE_PROMPT,
+    POSITIVE_PROMPT,
+    compose_prompt,
+    split_chunks,
+    suffix_first,
+)
 from src.networks.conditioner import count_tokens
 
 
@@ -42,3 +49,17 @@ def test_as_much_of_the_caption_is_kept_as_fits() -> None:
 def test_quality_words_that_do_not_fit_alone_are_refused() -> None:
     with pytest.raises(ValueError, match="quality words take 80 tokens"):
         compose_prompt("", "sharp " * 80, count_tokens=_words)
+
+
+def test_quality_words_first_push_out_the_caption_only() -> None:
+    assert suffix_first("a cat\nasleep", "sharp") == "sharp, a cat asleep"
+    assert suffix_first("", "sharp") == "sharp" and suffix_first("a cat", "") == "a cat"
+
+
+@pytest.mark.parametrize("length", [0, 1, 21, 23, 94, 500])
+def test_chunks_lose_no_word_and_fit(length: int) -> None:
+    words = [["extraordinarily", "red", "cat's"][i % 3] for i in range(length)]
+    chunks = split_chunks(" ".join(words), POSITIVE_PROMPT, count_tokens=count_tokens)
+    assert all(count_tokens(chunk) <= MAX_TOKENS for chunk in chunks)
+    everything = " ".join(chunks).replace(",", "").split()
+    assert everything == [*words, *POSITIVE_PROMPT.replace(",", "").split()]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from src.diffusion import Denoiser, RestoreSettings
 from src.inference import NoCaptioner, Restorer
-from src.inference.restorer import noise_seed
+from src.inference.pixels import noise_seed
 from tests.inference.standins import (
     StandInConditioner,
     StandInNetwork,
@@ -113,9 +113,9 @@ def test_size_condition_is_told_whatever_the_size() -> None:
     assert restorer.conditioner.calls[0][1] == [[40, 48, 0, 0, 40, 48]]
 
 
-def test_scale_enlarges_and_min_side_works_enlarged_only() -> None:
+def test_scale_enlarges_and_min_size_works_enlarged_only() -> None:
     assert _restorer()(_image(20, 30), scale=2.5).restored.shape == (3, 50, 75)
-    restorer = _restorer(min_side=64)
+    restorer = _restorer(min_size=64)
     assert restorer(_image(20, 30)).restored.shape == (3, 20, 30)
     assert restorer.network.sizes_seen == {(16, 24)}  # 64x96 pixels
 
@@ -126,11 +126,12 @@ def test_cleaned_image_is_encoded_only_for_a_center_that_needs_it() -> None:
         ("off", {}),
         ("lq", dict(tau=4.0, center="lq")),
         ("clean", dict(tau=4.0)),
+        ("clean_sampled", dict(tau=4.0, center="clean_sampled")),
     ):
         restorer = _restorer()
         restorer(_image(), settings=dataclasses.replace(SETTINGS, **changes))
         encoded[name] = restorer.vae.encoded
-    assert encoded == {"off": 0, "lq": 0, "clean": 1}
+    assert encoded == {"off": 0, "lq": 0, "clean": 1, "clean_sampled": 1}
 
 
 def test_color_fix_brings_the_cleaned_colours_back() -> None:
@@ -166,3 +167,92 @@ def test_what_is_no_image_is_refused(image: Tensor) -> None:
 def test_unknown_color_fix_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="wavelet, adain, none"):
         _restorer(color_fix="hsv")
+
+
+def test_strength_goes_from_the_untouched_input_to_the_whole_restoration() -> None:
+    image = _image(33, 47)
+    restorer = _restorer()
+    none, half, whole = (restorer(image, strength=s).restored for s in (0.0, 0.5, 1.0))
+    assert torch.equal(none, image)
+    torch.testing.assert_close(half, (image + whole) / 2)
+    assert restorer(image, strength=0.0, scale=2.0).restored.shape == (3, 66, 94)
+
+
+def test_strength_zero_asks_no_network() -> None:
+    restorer = _restorer()
+    restorer(_image(), strength=0.0)
+    assert not restorer.network.sizes_seen and not restorer.conditioner.calls
+
+
+def test_samples_differ_and_the_first_is_that_of_a_single_one() -> None:
+    settings = dataclasses.replace(SETTINGS, sampler="heun", cfg_scale=1.0)
+    restorer = _restorer(settings=settings)
+    starts: list[Tensor] = []
+
+    def remember(step, x, denoised) -> None:
+        if step.index == 0:
+            starts.append(x)
+
+    assert len(restorer(_image(), num_samples=3, on_step=remember).samples) == 3
+    restorer(_image(), on_step=remember)
+    assert torch.equal(starts[0], starts[3])
+    assert not torch.allclose(starts[0], starts[1]) and not torch.allclose(starts[1], starts[2])
+
+
+def test_long_side_keeps_the_aspect() -> None:
+    assert _restorer()(_image(20, 30), long_side=60).restored.shape == (3, 40, 60)
+    assert _restorer()(_image(40, 30), long_side=20).restored.shape == (3, 20, 15)
+
+
+def test_color_of_the_input_or_of_the_cleaned_image() -> None:
+    """Control 0 gives grey; the cleaned image is brighter than the input by construction."""
+    settings = dataclasses.replace(SETTINGS, control_scale=0.0)
+    restorer = _restorer(settings=settings, color_fix="adain")
+    decode = restorer.vae.decode
+    restorer.vae.decode = lambda z: decode(z) + 0.2
+    image = _image() * 0.4 + 0.3
+    result = restorer(image, color_reference="input")
+    means = result.restored.mean(dim=(1, 2))
+    torch.testing.assert_close(means, image.mean(dim=(1, 2)), atol=2e-3, rtol=0)
+    other = restorer(image, color_reference="cleaned").restored.mean(dim=(1, 2))
+    torch.testing.assert_close(other, means + 0.1, atol=5e-3, rtol=0)
+
+
+def test_sampled_center_draws_before_the_start_as_released() -> None:
+    """The first normal numbers go to the posterior, so the sampler's start is the second draw."""
+    shapes: list[Tensor] = []
+    restorer = _restorer()
+    encode = restorer.vae.encode
+    restorer.vae.encode = lambda image, noise=None: (shapes.append(noise), encode(image))[1]
+    settings = dataclasses.replace(SETTINGS, tau=4.0, center="clean_sampled")
+    image = _image()
+    restorer(image, settings=settings)
+    generator = torch.Generator().manual_seed(noise_seed(image[None], 0))
+    assert torch.equal(shapes[0][0], torch.randn(shapes[0][0].shape, generator=generator))
+
+
+def test_chunks_give_the_networks_all_tokens_on_both_sides() -> None:
+    restorer = _restorer(
+        positive_prompt=" ".join(["sharp"] * 40), negative_prompt="bad", prompt_mode="chunks"
+    )
+    seen: list[tuple[int, ...]] = []
+    forward = restorer.network.forward
+    restorer.network.forward = lambda x, t, cond, *a: (
+        seen.append(tuple(cond.context.shape)) or forward(x, t, cond, *a)
+    )
+    restorer(_image(), caption=" ".join(["cat"] * 60))
+    assert set(seen) == {(2, 154, 8)}
+    texts = [call[0][0] for call in restorer.conditioner.calls]
+    assert texts == [" ".join(["cat"] * 60), " ".join(["sharp"] * 40), "bad", ""]
+
+
+def test_prompts_are_encoded_once() -> None:
+    restorer = _restorer(size_condition=(64, 64))
+    for seed in range(3):
+        restorer(_image(), caption="a cat", seed=seed)
+    assert len(restorer.conditioner.calls) == 2
+
+
+def test_unknown_option_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        _restorer()(_image(), colour="red")

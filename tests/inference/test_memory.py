@@ -1,0 +1,169 @@
+"""The ladder of what is given up for want of memory, and the restorer on it."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from src.diffusion import Denoiser, RestoreSettings
+from src.inference import RestoreOptions, Restorer
+from src.inference.memory import fit, step_down
+from src.networks import RobustEncoder
+from tests.conftest import controlled, randomise
+
+
+@pytest.fixture
+def restorer(unet, vae, conditioner) -> Restorer:
+    network = randomise(controlled(unet))
+    return Restorer(
+        network,
+        Denoiser(),
+        conditioner,
+        randomise(vae),
+        RobustEncoder(vae),
+        settings=RestoreSettings(num_steps=2, cfg_scale=2.0),
+        size_condition=[128, 128],
+        color_fix="none",
+    )
+
+
+IMAGE = torch.rand(3, 150, 200, generator=torch.Generator().manual_seed(0))
+
+
+def test_ladder_gives_up_exact_things_first_and_ends() -> None:
+    options, names = RestoreOptions(), []
+    while (lower := step_down(options, native_tile=64)) is not None:
+        options, rung = lower
+        names.append((rung.name, rung.is_exact))
+    assert names == [
+        ("sequential_cfg=true", True),
+        ("vae_tile=1024", True),
+        ("tile=64", False),
+        ("tile=32", False),
+        ("tile=16", False),
+        ("vae_tile=256", True),
+        ("offload=true", True),
+    ]
+
+
+def test_tiles_asked_for_are_first_taken_one_by_one() -> None:
+    options = RestoreOptions(settings=RestoreSettings(tile=32, tile_batch=4))
+    lower = step_down(options, native_tile=64, has_device=False)
+    assert lower is not None and lower[1].name == "tile_batch=1"
+
+
+def test_out_of_memory_goes_down_the_ladder_and_is_told(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device that holds one half of guidance only: same result, and the log says how."""
+    expected = restorer(IMAGE)
+    forward = restorer.network.forward
+
+    def small_device(x, *args, **kwargs):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(restorer.network, "forward", small_device)
+    result = restorer(IMAGE)
+    assert [rung.name for rung in result.given_up] == ["sequential_cfg=true"]
+    assert result.is_exact and result.settings.sequential_cfg
+    assert "out of memory; trying again with sequential_cfg=true" in caplog.text
+    torch.testing.assert_close(result.restored, expected.restored, atol=1e-4, rtol=0)
+
+
+def test_smaller_tiles_are_marked_as_another_result(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = restorer.network.forward
+
+    def tiny_device(x, *args, **kwargs):
+        if x.shape[0] * x.shape[-2] * x.shape[-1] > 32 * 32:
+            raise torch.OutOfMemoryError("out")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(restorer.network, "forward", tiny_device)
+    result = restorer(IMAGE, caption="a cat")
+    assert [r.name for r in result.given_up][-1] == "tile=32" and not result.is_exact
+
+
+def test_where_nothing_is_left_the_message_says_what_to_do(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device(*args, **kwargs):
+        raise torch.OutOfMemoryError("out")
+
+    monkeypatch.setattr(restorer.network, "forward", no_device)
+    with pytest.raises(torch.OutOfMemoryError, match="reduce scale"):
+        restorer(IMAGE)
+
+
+def test_other_errors_are_not_taken_for_memory(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(restorer.network, "forward", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        restorer(IMAGE)
+
+
+@pytest.mark.parametrize(
+    "gigabytes, names",
+    [
+        (9.0, []),
+        (7.0, ["sequential_cfg=true"]),
+        (4.0, ["tile=128"]),
+        (0.5, ["vae_tile=1024", "tile=128"]),
+    ],
+)
+def test_estimate_by_hand(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, gigabytes: float, names: list[str]
+) -> None:
+    """4096x4096 pixels. Autoencoder: 6 * 8 channels * 4 B a pixel, 3.2 GB. UNet: 31 * 32 channels *
+    4 B a latent pixel, 4.2 GB a half of guidance. Of a CPU's memory half may be used.
+    """
+    monkeypatch.setattr("src.inference.memory._memory", lambda device: int(gigabytes * 2e9))
+    _, given_up = fit(
+        RestoreOptions(),
+        size=(4096, 4096),
+        vae=restorer.vae,
+        network=restorer.network,
+        native_tile=128,
+        device=torch.device("cpu"),
+    )
+    assert [rung.name for rung in given_up] == names
+
+
+def test_tiled_autoencoder_gives_the_untiled_result(restorer: Restorer) -> None:
+    """Exact recipe: 1e-5 of the latent grows to at most 1e-3 over two steps of random networks."""
+    whole = restorer(IMAGE)
+    tiled = restorer(IMAGE, vae_tile=64)
+    assert tiled.is_exact
+    torch.testing.assert_close(tiled.restored, whole.restored, atol=1e-3, rtol=0)
+
+
+def test_offload_holds_one_part_at_a_time(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[tuple[str, str]] = []
+    names = ("conditioner", "vae", "robust_encoder", "network")
+    for name in names:
+        part = getattr(restorer, name)
+        to = part.to
+
+        def record(place, *args, name=name, to=to):
+            moves.append((name, str(place)))
+            return to("cpu")
+
+        monkeypatch.setattr(part, "to", record)
+    restorer.device = torch.device("cpu:0")  # a device of another name than where parts are parked
+    restorer(IMAGE, offload=True, settings=dataclasses.replace(restorer.options.settings, tau=4.0))
+    assert moves[:4] == [(name, "cpu") for name in names]  # all parked first
+    order = [name for name, place in moves if place == "cpu:0"]
+    assert order == ["robust_encoder", "vae", "conditioner", "vae", "network", "vae"]
+    resident: set[str] = set()
+    for name, place in moves:
+        resident = resident | {name} if place == "cpu:0" else resident - {name}
+        assert len(resident) <= 1
