@@ -92,10 +92,10 @@ def normalise(image: Image.Image) -> Image.Image:
         image = image.convert("L")
     if image.mode in ("P", "PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        colour = _to_srgb(rgba.convert("RGB"), icc)
+        colour = to_srgb(rgba.convert("RGB"), icc)
         white = Image.new("RGB", rgba.size, (255, 255, 255))
         return Image.composite(colour, white, rgba.getchannel("A"))
-    return _to_srgb(image, icc).convert("RGB")
+    return to_srgb(image, icc).convert("RGB")
 
 
 def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
@@ -105,8 +105,11 @@ def _sixteen_bit_to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    """Convert by the embedded profile; one that does not fit is ignored, with a warning."""
+def to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
+    """Convert to RGB by the embedded profile, where there is one that fits, else return `image`.
+
+    One that does not fit is ignored, with a warning.
+    """
     if not icc:
         return image
     try:

@@ -1,23 +1,45 @@
-"""Restore images: python -m src.restore input=FILE_OR_DIR output=DIR.
+"""Restore photographs: python -m src.restore input=FILE_OR_DIR output=DIR.
 
-Keeps the tree of the input folder; a bad file is reported and the others go on.
+Keeps the tree of the input folder, skips what is done, goes on where it was stopped; a bad file is
+one line, and the others go on. Under torchrun each process takes its share of the files.
 """
 
 import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.cli import command, pick_device
-from src.evaluate import find_checkpoint
-from src.images import list_images, read_image, to_uint8, to_unit, write_image
-from src.inference import Restorer
+from src.evaluate import find_checkpoint, sha256
+from src.inference import RestoreOptions, Restorer
+from src.inference.caption_cache import CachedCaptioner
+from src.inference.checkpoint import read_recipe
+from src.inference.folder import (
+    Job,
+    find_photos,
+    is_done,
+    job_key,
+    plan_jobs,
+    printable,
+    restore_file,
+)
+from src.inference.photo import quieten_readers
 
 log = logging.getLogger(__name__)
 
-BAD_INPUT = (OSError, ValueError)
+# What a bad file, a full disk, a captioner or a lack of memory may raise. RuntimeError is torch's
+# word for much else too: a folder of thousands is not given up for one image.
+FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @command("restore")
@@ -25,62 +47,160 @@ def main(cfg: DictConfig) -> None:
     """Run the command line; exit status 1 if any image failed."""
     failed = restore(cfg)
     if failed:
-        raise ValueError(f"{len(failed)} images failed: " + "; ".join(failed))
+        raise ValueError(f"{len(failed)} failed:\n" + "\n".join(failed))
 
 
 def restore(cfg: DictConfig) -> list[str]:
-    """Restore every image of the input into the output folder; returns what failed and why."""
+    """Restore every image of the input into the output folder; returns one line a failure."""
+    quieten_readers()
     source, output = Path(cfg.input), Path(cfg.output)
-    paths = list_images(source)
-    targets = output_paths(paths, source, output)
+    root, paths, failed = find_photos(source, output)
     checkpoint = find_checkpoint(cfg)
-    restorer = Restorer.from_checkpoint(
-        checkpoint,
-        weights=OmegaConf.to_container(cfg.weights),  # type: ignore[arg-type]
-        settings=instantiate(cfg.get("sampler"), _convert_="all"),
-        captioner=instantiate(cfg.captioner, _convert_="all"),
-        color_fix=cfg.color_fix,
-        device=pick_device(cfg.device),
-    )
-    failed: list[str] = []
-    with Progress(transient=True) as progress:
-        for path in progress.track(paths, description="restoring"):
-            target = targets[path]
-            if target.exists() and not cfg.overwrite:
-                log.info("%s exists, kept (overwrite=true restores it again)", target)
-                continue
-            try:
-                result = restorer(
-                    to_unit(read_image(path)), seed=cfg.seed, scale=cfg.scale, source=path
-                )
-                metadata = {
-                    "restored from": path.name,
-                    "checkpoint": str(checkpoint),
-                    "prompt": result.prompt,
-                    "seed": str(result.seed),
-                    "settings": str(result.settings),
-                }
-                write_image(target, to_uint8(result.restored), metadata=metadata)
-            except BAD_INPUT as error:
-                failed.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
-                log.error("%s", failed[-1])
-                continue
-            log.info("%s -> %s", path, target)
+    options, model = options_of(cfg, checkpoint), model_of(cfg, checkpoint)
+    key = job_key(options, model | {"captioner": str(cfg.captioner)})
+    rank, world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    jobs = plan_jobs(paths, root, output, options)[rank::world]
+    texts = instantiate(cfg.captioner) if "FileCaptioner" in cfg.captioner._target_ else None
+    done = set()
+    for job in [] if cfg.overwrite else jobs:
+        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
+        if is_done(job, key, caption):
+            done.add(job.record)
+    for job in jobs:
+        if cfg.dry_run or job.record in done:
+            what = "done already" if job.record in done else "would be restored"
+            targets = ", ".join(map(printable, job.targets))
+            log.info("%s -> %s: %s", printable(job.source), targets, what)
+    left = [job for job in jobs if job.record not in done]
+    if cfg.dry_run or not left:
+        log.info("%d to restore, %d done already", len(left), len(done))
+        return failed
+
+    restorer = build_restorer(cfg, checkpoint, options)
+    output.mkdir(parents=True, exist_ok=True)
+    total = options.settings.num_steps * options.num_samples
+    with _progress() as progress, _stop_after_this_image() as stopped:
+        steps = progress.add_task("restoring", total=len(left))
+        for number, job in enumerate(left):
+            if stopped:
+                failed.append(f"stopped: the same command goes on with {len(left) - number} images")
+                break
+
+            def on_step(*_: Any) -> None:
+                progress.advance(steps, 1 / total)
+
+            line = _restore_one(restorer, job, cfg, key, model, on_step)
+            failed += [line] if line else []
+            progress.update(steps, completed=number + 1)
     return failed
 
 
-def output_paths(paths: list[Path], source: Path, output: Path) -> dict[Path, Path]:
-    """Return where each image goes: the input's tree below `output`, always PNG.
+def _restore_one(
+    restorer: Restorer, job: Job, cfg: DictConfig, key: str, model: dict, on_step: Any
+) -> str | None:
+    """Restore one file; returns a line where that failed."""
+    try:
+        record = restore_file(
+            restorer,
+            job,
+            restorer.options,
+            output=Path(cfg.output),
+            key=key,
+            model=model,
+            max_pixels=cfg.max_pixels,
+            max_output_pixels=cfg.max_output_pixels,
+            on_step=on_step,
+        )
+    except FILE_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        line = f"{printable(job.source)}: {printable(' '.join(str(reason).split()))}"
+        log.error("%s", line)
+        return line
+    for note in record["notes"]:
+        log.warning("%s: %s", printable(job.source), note)
+    log.info("%s -> %s", printable(job.source), ", ".join(map(printable, job.targets)))
+    return None
 
-    Two images that differ in suffix only keep it in their names, so that none replaces another.
+
+def options_of(cfg: DictConfig, checkpoint: Path) -> RestoreOptions:
+    """Return the options of a configuration, over those that the checkpoint recorded.
+
+    Raises:
+        ValueError: One is out of its range.
     """
-    root = source if source.is_dir() else source.parent
-    stems = [path.with_suffix("") for path in paths]
-    targets = {}
-    for path, stem in zip(paths, stems, strict=True):
-        name = f"{path.name}.png" if stems.count(stem) > 1 else f"{path.stem}.png"
-        targets[path] = output / path.parent.relative_to(root) / name
-    return targets
+    recorded = dict(read_recipe(checkpoint)["restore"])
+    sampler = instantiate(cfg.get("sampler"), _convert_="all")
+    if sampler is None:
+        sampler = instantiate({"_target_": "src.diffusion.RestoreSettings", **recorded["settings"]})
+    given: Any = OmegaConf.to_container(cfg.options, resolve=True)
+    given = {name: value for name, value in given.items() if value is not None}
+    try:
+        return RestoreOptions(**{**recorded, **given, "settings": sampler})
+    except TypeError as error:  # an unknown name added by +options.NAME
+        raise ValueError(f"options: {error}") from error
+
+
+def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:
+    """Return what names the model in records: the checkpoint's hash, and what replaces parts."""
+    replaced = {f"weights.{name}": value for name, value in cfg.weights.items() if value}
+    return {
+        "checkpoint": checkpoint.name,
+        "sha256": sha256(checkpoint),
+        "dtype": cfg.dtype,
+        "quantize": cfg.quantize,
+        **replaced,
+    }
+
+
+def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -> Restorer:
+    """Load the networks and the captioner that a configuration asks for."""
+    if cfg.dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {cfg.dtype!r}; known: {', '.join(DTYPES)}")
+    captioner = instantiate(cfg.captioner, _convert_="all")
+    if cfg.caption_cache and hasattr(captioner, "identity"):
+        captioner = CachedCaptioner(captioner, cfg.caption_cache)
+    device = pick_device(cfg.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return Restorer.from_checkpoint(
+        checkpoint,
+        weights=OmegaConf.to_container(cfg.weights),  # type: ignore[arg-type]
+        captioner=captioner,
+        device=device,
+        dtype=DTYPES[cfg.dtype],
+        quantize=cfg.quantize,
+        **{name: getattr(options, name) for name in vars(options)},
+    )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+@contextmanager
+def _stop_after_this_image() -> Iterator[list[int]]:
+    """Turn the first interrupt into an entry of the yielded list; the second one stops at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        log.warning("finishing this image; once more to stop at once")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

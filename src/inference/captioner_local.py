@@ -46,6 +46,7 @@ class LocalCaptioner:
         )
         self.model = network.to(device).eval()
         self.question = question
+        self.identity = f"local {model} {max_tokens} {question}"
         self.max_tokens = max_tokens
 
     @torch.no_grad()

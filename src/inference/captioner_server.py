@@ -77,6 +77,7 @@ class ServerCaptioner:
         self.host = parts.hostname
         self.private = parts.scheme == "https" or _is_loopback(parts.hostname)
         self.model = model
+        self.identity = f"server {self.endpoint} {model} {max_tokens} {question}"
         self.question = question
         self.key_variable = key_variable
         self.timeout_s = timeout_s

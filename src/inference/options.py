@@ -25,7 +25,7 @@ class RestoreOptions:
         scale: Enlarge by this factor.
         long_side: Longer side of the result in pixels, in place of `scale`.
         min_size: Images whose shorter side would be below this are restored enlarged, and reduced
-            after. None is the size that the model was trained at.
+            after. "native" is the size that the model was trained at, as `size_condition` tells.
         color_fix: "wavelet", "adain" or "none".
         color_reference: Whose colours: the cleaned image's (as released) or the input's.
         positive_prompt: Quality words that go with every caption.
@@ -52,7 +52,7 @@ class RestoreOptions:
     strength: float = 1.0
     scale: float = 1.0
     long_side: int | None = None
-    min_size: int | None = 0
+    min_size: int | Literal["native"] = 0
     color_fix: str = "wavelet"
     color_reference: Reference = "cleaned"
     positive_prompt: str = POSITIVE_PROMPT
@@ -92,6 +92,8 @@ class RestoreOptions:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
+            if name == "min_size" and value == "native":
+                continue
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value}")
         if self.long_side is not None and self.scale != 1:
@@ -110,7 +112,7 @@ class RestoreOptions:
         """Return the (h, w) that an input of that size is restored at, before padding."""
         size = self.output_size(height, width)
         least = self.min_size
-        if least is None:
+        if least == "native":
             least = min(self.size_condition or (0, 0))
         if min(size) >= least:
             return size

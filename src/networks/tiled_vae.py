@@ -6,8 +6,8 @@ are gathered over the tiles, one norm after another, and the way up to that norm
 each time, so that nothing but one tile is held. What is left are convolutions, and tiles that
 overlap by their reach are exact.
 
-Where the latent is too large for its attention, the middle runs within tiles too: then the result
-is an approximation, and tiles fade into each other.
+Where the latent is too large for its attention, that sees windows of it only, and the middle runs
+within tiles too: then the result is an approximation, and windows and tiles fade into each other.
 
 Shapes: B batch, H W image size, h w latent size.
 """
@@ -20,7 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from src.networks.vae import AutoencoderKL, DiagonalGaussian, Resampling, RobustEncoder
+from src.networks.vae import (
+    AttnBlock,
+    AutoencoderKL,
+    DiagonalGaussian,
+    Resampling,
+    RobustEncoder,
+)
 
 MAX_TOKENS_CPU = 2**16  # attention costs 4 * tokens ** 2 * width operations
 MAX_TOKENS_GPU = 2**20
@@ -33,8 +39,9 @@ class VaeTiles:
     Attributes:
         tile: Side of a tile in pixels, rounded up to whole latent pixels; an image that is no
             larger passes whole.
-        attention_tokens: Latent pixels up to which the middle block sees the whole image. None is
-            2 ** 20 on a GPU (8192x8192 at full size) and 2 ** 16 on a CPU.
+        attention_tokens: Most latent pixels that the middle's attention sees at once; windows of
+            about that many, where the image has more. None is 2 ** 20 on a GPU (8192x8192 at full
+            size) and 2 ** 16 on a CPU.
 
     Raises:
         ValueError: `tile` is below 32, or `attention_tokens` below 1.
@@ -49,10 +56,14 @@ class VaeTiles:
         if self.attention_tokens is not None and self.attention_tokens < 1:
             raise ValueError(f"attention_tokens must be positive, got {self.attention_tokens}")
 
+    def window(self, device: torch.device) -> int:
+        """Return the side of the largest square that the attention sees at once."""
+        default = MAX_TOKENS_CPU if device.type == "cpu" else MAX_TOKENS_GPU
+        return math.isqrt(self.attention_tokens or default)
+
     def is_exact(self, tokens: int, device: torch.device) -> bool:
         """Say whether a latent of that many pixels gets its attention whole."""
-        default = MAX_TOKENS_CPU if device.type == "cpu" else MAX_TOKENS_GPU
-        return tokens <= (self.attention_tokens or default)
+        return tokens <= self.window(device) ** 2
 
 
 @torch.no_grad()
@@ -70,7 +81,12 @@ def encode_tiled(
     head = [encoder.conv_in, *encoder.down]
     exact = tiles.is_exact(height * width, weight.device)
     sweep = _Sweep(
-        head if exact else head + tail, image, weight, zoom_out=factor, tile=tiles.tile, exact=exact
+        head if exact else head + tail,
+        image,
+        weight,
+        zoom_out=factor,
+        tile=tiles.tile,
+        window=None if exact else tiles.window(weight.device),
     )
     out = sweep.run(torch.device(weight.device))
     if exact:
@@ -95,7 +111,12 @@ def decode_tiled(
             z = module(z)
     tile = -(-tiles.tile // factor)
     sweep = _Sweep(
-        tail if exact else head + tail, z, weight, zoom_in=factor, tile=tile, exact=exact
+        tail if exact else head + tail,
+        z,
+        weight,
+        zoom_in=factor,
+        tile=tile,
+        window=None if exact else tiles.window(weight.device),
     )
     return sweep.run(torch.device(out_device), torch.float32)
 
@@ -105,7 +126,7 @@ class _Sweep:
 
     Works on a copy of the modules that shares their weights, so that the gathered statistics are
     this call's alone. Sides and positions are in pixels of the source; the chain enlarges by
-    `zoom_in` or reduces by `zoom_out`.
+    `zoom_in` or reduces by `zoom_out`. With a `window`, attention sees squares of that side.
     """
 
     def __init__(
@@ -115,7 +136,7 @@ class _Sweep:
         like: Tensor,
         *,
         tile: int,
-        exact: bool,
+        window: int | None,
         zoom_in: int = 1,
         zoom_out: int = 1,
     ) -> None:
@@ -123,12 +144,14 @@ class _Sweep:
         shared = {id(p): p for p in chain.parameters()}
         self.chain = deepcopy(chain, shared)
         self.norms = _replace_norms(self.chain)
+        if window is not None:
+            _replace_attention(self.chain, window)
         self.source, self.like = source, like
         self.zoom_in, self.zoom_out = zoom_in, zoom_out
         halo = math.ceil(_reach(chain) / zoom_out) * zoom_out
         tile = math.ceil(tile / zoom_out) * zoom_out
-        # without whole attention neighbours differ, and fade into each other over half a tile
-        ramp = 0 if exact else math.ceil(tile / 4 / zoom_out) * zoom_out
+        # without whole attention neighbours differ, and fade into each other
+        ramp = 0 if window is None else math.ceil(tile / 8 / zoom_out) * zoom_out
         height, width = source.shape[-2:]
         self.rows = _spans(height, tile, halo=halo, ramp=ramp, multiple=zoom_out)
         self.columns = _spans(width, tile, halo=halo, ramp=ramp, multiple=zoom_out)
@@ -298,3 +321,36 @@ def _replace_norms(module: nn.Module) -> list[_WholeNorm]:
         else:
             norms += _replace_norms(child)
     return norms
+
+
+class _LocalAttention(nn.Module):
+    """Attention within windows that fade into each other, in place of the whole."""
+
+    def __init__(self, attention: AttnBlock, window: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.norm = attention.norm
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, h, w)."""
+        normed, out = self.norm(x), x.clone()
+        ramp = self.window // 8
+        rows, columns = (
+            _spans(side, max(1, self.window - 2 * ramp), halo=0, ramp=ramp, multiple=1)
+            for side in x.shape[-2:]
+        )
+        for row in rows:
+            for column in columns:
+                place = (..., slice(row.start, row.stop), slice(column.start, column.stop))
+                weight = row.profile(int).outer(column.profile(int)).to(x)
+                out[place].addcmul_(self.attention.attend(normed[place]), weight)
+        return out
+
+
+def _replace_attention(module: nn.Module, window: int) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, AttnBlock):
+            setattr(module, name, _LocalAttention(child, window))
+        else:
+            _replace_attention(child, window)

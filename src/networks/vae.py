@@ -72,12 +72,15 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        normed = self.norm(x)
+        return x + self.attend(self.norm(x))
+
+    def attend(self, normed: Tensor) -> Tensor:
+        """Return what is added to the input, of which `normed` (B, C, h, w) is the norm."""
         q, k, v = (
             rearrange(to(normed), "b c h w -> b 1 (h w) c") for to in (self.q, self.k, self.v)
         )
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=x.shape[2]))
+        return self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=normed.shape[2]))
 
 
 class Resampling(nn.Module):

@@ -63,3 +63,37 @@ def composed_in(workplace: Path, tmp_path: Path) -> Compose:
             return compose(name, overrides=[*places, *overrides])
 
     return composed
+
+
+@pytest.fixture(scope="session")
+def stage_2(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a stage-2 checkpoint over the workplace's prior, as training makes it, untrained.
+
+    Its recipe asks for two sampling steps.
+    """
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=zerosft", "sampler.num_steps=2"])
+    torch.manual_seed(1)
+    parts = {name: randomise(build_network(plain(cfg, name))) for name in ("control", "connector")}
+    state = {
+        f"network.{part}.{name}": tensor
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    settings = {k: v for k, v in plain(cfg, "sampler").items() if k != "_target_"}
+    recipe = {
+        "stage": "supir",
+        "architecture": {
+            part: plain(cfg, part)
+            for part in ("unet", "control", "connector", "vae", "conditioner", "denoiser")
+        },
+        "restore": {"settings": settings, **plain(cfg, "restore")},
+        "weights": {
+            "sdxl": str(workplace / "prior.safetensors"),
+            "robust_encoder": str(workplace / "robust.safetensors"),
+            "vae": None,
+        },
+    }
+    path = tmp_path_factory.mktemp("stage_2") / "last.ckpt"
+    torch.save({"state_dict": state, "recipe": recipe}, path)
+    return path

@@ -72,7 +72,8 @@ def test_both_stages_evaluation_restoration_and_ablation(
     failed = restore(cfg)
     assert len(failed) == 1 and "broken.png" in failed[0]
     assert read_image(tmp_path / "out/a/odd.png").shape == (3, 37, 61)
-    assert sorted(p.name for p in (tmp_path / "out").rglob("*.*")) == ["odd.png"]
+    names = sorted(p.name for p in (tmp_path / "out").rglob("*.*"))
+    assert names == ["odd.png", "odd.png.json"]
 
     report = compare(composed_in("ablation", f"output={tmp_path / 'report'}"))
     assert "zerosft" in report and "residual" in report

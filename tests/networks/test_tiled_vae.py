@@ -106,11 +106,14 @@ def test_reach_is_what_the_networks_really_see() -> None:
 @pytest.mark.parametrize("groups", [4, 0])
 @torch.no_grad()
 def test_beyond_the_attention_limit_tiles_are_near_and_seamless(groups: int) -> None:
-    """An approximation: attention sees a tile. Its jumps at tile edges are those of elsewhere."""
+    """An approximation: attention sees windows. It is nearer than tiles decoded on their own, and
+    its jumps at tile edges are those of elsewhere.
+    """
     vae, z = _vae(groups), _uneven(1, 4, 40, 40)
-    local = VaeTiles(tile=128, attention_tokens=1)
+    local = VaeTiles(tile=128, attention_tokens=256)
     out, whole = decode_tiled(vae, z, local), vae.decode(z)
-    assert ((out - whole).norm() / whole.norm()).item() < 0.05
+    alone = torch.cat([vae.decode(row) for row in z.split(14, dim=-2)], dim=-2)
+    assert (out - whole).norm() < 0.7 * (alone - whole).norm()
     difference = (out - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))
     edges = [s.core_start * 8 - 1 for s in module._spans(40, 16, halo=0, ramp=0, multiple=1)[1:]]
     assert difference[edges].mean() < 2 * difference.mean()
@@ -131,6 +134,7 @@ def test_impossible_tiles_are_refused_by_name(options: dict) -> None:
         VaeTiles(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GOLDEN.is_file(), reason=f"no golden values at {GOLDEN}")
 @torch.no_grad()
 def test_released_tiles_are_wrong_and_ours_are_the_whole() -> None:

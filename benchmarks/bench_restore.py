@@ -1,0 +1,179 @@
+"""Restoring: what the sampler costs beyond the networks, and seconds an image by size and part.
+
+    python benchmarks/bench_restore.py                       tiny scale, on the CPU
+    python benchmarks/bench_restore.py full                  SDXL's size, random weights, on a GPU
+
+The tiny networks are the demo's with an untrained adaptor. Overhead: a whole `restore_latent`
+against the same network calls made bare, on the same inputs, in turn; CPU time of the process, so
+that a busy machine matters less. Ratio: seconds an image against the bare calls.
+"""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from src.checkpoints import load_parts
+from src.diffusion import Denoiser, RestoreSettings, restore_latent
+from src.diffusion.restoration import image_noise
+from src.inference import Restorer
+from src.networks import ControlledUNet, RobustEncoder
+from src.networks.build import build_network
+
+ROOT = Path(__file__).parents[1]
+STEPS = 50
+RUNS = 7
+
+
+def networks(scale: str, *overrides: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Build the networks of a scale with random weights."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=zerosft", f"scale={scale}", *overrides])
+
+    def build(name: str) -> Any:
+        return build_network(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # built at once in the dtype they run in
+    try:
+        parts = {n: build(n) for n in ("unet", "control", "connector", "vae", "conditioner")}
+    finally:
+        torch.set_default_dtype(default)
+    return parts
+
+
+def assemble(parts: dict[str, Any], **options: Any) -> Restorer:
+    """Make a restorer of built networks."""
+    network = ControlledUNet(parts["unet"], parts["control"], parts["connector"])
+    vae = parts["vae"]
+    return Restorer(
+        network, Denoiser(), parts["conditioner"], vae, RobustEncoder(vae), **options
+    )
+
+
+def tiny_restorer() -> Restorer:
+    """Return the demo's networks with an untrained adaptor, on the CPU."""
+    parts = networks("tiny")
+    base = {
+        "unet": parts["unet"],
+        "vae": parts["vae"],
+        "clip_l": parts["conditioner"].clip_l,
+        "clip_g": parts["conditioner"].clip_g,
+    }
+    load_parts(ROOT / "data/demo/prior.safetensors", base, dtype=torch.float32)
+    parts["control"].initialise_from(parts["unet"])
+    restorer = assemble(parts, size_condition=(128, 128))
+    for part in (restorer.network, restorer.vae, restorer.robust_encoder):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return restorer
+
+
+def cpu_time(function: Callable[[], Any]) -> float:
+    """Return the CPU seconds of one call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def overhead(restorer: Restorer, side: int, steps: int) -> tuple[float, float]:
+    """Return medians of CPU seconds: the sampling path, and the network calls that it makes."""
+    device = restorer.device
+    latent = side // restorer.latent_factor
+    channels = restorer.vae.post_quant_conv.in_channels
+    z_lq = torch.randn(1, channels, latent, latent, device=device)
+    _, cond, uncond = restorer.prompts("a photo", restorer.options, (side, side), device)
+    settings = RestoreSettings(num_steps=steps, cfg_scale=4.0, tau=4.0)
+    calls: list[tuple] = []
+
+    def remember(*inputs: Any) -> Tensor:
+        calls.append(inputs)
+        return restorer.network(*inputs)
+
+    def sample(network: Any) -> Tensor:
+        return restore_latent(
+            network, Denoiser(), cond, uncond, z_lq,
+            z_center=z_lq, settings=settings, randn=image_noise([0]),
+        )  # fmt: skip
+
+    def bare() -> None:
+        with torch.no_grad():
+            for inputs in calls:
+                restorer.network(*inputs)
+
+    sample(remember)
+    ours, theirs = [], []
+    for _ in range(RUNS):
+        ours.append(cpu_time(lambda: sample(restorer.network)))
+        theirs.append(cpu_time(bare))
+    return statistics.median(ours), statistics.median(theirs)
+
+
+def tiny() -> None:
+    """Print the tables of tiny scale."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    restorer = tiny_restorer()
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, 1 thread")
+    print(f"\n{STEPS} steps; medians of {RUNS}, CPU seconds")
+    print("| image | sampling path | bare network calls | overhead |\n|---|---|---|---|")
+    for side, steps in ((64, STEPS), (128, STEPS), (256, 20)):
+        ours, theirs = overhead(restorer, side, steps)
+        note = "" if steps == STEPS else f" ({steps} steps)"
+        print(f"| {side}{note} | {ours:.3f} | {theirs:.3f} | {100 * (ours / theirs - 1):+.1f} % |")
+    print("\n20 steps, guidance, clean centre; wall seconds an image, and each part's share")
+    parts = ("encode", "decode", "text", "sample", "finish")
+    print("| image | seconds | " + " | ".join(parts) + " |\n|---|---|" + "---|" * len(parts))
+    settings = RestoreSettings(num_steps=20, cfg_scale=4.0, tau=4.0)
+    for side in (64, 128, 256, 512):
+        image = torch.rand(3, side, side)
+        restorer(image, settings=settings)
+        runs = [restorer(image, settings=settings).seconds for _ in range(3)]
+        run = sorted(runs, key=lambda r: sum(r.values()))[1]
+        total = sum(run.values())
+        shares = " | ".join(f"{100 * run.get(part, 0.0) / total:.0f} %" for part in parts)
+        print(f"| {side} | {total:.2f} | {shares} |")
+
+
+def full() -> None:
+    """Print seconds of 1024x1024 at SDXL's size, random weights, bfloat16, on a GPU."""
+    if not torch.cuda.is_available():
+        sys.exit("full needs a GPU")
+    device = torch.device("cuda")
+    with device:
+        parts = networks("sdxl", "weights.sdxl=none", "data.root=none", "data.heldout=none",
+                         "control=full", "connector=zerosft_released",
+                         dtype=torch.bfloat16)  # fmt: skip
+    restorer = assemble(parts, device=device, dtype=torch.bfloat16, size_condition=(1024, 1024))
+    for part in (restorer.network, restorer.vae, restorer.robust_encoder):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, bfloat16, random weights")
+    image = torch.rand(3, 1024, 1024)
+    for settings in (
+        RestoreSettings(num_steps=50, cfg_scale=4.0, cfg_scale_start=1.0),
+        RestoreSettings(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0),
+    ):
+        for _ in range(2):
+            restorer(image, settings=settings)
+        torch.cuda.reset_peak_memory_stats()
+        times = []
+        for _ in range(5):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            result = restorer(image, settings=settings)
+            torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{settings.num_steps} steps: median {statistics.median(times):.2f} s, "
+              f"peak {peak:.1f} GiB, {dict(result.seconds)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    full() if sys.argv[1:] == ["full"] else tiny()

@@ -1,0 +1,295 @@
+"""The restore command over folders: every mode, every bad file, records, resume, limits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src import restore as restore_module
+from src.inference.folder import printable
+from src.inference.photo import read_photo
+from src.restore import restore
+from tests.integration import hostile
+from tests.integration.conftest import Compose
+from tests.test_configs import ROOT
+
+
+@pytest.fixture
+def run(composed_in: Compose, stage_2: Path, tmp_path: Path):
+    """Return a function that restores tmp_path/in into tmp_path/out."""
+
+    def call(*overrides: str, output: str = "out") -> list[str]:
+        return restore(
+            composed_in(
+                "restore",
+                f"input={tmp_path / 'in'}",
+                f"output={tmp_path / output}",
+                f"checkpoint={stage_2}",
+                "device=cpu",
+                *overrides,
+            )
+        )
+
+    (tmp_path / "in").mkdir()
+    return call
+
+
+def _photo(path: Path, size: tuple[int, int] = (20, 28), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_good_files_of_every_mode_come_back_as_they_were(run, tmp_path: Path) -> None:
+    sizes = hostile.write_good(tmp_path / "in")
+    assert run() == []
+    out = tmp_path / "out"
+    records = {p.relative_to(out): json.loads(p.read_text()) for p in out.rglob("*.json")}
+    assert {record["input"]["name"] for record in records.values()} == set(sizes)
+    assert len({str(path).casefold() for path in records}) == len(sizes)  # on any disk
+    for path, record in records.items():
+        before = read_photo(tmp_path / "in" / record["input"]["name"])
+        after = read_photo(out / path.parent / record["outputs"][0]["name"])
+        assert after.rgb.shape[-2:] == sizes[record["input"]["name"]]
+        assert after.rgb.shape == before.rgb.shape
+        assert (after.bits, after.is_grey) == (before.bits, before.is_grey)
+        assert (after.alpha is None) == (before.alpha is None)
+        if before.alpha is not None and after.alpha is not None:
+            assert (before.alpha - after.alpha).abs().max() < 1e-6
+    assert not [name for name in _files(out) if name.endswith(".tmp")]
+
+
+def test_bad_files_are_one_line_each_and_the_good_ones_are_restored(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = hostile.write_bad(tmp_path / "in")
+    _photo(tmp_path / "in/good.png")
+    _photo(tmp_path / "in/sub/good.png")
+    before = {p for p in tmp_path.rglob("*") if tmp_path / "out" not in p.parents}
+    failed = run()
+    assert len(bad) >= 30 and len(failed) == len(bad)
+    for name in bad:
+        (line,) = [f for f in failed if f"/in/{printable(name)}: " in f]
+        assert "\n" not in line and len(line.partition(": ")[2]) > 5
+        assert "object at" not in line and "Traceback" not in line
+    assert _files(tmp_path / "out") == [
+        "good.png", "good.png.json", "sub/good.png", "sub/good.png.json",
+    ]  # fmt: skip
+    after = {p for p in tmp_path.rglob("*") if tmp_path / "out" not in p.parents}
+    assert after - before <= {tmp_path / "out"}
+
+
+def test_what_is_done_is_skipped_until_something_changed(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        _photo(tmp_path / f"in/{name}.png", seed=ord(name))
+    assert run() == []
+    restored: list[str] = []
+    real = restore_module.restore_file
+
+    def note(restorer, job, *args, **options):
+        restored.append(job.name)
+        return real(restorer, job, *args, **options)
+
+    monkeypatch.setattr(restore_module, "restore_file", note)
+
+    def again(*overrides: str) -> list[str]:
+        restored.clear()
+        assert run(*overrides) == []
+        return list(restored)
+
+    assert again() == []
+    (tmp_path / "out/a.png").write_bytes(b"damaged")
+    assert again() == ["a.png"]
+    (tmp_path / "out/b.png.json").write_text("{}")
+    assert again() == ["b.png"]
+    _photo(tmp_path / "in/b.png", seed=9)
+    assert again() == ["b.png"]
+    assert again("options.seed=1") == ["a.png", "b.png"]
+    assert again("options.seed=1") == []
+    assert again("options.seed=1", "overwrite=true") == ["a.png", "b.png"]
+
+
+def test_file_captions_that_changed_are_taken_up(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    for text in ("a cat", "a dog"):
+        (tmp_path / "in/a.txt").write_text(text)
+        assert run("captioner=file") == []
+        assert json.loads((tmp_path / "out/a.png.json").read_text())["caption"] == text
+
+
+def test_runs_of_the_same_inputs_give_the_same_bytes(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    for output in ("one", "two"):
+        assert run(output=output) == []
+    assert (tmp_path / "one/a.png").read_bytes() == (tmp_path / "two/a.png").read_bytes()
+
+
+def test_record_inside_and_beside_name_everything(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    assert run("options.num_samples=2", "options.scale=2") == []
+    beside = json.loads((tmp_path / "out/a.png.json").read_text())
+    assert [item["name"] for item in beside["outputs"]] == ["a.png", "a_2.png"]
+    for number, name in enumerate(("a.png", "a_2.png")):
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.size == (56, 40)
+            inside = json.loads(image.info["restoration"])
+        assert inside["sample"] == number
+        for key in ("options", "model", "versions", "prompt", "caption", "given_up", "is_exact"):
+            assert inside[key] == beside[key]
+    assert beside["options"]["seed"] == 0 and len(beside["model"]["sha256"]) == 64
+    assert beside["seconds"]["sample"] > 0
+
+
+@pytest.mark.parametrize("format, suffix", [("jpg", "jpg"), ("webp", "webp"), ("tiff", "tif")])
+def test_other_formats(run, tmp_path: Path, format: str, suffix: str) -> None:
+    _photo(tmp_path / "in/a.png")
+    assert run(f"options.format={format}") == []
+    assert read_photo(tmp_path / f"out/a.{suffix}").rgb.shape == (3, 20, 28)
+
+
+def test_strength_zero_gives_back_every_bit(run, tmp_path: Path) -> None:
+    hostile.write_good(tmp_path / "in")
+    assert run("options.strength=0") == []
+    before, after = (read_photo(tmp_path / d / "sixteen.png") for d in ("in", "out"))
+    assert after.bits == 16 and bool((before.rgb == after.rgb).all())
+
+
+def test_dry_run_writes_nothing_and_says_what_it_would(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    _photo(tmp_path / "in/a.png")
+    assert run("dry_run=true") == []
+    assert not (tmp_path / "out").exists()
+    assert "a.png: would be restored" in caplog.text
+
+
+def test_shares_of_several_processes_are_whole_and_apart(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        _photo(tmp_path / f"in/{number}.png", seed=number)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = []
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert run() == []
+        done.append([name for name in _files(tmp_path / "out") if name.endswith(".png")])
+    assert done == [["1.png"], ["0.png", "1.png", "2.png"]]
+
+
+def test_nothing_is_written_through_links_in_the_output(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/sub/a.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").symlink_to(tmp_path / "elsewhere")
+    (line,) = run()
+    assert "leads out of the output folder" in line and not _files(tmp_path / "elsewhere")
+
+
+def test_output_that_cannot_be_made_is_one_line_an_image(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/sub/a.png")
+    _photo(tmp_path / "in/b.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sub").write_bytes(b"in the way")
+    (line,) = run()
+    assert "sub/a.png: " in line and (tmp_path / "out/b.png").is_file()
+
+
+def test_full_disk_leaves_nothing_partial(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        _photo(tmp_path / f"in/{name}.png")
+    real, calls = os.fsync, []
+
+    def full(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr("src.inference.photo_writer.os.fsync", full)
+    (line,) = run()
+    assert line.endswith("a.png: No space left on device")
+    assert _files(tmp_path / "out") == ["b.png", "b.png.json"]
+
+
+def test_inputs_are_never_replaced(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    with pytest.raises(ValueError, match="input folder"):
+        run(output="in")
+    (tmp_path / "out").symlink_to(tmp_path / "in")
+    with pytest.raises(ValueError, match="input folder"):
+        run()
+
+
+def test_limits_are_kept_and_named(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png", (20, 28))
+    (line,) = run("max_pixels=500")
+    assert "28x20 pixels, limit 500" in line
+    (line,) = run("options.scale=4", "max_output_pixels=5000")
+    assert "112x80 pixels, limit 5000" in line
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [("options.strength=2", "strength"), ("+options.colour=1", "colour"), ("dtype=half", "dtype")],
+)
+def test_wrong_options_are_refused_by_name(
+    run, tmp_path: Path, override: str, message: str
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    with pytest.raises(ValueError, match=message):
+        run(override)
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on_and_an_interrupted_one_ends_well(
+    stage_2: Path, tmp_path: Path
+) -> None:
+    for number in range(6):
+        _photo(tmp_path / f"in/{number}.png", (64, 64), seed=number)
+    command = [
+        sys.executable, "-m", "src.restore", f"input={tmp_path / 'in'}",
+        f"output={tmp_path / 'out'}", f"checkpoint={stage_2}", "device=cpu",
+    ]  # fmt: skip
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        deadline = time.monotonic() + 120
+        have = len(list((tmp_path / "out").glob("*.json"))) if (tmp_path / "out").exists() else 0
+        while len(list((tmp_path / "out").glob("*.json"))) <= have and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    killed = start()
+    killed.kill()
+    killed.wait()
+    for path in (tmp_path / "out").glob("*.png"):
+        Image.open(path).load()  # whole, whenever it was killed
+    interrupted = start()
+    interrupted.send_signal(signal.SIGINT)
+    text, _ = interrupted.communicate(timeout=60)
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    if interrupted.returncode:  # it was faster than the signal otherwise
+        assert interrupted.returncode == 1 and "goes on with" in text
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    assert not list((tmp_path / "out").glob(".*.tmp"))
