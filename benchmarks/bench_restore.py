@@ -2,6 +2,7 @@
 
     python benchmarks/bench_restore.py                       tiny scale, on the CPU
     python benchmarks/bench_restore.py full                  SDXL's size, random weights, on a GPU
+    python benchmarks/bench_restore.py memory                SDXL's size: peak by mode, computed
 
 The tiny networks are the demo's with an untrained adaptor. Overhead: a whole `restore_latent`
 against the same network calls made bare, on the same inputs, in turn; CPU time of the process, so
@@ -25,11 +26,14 @@ from src.checkpoints import load_parts
 from src.diffusion import Denoiser, RestoreSettings, restore_latent
 from src.diffusion.restoration import image_noise
 from src.inference import Restorer
+from src.inference.memory import UNET_VALUES, VAE_VALUES
+from src.inference.quantization import linear_share
 from src.networks import ControlledUNet, RobustEncoder
 from src.networks.build import build_network
 
 ROOT = Path(__file__).parents[1]
 STEPS = 50
+SIDES = (1024, 2048, 4096, 8192)
 RUNS = 7
 
 
@@ -175,5 +179,44 @@ def full() -> None:
               f"peak {peak:.1f} GiB, {dict(result.seconds)}")  # fmt: skip
 
 
+def memory() -> None:
+    """Print peak GPU memory by mode and size: weights counted, activations by the estimate.
+
+    The estimate is the one that decides what fits (src/inference/memory.py).
+    """
+    with torch.device("meta"):
+        parts = networks("sdxl", "weights.sdxl=none", "data.root=none", "data.heldout=none",
+                         "control=full", "connector=zerosft_released")  # fmt: skip
+    count = {n: sum(p.numel() for p in m.parameters()) for n, m in parts.items()}
+    count["vae"] += sum(p.numel() for p in parts["vae"].encoder.parameters())  # the robust one
+    linear = linear_share(parts["unet"]) * count["unet"]
+    channels, ch = parts["unet"].model_channels, parts["vae"].decoder.conv_out.weight.shape[1]
+    modes = {  # bytes a weight, bytes a linear weight of the UNet, offload, tiles
+        "float32": (4, 4, False, False),
+        "bfloat16": (2, 2, False, False),
+        "bfloat16, tiles": (2, 2, False, True),
+        "bfloat16, tiles, int8": (2, 1, False, True),
+        "bfloat16, tiles, offload": (2, 2, True, True),
+        "bfloat16, tiles, int8, offload": (2, 1, True, True),
+    }
+    print("| mode | " + " | ".join(map(str, SIDES)) + " |\n|---" + "|---" * len(SIDES) + "|")
+    for name, (item, linear_item, offload, tiles) in modes.items():
+        nets = (count["unet"] + count["control"] + count["connector"]) * item
+        nets -= linear * (item - linear_item)
+        text, vae = count["conditioner"] * item, count["vae"] * item
+        row = []
+        for side in SIDES:
+            seen = min(side, 1024 + 2 * 104) if tiles else side  # a tile and its halo
+            at_vae = VAE_VALUES * ch * item * seen**2
+            latent = min(side, 1024) if tiles else side
+            at_nets = UNET_VALUES * channels * item * 2 * (latent // 8) ** 2
+            if offload:
+                peak = max(text, vae + at_vae, nets + at_nets)
+            else:
+                peak = text + vae + nets + max(at_vae, at_nets)
+            row.append(f"{peak / 2**30:.1f}")
+        print(f"| {name} | " + " | ".join(row) + " |")
+
+
 if __name__ == "__main__":
-    full() if sys.argv[1:] == ["full"] else tiny()
+    {"full": full, "memory": memory}.get(" ".join(sys.argv[1:]), tiny)()

@@ -33,12 +33,10 @@ from src.inference.folder import (
     restore_file,
 )
 from src.inference.photo import quieten_readers
+from src.inference.studio import FILE_ERRORS
 
 log = logging.getLogger(__name__)
 
-# What a bad file, a full disk, a captioner or a lack of memory may raise. RuntimeError is torch's
-# word for much else too: a folder of thousands is not given up for one image.
-FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

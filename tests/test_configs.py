@@ -19,7 +19,9 @@ COMMANDS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml") if path.s
 GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "scale", "module", "protocol", "metrics", "captioner")
+    if path.parent.name not in (
+        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset",
+    )  # fmt: skip
 )
 
 

@@ -7,7 +7,7 @@ scaled.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -96,15 +96,20 @@ def controlled_denoise(
         control: Strength of the control connectors.
         sequential: Evaluate the two halves one after the other: less memory, same result.
 
+    A network with a method `prepare(z_lq)` gets what that returns in place of `z_lq`, made once for
+    all steps where there are no windows, and not repeated for the two halves.
+
     Returns:
         A denoise function that, given windows, takes a batch of crops and crops `z_lq` alike.
     """
+    prepare: Callable[[Tensor], Any] | None = getattr(network, "prepare", None)
+    prepared: list[Any] = []
 
-    def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Tensor | None) -> Tensor:
+    def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Any) -> Tensor:
         copies, batch = len(conds), len(x)
         sigma = torch.full((copies * batch,), step.sigma_hat, device=x.device)
         both = _concatenate([_repeat(c, batch) for c in conds])
-        z_both = None if z is None else _tile_batch(z, copies)
+        z_both = z if z is None or prepare is not None else _tile_batch(z, copies)
         return denoiser(
             network, _tile_batch(x, copies), sigma, both, z_both, strength(control, step.sigma)
         )
@@ -113,6 +118,10 @@ def controlled_denoise(
         z = z_lq
         if z is not None and windows is not None:
             z = torch.cat([window.crop(z) for window in windows])
+        if z is not None and prepare is not None:
+            if windows is None:
+                prepared[:] = prepared or [prepare(z)]
+            z = prepare(z) if windows is not None else prepared[0]
         cfg_scale = strength(cfg, step.sigma_hat)
         if abs(cfg_scale - 1) < UNGUIDED:
             return estimate(x, step, [cond], z)

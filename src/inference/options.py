@@ -10,6 +10,7 @@ from src.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptMode
 FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
 MAX_SAMPLES = 64
+MAX_ENLARGED = 16  # times `min_size`: where the longer side ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +110,18 @@ class RestoreOptions:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (h, w) that an input of that size is restored at, before padding."""
+        """Return the (h, w) that an input of that size is restored at, before padding.
+
+        `min_size` enlarges no image beyond 16 times itself along the longer side.
+        """
         size = self.output_size(height, width)
         least = self.min_size
         if least == "native":
             least = min(self.size_condition or (0, 0))
         if min(size) >= least:
             return size
-        scale = least / min(size)
-        return max(least, round(size[0] * scale)), max(least, round(size[1] * scale))
+        scale = max(1.0, min(least / min(size), MAX_ENLARGED * least / max(size)))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def described(self) -> dict[str, Any]:
         """Return the options as plain values, for metadata and records."""

@@ -4,7 +4,7 @@ Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`
 """
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,28 @@ from src.networks.unet import Trunk, UNet
 log = logging.getLogger(__name__)
 
 
+class Hint(NamedTuple):
+    """What the adaptor makes of the LQ latent, the same at every step: (B, C, h, w)."""
+
+    features: Tensor
+
+
 class ControlAdaptor(Trunk):
     """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
     LQ latent.
 
     The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
     Which it is, is `transformer_depth`.
+
+    Args:
+        sees_text: As released. Without, it is told nothing of caption and sizes, so that its
+            features are the same for both halves of classifier-free guidance, and made once.
+        trunk: See `Trunk`.
     """
 
-    def __init__(self, **trunk: Any) -> None:
+    def __init__(self, *, sees_text: bool = True, **trunk: Any) -> None:
         super().__init__(**trunk)
+        self.sees_text = sees_text
         hint = nn.Conv2d(trunk["in_channels"], self.model_channels, 3, padding=1)
         self.input_hint_block = nn.ModuleList([zero_init(hint)])
 
@@ -45,18 +57,29 @@ class ControlAdaptor(Trunk):
         log.info("control adaptor: %d of %d tensors copied from the UNet", len(shared), len(own))
         return len(shared)
 
-    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor) -> list[Tensor]:
+    def hint(self, z_lq: Tensor) -> Hint:
+        """Apply what does not depend on the step to z_lq (B, C, h, w)."""
+        conv = self.input_hint_block[0]
+        return Hint(conv(z_lq.to(conv.weight.dtype)))
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor | Hint
+    ) -> list[Tensor]:
         """Return the control features, in encoder order, the middle block's last.
 
         Args:
             x: (B, C, h, w) noisy latent, scaled by c_in.
             t: (B,) noise index.
             cond: Text and size conditioning.
-            z_lq: (B, C, h, w) latent of the degraded image.
+            z_lq: (B, C, h, w) latent of the degraded image, or its hint.
         """
+        hint = z_lq if isinstance(z_lq, Hint) else self.hint(z_lq)
+        if not self.sees_text:
+            vector = torch.zeros_like(cond.vector[:1]).expand(len(x), -1)
+            context = torch.zeros_like(cond.context[:1, :1]).expand(len(x), -1, -1)
+            cond = Conditioning(context, vector)
         emb = self.embed(t, cond.vector)
-        hint = self.input_hint_block[0](z_lq.to(emb.dtype))
-        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint)
+        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint.features)
         return [*features, middle]
 
 
@@ -81,8 +104,17 @@ class ControlledUNet(nn.Module):
         """What the sides of a latent must be a multiple of."""
         return self.unet.downsampling
 
+    def prepare(self, z_lq: Tensor) -> Hint:
+        """Do what does not depend on the step; the result can be passed as z_lq to every call."""
+        return self.control.hint(z_lq)
+
     def forward(
-        self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor, control_scale: float = 1.0
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        z_lq: Tensor | Hint,
+        control_scale: float = 1.0,
     ) -> Tensor:
         """Predict from noisy latents x (B, C, h, w), steered by z_lq (B, C, h, w).
 
@@ -90,10 +122,20 @@ class ControlledUNet(nn.Module):
             x: Noisy latent, scaled by c_in.
             t: (B,) noise index.
             cond: Text and size conditioning.
-            z_lq: Latent of the degraded image.
+            z_lq: Latent of the degraded image, or what `prepare` made of it. It may have B / k
+                rows: then x and t are k copies in a row, as for the two halves of guidance.
             control_scale: 0 for the UNet alone, 1 for full control.
         """
-        features = self.control(x, t, cond, z_lq)
+        hint = z_lq if isinstance(z_lq, Hint) else self.control.hint(z_lq)
+        rows = len(hint.features)
+        if rows == len(x):
+            features = self.control(x, t, cond, hint)
+        elif self.control.sees_text:
+            features = self.control(x, t, cond, Hint(_repeated(hint.features, len(x))))
+        else:
+            features = [
+                _repeated(c, len(x)) for c in self.control(x[:rows], t[:rows], cond, hint)
+            ]
         with (
             torch.no_grad()
         ):  # control enters after the middle block: the frozen encoder needs no graph
@@ -103,3 +145,7 @@ class ControlledUNet(nn.Module):
         return self.unet.decode(
             h, skips, emb, context, self.connector.bind(features, control_scale)
         ).float()
+
+
+def _repeated(features: Tensor, rows: int) -> Tensor:
+    return features.repeat(rows // len(features), 1, 1, 1)

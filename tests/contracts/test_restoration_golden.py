@@ -1,16 +1,21 @@
 """Whole restorations by toy networks against the released SUPIR, from degraded image to colour fix.
 
-Weights are read under their official names; tolerance is 1e-5 relative, in float32.
+Weights come through the public loader from files in the official layout. Tolerance is 1e-5
+relative, in float32.
 """
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
+from src.checkpoints import load_parts
 from src.diffusion import Denoiser, RestoreSettings, restore_latent
+from src.images import resize, to_signed
+from src.inference import RestoreOptions
 from src.inference.color_fix import COLOR_FIXES
 from src.networks import (
     AutoencoderKL,
@@ -21,6 +26,7 @@ from src.networks import (
     UNet,
 )
 from src.networks.connectors import ZeroSFTConnector
+from tests.test_configs import CONF
 
 FOLDER = Path(__file__).parents[3] / "shared" / "fixtures" / "supir"
 
@@ -34,27 +40,23 @@ TRUNK = WIDTHS | dict(in_channels=4, transformer_depth=[0, 1, 2], context_dim=64
 
 @pytest.fixture(scope="module")
 def parts() -> tuple[ControlledUNet, AutoencoderKL, RobustEncoder]:
-    sdxl, supir = (load_file(FOLDER / f"{name}_tiny.safetensors") for name in ("sdxl", "supir"))
-
-    def below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-        return {
-            k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)
-        }
-
     unet, control = UNet(out_channels=4, **TRUNK), ControlAdaptor(**TRUNK)
     connector = ZeroSFTConnector(cross_attention=True, **WIDTHS)
     vae = AutoencoderKL(
         ch=32, ch_mult=[1, 2, 4, 4], num_res_blocks=2, z_channels=4, scale_factor=0.13025
     )
-    unet.load_state_dict(below(sdxl, "model.diffusion_model."))
-    connector.load_state_dict(below(supir, "model.diffusion_model."))
-    trunk = below(supir, "model.control_model.")
-    trunk.pop("mask_LQ")  # a dead tensor of the released file
-    control.load_state_dict(trunk)
-    vae.load_state_dict(below(sdxl, "first_stage_model."))
+    load_parts(FOLDER / "sdxl_tiny.safetensors", {"unet": unet, "vae": vae}, dtype=torch.float32)
     robust_encoder = RobustEncoder(vae)
-    robust_encoder.encoder.load_state_dict(below(supir, "first_stage_model.denoise_encoder."))
+    trained = {"control": control, "connector": connector, "robust_encoder": robust_encoder}
+    load_parts(FOLDER / "supir_tiny.safetensors", trained, dtype=torch.float32)
     return ControlledUNet(unet, control, connector).eval(), vae.eval(), robust_encoder.eval()
+
+
+def released() -> RestoreSettings:
+    """Return the sampler of preset `released`; each run of the file changes some of its numbers."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("restore", overrides=["preset=released", "input=x", "output=y"])
+    return instantiate(cfg.sampler, _convert_="all")
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -64,7 +66,8 @@ def test_whole_restoration_matches(parts, index: int) -> None:
     run = torch.load(FOLDER / "golden.pt", weights_only=True)["pipeline"][index]
     options = run["kw"]
     lq = run["x"].repeat(options.get("num_samples", 1), 1, 1, 1)
-    settings = RestoreSettings(
+    settings = dataclasses.replace(
+        released(),
         num_steps=options["num_steps"],
         cfg_scale=options["cfg_scale"],
         cfg_scale_start=options.get("cfg_scale_start") if options.get("use_linear_CFG") else None,
@@ -72,7 +75,6 @@ def test_whole_restoration_matches(parts, index: int) -> None:
         tau=options["restoration_scale"] if options["restoration_scale"] > 0 else None,
         s_churn=options["s_churn"],
         s_noise=options.get("s_noise", 1.003),
-        churn_beyond_table=True,
     )
     cond, uncond = (
         Conditioning(*(field.expand(len(lq), *field.shape) for field in run[key]))
@@ -95,3 +97,27 @@ def test_whole_restoration_matches(parts, index: int) -> None:
     )
     out = COLOR_FIXES[options["color_fix_type"].lower()](vae.decode(z), cleaned)
     assert ((out - run["out"]).norm() / run["out"].norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_preprocessing_resamples_alike_and_keeps_the_aspect_that_the_released_changes(
+    index: int,
+) -> None:
+    """The released code scales each side to a multiple of 64 on its own; ours pads instead.
+
+    The resampling is the same bicubic, but Pillow rounds to 8 bits and clamps after each of two
+    passes: a level in the mean, more where an edge overshoots.
+    """
+    golden = torch.load(FOLDER / "golden.pt", weights_only=True)["preproc"]
+    case, image = golden["cases"][index], golden["img"].permute(2, 0, 1)
+    upscale, min_size, fixed = case["args"]
+    released_size = tuple(case["x"].shape[-2:])
+    ours = to_signed(resize(image.float() / 255, released_size).clamp(0, 1))
+    assert (ours - case["x"]).abs().mean() <= 2 / 255
+    height, width = image.shape[-2:]
+    if fixed is None:
+        options = RestoreOptions(scale=upscale, min_size=min_size)
+        assert options.output_size(height, width) == tuple(case["h0w0"])
+        size = options.working_size(height, width)
+        assert size[0] / size[1] == pytest.approx(height / width, rel=0.005)
+    assert abs(released_size[0] / released_size[1] - height / width) > 0.02 * height / width

@@ -162,3 +162,30 @@ def test_restoration_guidance_stops_when_the_next_sigma_is_small() -> None:
 def test_restoration_guidance_refuses_impossible_values(options: dict) -> None:
     with pytest.raises(ValueError):
         restoration_guidance(lambda x, s: x, X, **options)
+
+
+def test_network_that_prepares_is_asked_once_untiled_and_gets_one_copy() -> None:
+    class Network:
+        def __init__(self) -> None:
+            self.prepared: list[Tensor] = []
+
+        def prepare(self, z_lq: Tensor) -> Tensor:
+            self.prepared.append(z_lq)
+            return 2 * z_lq
+
+    network, seen = Network(), []
+
+    def denoiser(network, x, sigma, cond, z_lq, control_scale=1.0) -> Tensor:
+        seen.append((len(x), z_lq))
+        return x
+
+    z_lq = torch.randn(1, 4, 8, 8)
+    pair = (torch.zeros(1, 5),), (torch.ones(1, 5),)
+    denoise = controlled_denoise(denoiser, network, *pair, z_lq, cfg=2.0)  # type: ignore[arg-type]
+    for index in range(3):
+        denoise(torch.randn(1, 4, 8, 8), Step(index, 1.0, 1.0, 0.5))
+    assert len(network.prepared) == 1
+    assert all(rows == 2 and torch.equal(z, 2 * z_lq) for rows, z in seen)
+    windows = [Window(0, 4, 0, 8), Window(4, 8, 0, 8)]
+    denoise(torch.randn(2, 4, 4, 8), Step(0, 1.0, 1.0, 0.5), windows)
+    assert torch.equal(network.prepared[1], torch.cat([z_lq[..., :4, :], z_lq[..., 4:, :]]))

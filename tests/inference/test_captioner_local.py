@@ -1,62 +1,74 @@
-"""The captioner with a real, tiny LLaVA of random weights, built and saved offline."""
+"""Captioners with a tiny LLaVA, built and fitted offline: in this process and behind a server."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from src.inference.caption_cache import CachedCaptioner
 from src.inference.captioner import QUESTION
 from src.inference.captioner_local import LocalCaptioner
+from src.inference.captioner_server import ServerCaptioner
+from tests.inference.served_model import ServedModel
+from tests.inference.tiny_llava import CAPTIONS, write_fitted_llava
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 pytestmark = pytest.mark.slow
-
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "a", "red", "blue"]
-TEMPLATE = (
-    "{% for m in messages %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}"
-    "{% endfor %}ASSISTANT:"
-)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llava")
-    words = WORDS + QUESTION.split()
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
-    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    size = {"height": 32, "width": 32}
-    processor = transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size),
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-    processor.save_pretrained(folder)
-    common = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(image_size=32, patch_size=8, **common),
-        text_config=transformers.LlamaConfig(
-            vocab_size=len(vocabulary), bos_token_id=1, eos_token_id=2, pad_token_id=0, **common
-        ),
-        image_token_index=vocabulary["<image>"],
-    )
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    write_fitted_llava(folder)
     return str(folder)
+
+
+def _flat(colour: tuple[int, int, int]) -> torch.Tensor:
+    return (torch.tensor(colour) / 255)[:, None, None].expand(3, 40, 60)
+
+
+@pytest.mark.parametrize("colour", CAPTIONS)
+def test_local_model_says_what_it_sees(model: str, colour: tuple[int, int, int]) -> None:
+    assert LocalCaptioner(model, max_tokens=8)(_flat(colour)) == CAPTIONS[colour]
+
+
+@pytest.fixture
+def served(model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedModel]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    server = ServedModel(LocalCaptioner(model, max_tokens=8))
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("colour", CAPTIONS)
+def test_the_same_model_behind_a_server_says_the_same(
+    served: ServedModel, colour: tuple[int, int, int]
+) -> None:
+    """Through the wire: chat completion, image as a data URL, JPEG at quality 95."""
+    assert ServerCaptioner(served.url, "tiny")(_flat(colour)) == CAPTIONS[colour]
+
+
+def test_captions_are_asked_once_by_image_model_and_question(
+    served: ServedModel, tmp_path: Path
+) -> None:
+    red, blue = (_flat(colour) for colour in list(CAPTIONS)[:2])
+    for _ in range(2):
+        captioner = CachedCaptioner(ServerCaptioner(served.url, "tiny"), tmp_path / "cache")
+        assert captioner(red) == "a red chair" and captioner(blue) == "water at night"
+    assert served.asked == 2
+    CachedCaptioner(ServerCaptioner(served.url, "other"), tmp_path / "cache")(red)
+    CachedCaptioner(
+        ServerCaptioner(served.url, "tiny", question="What is it?"), tmp_path / "cache"
+    )(red)
+    assert served.asked == 4
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"{")  # damaged: asked again
+    captioner(red)
+    assert served.asked == 5
 
 
 def test_local_model_answers_the_same_words_each_time_and_none_of_the_prompt(model: str) -> None:
@@ -77,7 +89,7 @@ def test_image_and_question_reach_the_model(model: str) -> None:
     captioner(torch.ones(3, 40, 60))
     assert seen[0]["pixel_values"].mean() < 0 < seen[1]["pixel_values"].mean()
     words = captioner.processor.batch_decode(seen[0]["input_ids"])[0]
-    assert words.count("<image>") == 16  # one a patch: 32 pixels in patches of 8
+    assert words.count("<image>") == 4  # one a patch: 32 pixels in patches of 16
     assert QUESTION in words
 
 

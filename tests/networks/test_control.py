@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 
 from src.networks import Conditioning, ControlAdaptor, ControlledUNet, UNet
 from src.networks.build import build_network
-from tests.conftest import TRUNK, controlled
+from tests.conftest import TRUNK, controlled, randomise
 from tests.test_configs import CONF, plain
 
 
@@ -52,3 +52,39 @@ def test_full_size_adaptors_have_the_known_sizes(depth: str, parameters: int) ->
     with torch.device("meta"):
         control = build_network(plain(cfg, "control"))
     assert sum(p.numel() for p in control.parameters()) == parameters
+
+
+def _guided_inputs() -> tuple:
+    """Two halves of guidance over a batch of two: x and t repeated, conditions of their own."""
+    x, z_lq = torch.randn(2, 4, 8, 12), torch.randn(2, 4, 8, 12)
+    cond = Conditioning(torch.randn(4, 77, 32), torch.randn(4, 40))
+    t = torch.tensor([10, 700])
+    return torch.cat([x, x]), torch.cat([t, t]), cond, z_lq
+
+
+@pytest.mark.parametrize("sees_text", [True, False])
+@torch.no_grad()
+def test_hint_made_once_and_not_repeated_changes_nothing(unet: UNet, sees_text: bool) -> None:
+    network = randomise(controlled(unet))
+    network.control.sees_text = sees_text
+    x, t, cond, z_lq = _guided_inputs()
+    plain = network(x, t, cond, torch.cat([z_lq, z_lq]))
+    prepared = network(x, t, cond, network.prepare(z_lq))
+    torch.testing.assert_close(prepared, plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_adaptor_that_sees_no_text_is_made_once_for_both_halves(unet: UNet) -> None:
+    network = randomise(controlled(unet))
+    network.control.sees_text = False
+    x, t, cond, z_lq = _guided_inputs()
+    rows: list[int] = []
+    network.control.time_embed.register_forward_hook(lambda m, i, o: rows.append(len(o)))
+    network(x, t, cond, network.prepare(z_lq))
+    assert rows == [2]
+    both = torch.cat([z_lq, z_lq])
+    one, other = (
+        network.control(x, t, Conditioning(*(field * s for field in cond)), both)
+        for s in (1.0, -3.0)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

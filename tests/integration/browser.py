@@ -1,0 +1,85 @@
+"""Drives a headless Chromium over its debugging pipe: enough to click through a page."""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(
+    (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None
+)
+
+
+class Browser:
+    """One tab. Commands are answered in order; events are passed over."""
+
+    def __init__(self, profile: Path, width: int = 1280, height: int = 1400) -> None:
+        assert CHROMIUM is not None
+        theirs_in, self.to = os.pipe()
+        self.back, theirs_out = os.pipe()
+
+        def connect() -> None:  # the browser reads from descriptor 3 and writes to 4
+            os.dup2(theirs_in, 103)
+            os.dup2(theirs_out, 104)
+            os.dup2(103, 3)
+            os.dup2(104, 4)
+
+        self.process = subprocess.Popen(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+             "--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-proxy-server",
+             f"--window-size={width},{height}", "about:blank"],
+            preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.buffer, self.numbers, self.session = b"", itertools.count(1), None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.to)
+        os.close(self.back)
+
+    def call(self, method: str, **params: Any) -> Any:
+        number = next(self.numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self.buffer:
+                self.buffer += os.read(self.back, 1 << 16)
+            line, _, self.buffer = self.buffer.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == number:
+                assert "error" not in answer, answer["error"]
+                return answer["result"]
+
+    def evaluate(self, script: str) -> Any:
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait_for(self, script: str, seconds: float = 60) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < deadline, f"never true: {script}"
+            time.sleep(0.1)
+        return value
+
+    def upload(self, selector: str, path: Path) -> None:
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def screenshot(self, path: Path) -> None:
+        data = self.call("Page.captureScreenshot", format="png")["data"]
+        path.write_bytes(base64.b64decode(data))
