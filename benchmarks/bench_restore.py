@@ -207,7 +207,8 @@ def memory() -> None:
         row = []
         for side in SIDES:
             seen = min(side, 1024 + 2 * 104) if tiles else side  # a tile and its halo
-            at_vae = VAE_VALUES * ch * item * seen**2
+            middle = parts["vae"].decoder.conv_in.out_channels * (side // 8) ** 2  # runs whole
+            at_vae = VAE_VALUES * item * max(ch * seen**2, middle)
             latent = min(side, 1024) if tiles else side
             at_nets = UNET_VALUES * channels * item * 2 * (latent // 8) ** 2
             if offload:

@@ -15,6 +15,7 @@ Seams: the mean absolute difference of neighbouring pixels across the borders of
 autoencoder's and the sampler's) against that at all other borders of latent pixels.
 """
 
+import dataclasses
 import json
 import platform
 import resource
@@ -99,12 +100,14 @@ def measure(side: int, steps: int, cfg: float) -> dict:
     torch.set_num_threads(2)
     restorer = tiny_restorer()
     settings = RestoreSettings(num_steps=steps, cfg_scale=cfg, s_churn=0, tile=TILE)
-    options = dict(settings=settings, vae_tile=VAE_TILE, attention_tokens=WINDOW**2)
-    restorer(picture(256), **options)  # warms up
+    options = dataclasses.replace(
+        restorer.options, settings=settings, vae_tile=VAE_TILE, attention_tokens=WINDOW**2
+    )
+    restorer(picture(256), options=options)  # warms up
     image = picture(side)
     cpu = time.process_time()
     with Peak() as peak:
-        result = restorer(image, **options)
+        result = restorer(image, options=options)
     cpu = time.process_time() - cpu
     latent = (side // restorer.vae.downsampling) ** 2 * 4 * restorer.vae.post_quant_conv.in_channels
     own = 3 * image.numel() * 4 + 8 * latent

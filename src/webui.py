@@ -19,8 +19,9 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from src.cli import command
+from src.data.demo import photo_folder
 from src.evaluate import find_checkpoint
-from src.images import list_images
+from src.images import read_image, resize_short_side, write_image
 from src.inference import RestoreOptions
 from src.inference.folder import printable
 from src.inference.photo import quieten_readers
@@ -42,6 +43,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 log = logging.getLogger(__name__)
 
+EXAMPLES = ("coffee.png", "chelsea.png", "rocket.jpg")
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")
 OWN = "as the checkpoint says"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -183,7 +185,7 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
             restore_many, [files, preset, *dials], [packed, report], api_name="batch", **shared
         )
         for button in (cancel, cancel_many):
-            button.click(stop, queue=False, api_name=False)
+            button.click(stop, queue=False, api_visibility="private")
     return page
 
 
@@ -233,6 +235,16 @@ def build_studio(cfg: DictConfig, folder: Path) -> Studio:
     )
 
 
+def write_examples(folder: Path) -> list[str]:
+    """Write small JPEGs of photographs that scikit-image ships, as something to try."""
+    paths = []
+    for name in EXAMPLES:
+        photo = resize_short_side(read_image(photo_folder() / name), 160)
+        paths.append(folder / f"{Path(name).stem}.jpg")
+        write_image(paths[-1], photo, quality=30)
+    return [str(path) for path in paths]
+
+
 def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
     """Start the page; returns it. Options go to Gradio's launch.
 
@@ -249,8 +261,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
         raise ValueError(f"host={cfg.host} can be reached by others: set {PASSWORD} first")
     quieten_readers()
     studio = build_studio(cfg, folder)
-    photos = Path(__file__).parents[1] / "docs" / "examples"
-    page = build_page(studio, [str(p) for p in list_images(photos)] if photos.is_dir() else [])
+    page = build_page(studio, write_examples(folder))
     page.queue(max_size=cfg.queue, default_concurrency_limit=1)
     page.launch(
         server_name=cfg.host,

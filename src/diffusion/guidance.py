@@ -104,14 +104,22 @@ def controlled_denoise(
     """
     prepare: Callable[[Tensor], Any] | None = getattr(network, "prepare", None)
     prepared: list[Any] = []
+    joined: dict[tuple, Any] = {}  # the same at every step
 
     def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Any) -> Tensor:
         copies, batch = len(conds), len(x)
         sigma = torch.full((copies * batch,), step.sigma_hat, device=x.device)
-        both = _concatenate([_repeat(c, batch) for c in conds])
+        key = (tuple(map(id, conds)), batch)
+        if key not in joined:
+            joined[key] = _concatenate([_repeat(c, batch) for c in conds])
         z_both = z if z is None or prepare is not None else _tile_batch(z, copies)
         return denoiser(
-            network, _tile_batch(x, copies), sigma, both, z_both, strength(control, step.sigma)
+            network,
+            _tile_batch(x, copies),
+            sigma,
+            joined[key],
+            z_both,
+            strength(control, step.sigma),
         )
 
     def denoise(x: Tensor, step: Step, windows: Sequence[Window] | None = None) -> Tensor:

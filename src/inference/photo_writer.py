@@ -131,7 +131,7 @@ def _deep_png(pixels: np.ndarray, exif: bytes, text: str) -> bytes:
     """Return a 16-bit PNG: imagecodecs writes the pixels, and no text or profile, so we do."""
     import imagecodecs
 
-    content = imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    content = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     end = 8 + 25  # signature and IHDR
     chunks = _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
     if pixels.shape[-1] >= 3:

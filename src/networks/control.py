@@ -59,8 +59,8 @@ class ControlAdaptor(Trunk):
 
     def hint(self, z_lq: Tensor) -> Hint:
         """Apply what does not depend on the step to z_lq (B, C, h, w)."""
-        conv = self.input_hint_block[0]
-        return Hint(conv(z_lq.to(conv.weight.dtype)))
+        dtype = next(self.input_hint_block.parameters()).dtype
+        return Hint(self.input_hint_block[0](z_lq.to(dtype)))
 
     def forward(
         self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor | Hint
