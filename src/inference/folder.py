@@ -6,6 +6,7 @@ and everything that made them, with hashes. An image is done when its record fit
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -199,7 +200,7 @@ def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, 
     return {
         "caption": result.caption,
         "prompt": result.prompt,
-        "options": result.options.described(),
+        "options": _finite(result.options.described()),
         "given_up": [rung.name for rung in result.given_up],
         "is_exact": result.is_exact,
         "model": dict(model),
@@ -230,6 +231,13 @@ def printable(path: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path)
     )
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinity, which JSON does not know, by null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if value == math.inf else value
 
 
 def _hashed(name: Path) -> str:

@@ -152,18 +152,6 @@ class Restorer:
         with self._at_work(self.options, self.vae):
             return to_unit(self.vae.decode(denoised.to(self.device)))[0].cpu()
 
-    def plan(self, height: int, width: int, options: RestoreOptions | None = None) -> dict:
-        """Return what would be done to an image of that size, without doing it."""
-        options = options or self.options
-        options, given_up = self._fit(options, options.working_size(height, width))
-        return {
-            "output": options.output_size(height, width),
-            "working": options.working_size(height, width),
-            "tile": options.settings.tile,
-            "vae_tile": options.vae_tile,
-            "given_up": [rung.name for rung in given_up],
-        }
-
     @torch.no_grad()
     def __call__(
         self,

@@ -293,3 +293,15 @@ def test_a_killed_command_goes_on_and_an_interrupted_one_ends_well(
         assert interrupted.returncode == 1 and "goes on with" in text
     assert len(list((tmp_path / "out").glob("*.png"))) == 6
     assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+def test_records_are_strict_json(run, tmp_path: Path) -> None:
+    """Infinity, the default of s_tmax, is no JSON."""
+    _photo(tmp_path / "in/a.png")
+    assert run() == []
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    record = json.loads((tmp_path / "out/a.png.json").read_text(), parse_constant=refuse)
+    assert record["options"]["settings"]["s_tmax"] is None
