@@ -3,18 +3,16 @@
 import base64
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 from PIL import Image
 
 from src.inference.captioner_server import CaptionError, ServerCaptioner, data_url
+from tests.inference.loopback import Answer, Loopback
 
 IMAGE = torch.full((3, 40, 60), 0.25)
-Answer = tuple[int, dict[str, str], bytes]
 
 
 def _completion(text: object) -> Answer:
@@ -22,33 +20,17 @@ def _completion(text: object) -> Answer:
     return 200, {}, json.dumps(content).encode()
 
 
-class Server:
+class Server(Loopback):
     """Gives its answers in order, the last one again and again; remembers the requests."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.requests: list[tuple[str, dict[str, str], dict]] = []
-        owner = self
+        super().__init__(self.next)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                owner.requests.append((self.path, dict(self.headers), body))
-                answers = owner.answers
-                status, headers, content = answers.pop(0) if len(answers) > 1 else answers[0]
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+    def next(self, *request) -> Answer:
+        self.requests.append(request)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
 @pytest.fixture
@@ -57,8 +39,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     server = Server()
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def _captioner(server: Server, sleep: Callable[[float], None] = lambda s: None, **options):
