@@ -16,7 +16,7 @@ from tests.test_configs import CONF
 
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")
 LINEAR = dict(num_steps=50, s_churn=5.0, tau=None, control_scale=1.0)
-# SUPIR_SPEC: the released command line, its README's presets, its Lightning file, the paper
+# The released command line, its README's presets, its Lightning file, the paper
 NUMBERS: dict[str, dict[str, Any]] = {
     "released": LINEAR | dict(cfg_scale=4.0, cfg_scale_start=1.0, s_noise=1.01, sampler="euler",
                               grid="table", churn_beyond_table=True, control_scale_start=None),
