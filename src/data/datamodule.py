@@ -45,6 +45,8 @@ class RestorationDataModule(LightningDataModule):
         val_size: Number of validation samples; by default one for each photograph.
         val_crop_size: Side of a validation crop; by default `crop_size`.
         val_batch: Validation samples in a batch.
+        val_seed: Fixes the held-out crops and their seeds, so that runs of any `seed` are measured
+            on the same LQ images.
         fraction: Share of the shards of each source; smaller ones are subsets of larger ones.
         cycle: Positions in which every source has its exact share.
         block_shards: Shards whose samples are shuffled together.
@@ -74,6 +76,7 @@ class RestorationDataModule(LightningDataModule):
         val_size: int | None = None,
         val_crop_size: int | None = None,
         val_batch: int = 4,
+        val_seed: int = 0,
         fraction: float = 1.0,
         cycle: int = CYCLE,
         block_shards: int = BLOCK_SHARDS,
@@ -103,7 +106,7 @@ class RestorationDataModule(LightningDataModule):
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
         self.heldout_lq = Path(heldout_lq) if heldout_lq else None
-        self.val_size, self.val_batch = val_size, val_batch
+        self.val_size, self.val_batch, self.val_seed = val_size, val_batch, val_seed
         self.val_crop_size = val_crop_size or crop_size
         self.log_dir = Path(log_dir) if log_dir else None
         self.consumed = 0
@@ -209,7 +212,7 @@ class RestorationDataModule(LightningDataModule):
     def _heldout_loader(self) -> DataLoader:
         if self.heldout is None:
             raise ValueError("no folder of validation photographs; set data.heldout")
-        size, seed, count = self.val_crop_size, self.seed, self.val_size
+        size, seed, count = self.val_crop_size, self.val_seed, self.val_size
         if self.heldout_lq is not None:
             pairs = PairDataset(self.heldout, self.heldout_lq, size=size, seed=seed, count=count)
             return self._loader(pairs, batch_size=self.val_batch, collate_fn=collate_pairs)

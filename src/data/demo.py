@@ -23,6 +23,7 @@ from PIL import Image, ImageFilter, ImageOps
 from src.data.dead_leaves import DeadLeaves, noise_texture, photo_texture
 from src.data.order import keyed_rng
 from src.data.shards import StoredSample, write_shards
+from src.images import read_image
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,11 @@ def photo_folder() -> Path:
 
 
 def load_photo(name: str) -> Image.Image:
-    """Open a photograph of scikit-image as RGB, without its downloader."""
+    """Open a photograph of scikit-image as sRGB, without its downloader."""
     path = photo_folder() / name
     if not path.is_file():
         raise FileNotFoundError(f"{path}: this scikit-image does not ship the photograph")
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
 
 
 def photo_crops(
@@ -217,12 +217,9 @@ def write_held_out(folder: Path, entries: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True)
     for entry in entries:
         photo = load_photo(entry["file"])
-        scale = entry["short_side"] / min(photo.size)
-        size = (round(photo.width * scale), round(photo.height * scale))
-        photo = photo.resize(size, Image.Resampling.LANCZOS)
         for number, crop in enumerate(entry["crops"]):
             top, left = crop["corner"]
             image = photo.crop((left, top, left + STORE_SIZE, top + STORE_SIZE))
-            path = folder / f"{Path(entry['file']).stem}-{number}.png"
+            path = folder / f"{Path(entry['file']).stem}-{number:02d}.png"
             image.save(path)
             path.with_suffix(".txt").write_text(crop["caption"] + "\n", encoding="utf-8")

@@ -118,6 +118,12 @@ def test_validation_is_fixed_and_test_equals_it(root: Path) -> None:
         assert torch.equal(a["hq"], b["hq"]) and torch.equal(a["seed"], b["seed"])
 
 
+def test_validation_does_not_depend_on_the_seed_of_the_run(root: Path) -> None:
+    runs = (data_module(root, val_size=5, val_batch=5, seed=seed) for seed in (0, 1))
+    first, second = (next(iter(data.val_dataloader())) for data in runs)
+    assert torch.equal(first["hq"], second["hq"]) and torch.equal(first["seed"], second["seed"])
+
+
 def test_moving_a_batch_leaves_the_seed_behind(root: Path) -> None:
     data = data_module(root)
     data.setup("fit")

@@ -49,8 +49,22 @@ def test_demo_has_three_sources_and_held_out_crops(demo: Path) -> None:
     ]  # fmt: skip
     assert len(samples(demo / "dead_leaves")) == 6 and len(samples(demo / "negatives")) == 8
     names = sorted(p.name for p in (demo / "heldout").iterdir())
-    expected = [f"{n}-{i}.{s}" for n in HELD_OUT for i in range(4) for s in ("png", "txt")]
-    assert names == sorted(expected)
+    counts = {Path(entry["file"]).stem: len(entry["crops"]) for entry in MANIFEST["held_out"]}
+    assert names == sorted(
+        f"{n}-{i:02d}.{s}" for n in HELD_OUT for i in range(counts[n]) for s in ("png", "txt")
+    )
+
+
+def test_held_out_crops_cover_each_photograph_evenly() -> None:
+    """As many rows and columns as fit, from edge to edge: nobody picked the easy places."""
+    for entry in MANIFEST["held_out"]:
+        photo = load_photo(entry["file"])
+        rows, columns = (
+            [round(i * (side - 128) / (side // 128 - 1)) for i in range(side // 128)]
+            for side in (photo.height, photo.width)
+        )
+        corners = [tuple(crop["corner"]) for crop in entry["crops"]]
+        assert corners == [(top, left) for top in rows for left in columns]
 
 
 def test_training_reader_accepts_every_demo_image(demo: Path) -> None:

@@ -12,6 +12,7 @@ from .samples import PRESETS, ROOT, config
 
 EXPECTED = {
     "supir_q",
+    "supir_q_x2",
     "supir_f",
     "realesrgan_x4",
     "second_stage_half",
