@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python -m src.evaluate (make eval).
 
-Restores the images of a protocol by the newest checkpoint, by the robust encoder alone, and by
-doing nothing, and writes the table into the checkpoint's run folder.
+Restores the images of a protocol by the newest checkpoint, by the robust encoder and by the
+ordinary encoder alone, and by doing nothing; the table goes into the checkpoint's run folder.
 """
 
 import hashlib
@@ -56,6 +56,7 @@ def evaluate(cfg: DictConfig) -> str:
         load_samples(protocol, hq=hq, lq=lq, degrade=degrade),
         {
             "lq": lambda image: image,
+            "ordinary_encoder": lambda image: restorer.clean(image, robust=False),
             "robust_encoder": restorer.clean,
             "restored": lambda image: restorer(image, seed=cfg.seed).restored,
         },

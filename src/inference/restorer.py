@@ -136,10 +136,13 @@ class Restorer:
         return min(self.options.size_condition or (1024, 1024)) // self.latent_factor
 
     @torch.no_grad()
-    def clean(self, image: Tensor) -> Tensor:
-        """Return what the robust encoder alone makes of an image (1, 3, H, W) in [0, 1]."""
+    def clean(self, image: Tensor, *, robust: bool = True) -> Tensor:
+        """Return what the robust encoder alone makes of an image (1, 3, H, W) in [0, 1], or the
+        autoencoder's ordinary one.
+        """
         padded, inner = pad_to_multiple(image.to(self.device), self.multiple)
-        decoded = self.vae.decode(self.robust_encoder(to_signed(padded)))
+        encode = self.robust_encoder if robust else self.vae.encode
+        decoded = self.vae.decode(encode(to_signed(padded)))
         return to_unit(crop_to(decoded, inner)).to(image.device)
 
     @torch.no_grad()

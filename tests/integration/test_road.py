@@ -61,7 +61,7 @@ def test_both_stages_evaluation_restoration_and_ablation(
             "device=cpu",
         )
     )
-    for method in ("lq", "robust_encoder", "restored"):
+    for method in ("lq", "ordinary_encoder", "robust_encoder", "restored"):
         assert f"| {method}" in table
     assert (tmp_path / "zerosft/eval/table.csv").is_file()
 
