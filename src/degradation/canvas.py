@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.degradation import ops
@@ -61,7 +62,7 @@ def make_layout(config: DegradationConfig, size: Size) -> Layout:
         small = max(math.floor(side / config.scale), config.min_side)
         first = _reach(config.first, side, (side, side), config.min_side)
         second = _reach(config.second, side / config.scale, first, config.min_side)
-        sides.append((first[1], second[1], small))
+        sides.append((first[1], max(second[1], small), small))
         steps = (
             (config.first.modes, side, first[0]),
             (config.second.modes, first[1], second[0]),
@@ -129,6 +130,11 @@ def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layo
         plan[f"{name}.gray"] = stage.gray
         plan[f"{name}.raw"] = stage.quality == NO_JPEG
     plan |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
+    for axis, canvas, small in zip("yx", layout.second, layout.small, strict=True):
+        reduced = torch.arange(canvas).clamp_max(small - 1)
+        plan[f"last.{axis}.end"] = torch.where(
+            params.jpeg_last[:, None], reduced, plan[f"second.{axis}.end"]
+        )
     return plan
 
 
@@ -171,14 +177,39 @@ def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) ->
         image = ops.fft_filter(padded, plan["kernels"][1])
     image = _resize(image, plan, "second")
     image = _noise(image, plan, "second", config.second, config.fewest_levels)
-    compressed = _compress(image, plan, "second", "second", config)
+    image = _reduce_and_compress(image, plan, config, layout)
+    return _finish(image.clamp(0, 1), hq, plan, config, layout)
+
+
+def _reduce_and_compress(
+    image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+) -> Tensor:
+    """Final resize with sinc filter, and the second JPEG, in each sample's own order.
+
+    Where both orders occur, everything is reduced twice and compressed once: that takes less than
+    the other way round.
+    """
+    height, width = layout.small
+    if config.second.jpeg_prob == 0:
+        return _reduce(image, plan, config)
+    if config.order_prob == 0:
+        return _reduce(_compress(image, plan, "second", "last", config), plan, config)
+    reduced = _reduce(image, plan, config)
+    below, right = layout.second[0] - height, layout.second[1] - width
+    reduced = F.pad(reduced, (0, right, 0, below), mode="replicate")
     last = _wide(plan["jpeg_last"])
-    image = _resize(torch.where(last, image, compressed), plan, "small")
-    if config.sinc_prob > 0:
-        image = ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
-    compressed = _compress(image, plan, "second", "small", config)
-    image = torch.where(last, compressed, image).clamp_(0, 1)
-    return _finish(image, hq, plan, config, layout)
+    image = torch.where(last, reduced, image)
+    image = _compress(image, plan, "second", "last", config)
+    if config.order_prob == 1:
+        return image[..., :height, :width]
+    return torch.where(last, image[..., :height, :width], _reduce(image, plan, config))
+
+
+def _reduce(image: Tensor, plan: Plan, config: DegradationConfig) -> Tensor:
+    image = _resize(image, plan, "small")
+    if config.sinc_prob == 0:
+        return image
+    return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
 
 
 def _finish(
