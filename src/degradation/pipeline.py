@@ -16,6 +16,7 @@ from src.degradation.config import DegradationConfig
 from src.degradation.draw import draw_params
 from src.degradation.jpeg import CODECS
 from src.degradation.params import NO_JPEG, DegradationParams, Row
+from src.degradation.upload import upload
 
 
 class DegradationPipeline:
@@ -70,17 +71,21 @@ class DegradationPipeline:
         lq = lq.contiguous()
         return lq.to(hq.dtype) if hq.is_floating_point() else lq
 
+    @torch.no_grad()
     def target(self, hq: Tensor) -> Tensor:
         """Return the training target in [-1, 1]: HQ, sharpened if the config says so."""
         if not self.config.sharpen:
             return hq
-        return ops.unsharp(hq * 0.5 + 0.5) * 2 - 1
+        with torch.autocast(hq.device.type, enabled=False), _full_precision():
+            return ops.unsharp(hq * 0.5 + 0.5).mul_(2).sub_(1)
 
 
 def degrade_in_loop(hq: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
     """Degrade (B, 3, H, W) in [-1, 1] one by one; intermediate images have their true sizes."""
+    names = ("kernels", "keys", "strengths", "tables")
     tensors = (*params.tensors(), params.jpeg_tables(config.jpeg))
-    kernels, keys, strengths, tables = (x.to(hq.device, non_blocking=True) for x in tensors)
+    sent = upload(dict(zip(names, tensors, strict=True)), hq.device)
+    kernels, keys, strengths, tables = sent.values()
     lq = []
     for i, row in enumerate(params.rows()):
         one = slice(i, i + 1)

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.degradation import DegradationPipeline, StageConfig
-from src.degradation.canvas import make_layout, make_plan, run
+from src.degradation.canvas import run
 from src.degradation.config import MODES
+from src.degradation.plan import make_layout, make_plan
 from src.degradation.taps import resize_table
 
 from .samples import PRESETS, config, photo, photos
