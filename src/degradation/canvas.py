@@ -10,6 +10,7 @@ Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,22 @@ from src.degradation.params import BACKS, DegradationParams
 from src.degradation.plan import Layout, Plan, make_layout, make_plan
 from src.degradation.upload import upload
 
+Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
 _LARGEST_BATCH = 10_000_000  # pixels of canvases at once: larger batches are degraded in parts
 _GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger ones are resized in parts
 
 
 def degrade_on_canvas(
-    image: Tensor, params: DegradationParams, config: DegradationConfig
+    image: Tensor,
+    params: DegradationParams,
+    config: DegradationConfig,
+    run: Run | None = None,
 ) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding."""
+    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding.
+
+    `run` may be what `compiled` returned.
+    """
+    run = run or run_eagerly
     if len(image) == 0:
         return image
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
@@ -51,7 +60,31 @@ def _select(plan: Plan, name: str, samples: slice) -> Tensor:
     return value[:, samples] if name in ("kernels", "tables") else value[samples]
 
 
-def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+def compiled(backend: str) -> Run:
+    """Return `run_eagerly`, compiled as one graph for each shape by a backend of `torch.compile`.
+
+    The first batch of a shape runs as it is and makes the cached tables, so that the graph finds
+    them; the second is compiled.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(f"no compiler backend {backend!r}; known: {', '.join(known)}")
+    graph = torch.compile(run_eagerly, backend=backend, fullgraph=True, dynamic=False)
+    seen = set()
+
+    def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+        shape = (image.shape, image.device, config, layout)
+        chosen = graph if shape in seen else run_eagerly
+        seen.add(shape)
+        return chosen(image, plan, config, layout)
+
+    return run
+
+
+def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
     """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
     hq = image
     if config.sharpen:

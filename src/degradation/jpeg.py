@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from src.degradation.cached import cached
 from src.degradation.ops import take, to_levels
 
 Ends = tuple[Tensor, Tensor] | None
@@ -46,7 +47,7 @@ _LIBJPEG = ("to_ycc", "to_ycc_bias", "to_rgb")
 _CHROMA_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
 
 
-@lru_cache(maxsize=32)
+@cached
 def _constant(name: str, device: torch.device) -> Tensor:
     """Return a constant of the codec as a float32 tensor on `device`."""
     return _constants()[name].to(device, non_blocking=True)
@@ -151,7 +152,7 @@ def _sum_of_four(planes: Tensor) -> Tensor:
     return rows[..., ::2] + rows[..., 1::2]
 
 
-@lru_cache(maxsize=1024)
+@cached
 def _alternate(even: float, odd: float, length: int, device: torch.device) -> Tensor:
     """Return (length,): one value for even places, the other for odd ones."""
     place = torch.arange(length) % 2

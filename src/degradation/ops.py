@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from kornia.filters import filter2d, get_gaussian_kernel2d
 from torch import Tensor
 
+from src.degradation.cached import cached
 from src.degradation.counter_rng import (
     column_counters,
     normals,
@@ -224,7 +225,7 @@ def count_levels(level: Tensor, floor: int) -> Tensor:
     return (number[:, None] > _powers_of_two(level.device)).sum(1)
 
 
-@lru_cache(maxsize=8)
+@cached
 def _powers_of_two(device: torch.device) -> Tensor:
     """Return 1, 2, 4 .. 128."""
     return (2 ** torch.arange(8)).to(device, non_blocking=True)

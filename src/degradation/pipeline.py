@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.degradation import ops
-from src.degradation.canvas import degrade_on_canvas
+from src.degradation.canvas import compiled, degrade_on_canvas
 from src.degradation.config import DegradationConfig
 from src.degradation.draw import draw_params
 from src.degradation.jpeg import CODECS
@@ -29,17 +29,23 @@ class DegradationPipeline:
     Args:
         config: Ranges and switches.
         path: "loop" degrades image by image and reads as the method does; "canvas" does the batch
-        at
-            once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+            at once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+        compile: Backend of `torch.compile` for the canvas: "inductor", "cudagraphs"; None runs it
+            as it is.
     """
 
     def __init__(
-        self, config: DegradationConfig, *, path: Literal["auto", "loop", "canvas"] = "auto"
+        self,
+        config: DegradationConfig,
+        *,
+        path: Literal["auto", "loop", "canvas"] = "auto",
+        compile: str | None = None,
     ) -> None:
         if path not in ("auto", "loop", "canvas"):
             raise ValueError(f"path must be auto, loop or canvas, got {path!r}")
         self.config = config
         self.path = path
+        self.run = None if compile is None else compiled(compile)
 
     def __call__(self, hq: Tensor, seeds: Tensor) -> Tensor:
         """Degrade a batch.
@@ -65,7 +71,8 @@ class DegradationPipeline:
         on_canvas = self.path == "canvas" or (self.path == "auto" and hq.is_cuda)
         with torch.autocast(hq.device.type, enabled=False), _full_precision():
             if on_canvas:
-                lq = degrade_on_canvas(_to_unit(hq), params, self.config).mul_(2).sub_(1)
+                unit = degrade_on_canvas(_to_unit(hq), params, self.config, self.run)
+                lq = unit * 2 - 1  # not in place: a CUDA graph owns its output
             else:
                 lq = degrade_in_loop(hq, params, self.config)
         lq = lq.contiguous()
