@@ -253,7 +253,7 @@ def compare(size: int, batch: int, batches: int, *, usm: bool) -> None:
 
 def host_cost(size: int, batch: int) -> None:
     """Print what the host does before the device can start: draw, and plan of the canvas."""
-    from src.degradation.canvas import make_layout, make_plan
+    from src.degradation.plan import make_layout, make_plan
 
     config, seeds = standard(), torch.arange(batch)
     pipeline = DegradationPipeline(config)

@@ -1,35 +1,49 @@
 """Make low-quality images: python -m src.degrade input=DIR output=DIR degradation=supir_q seed=0.
 
-Writes a PNG an image and `parameters.jsonl`, one row an image. From the row, or from the seed in
-it, `DegradationPipeline` makes the same LQ again.
+Writes a PNG an image, `parameters.jsonl` with one row an image, and `degradation.yaml`, the ranges
+and switches in use. The same seed makes the same LQ again, and so do the rows, which may also be
+edited: python -m src.degrade input=DIR output=OTHER parameters=DIR/parameters.jsonl.
 """
 
 import json
 import logging
-import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from src.cli import command
+from src.cli import command, pick_device
+from src.data.order import keyed_hash
 from src.degradation import DegradationParams, DegradationPipeline
 from src.images import list_images, read_image, to_signed, to_unit, write_image
+from src.runs import write_text
 
 log = logging.getLogger(__name__)
 
 ROWS = "parameters.jsonl"
+RANGES = "degradation.yaml"
+Rows = Mapping[str, DegradationParams]
 
 
 def degrade_folder(
-    pipeline: DegradationPipeline, source: Path, target: Path, *, seed: int, device: torch.device
-) -> list[Path]:
-    """Write the LQ of every image below `source`, and their parameters; return the files written.
+    pipeline: DegradationPipeline,
+    source: Path,
+    target: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    rows: Rows | None = None,
+) -> tuple[list[Path], list[str]]:
+    """Write the LQ of every image below `source`, and their parameters.
 
-    Image i, in sorted order, has seed `seed` + i. An unreadable image is named in the log and left
-    out; the seeds of the others stay.
+    Parameters are drawn from `seed` and the image's name, or taken from `rows` by that name: the
+    other images in the folder do not matter. A bad image is named in the log and left out.
+
+    Returns:
+        The files written, and what failed and why.
 
     Raises:
         ValueError: Two images would be written to one file.
@@ -40,50 +54,78 @@ def degrade_folder(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{source}: several images would be written to {twice}; rename one")
-    written, rows = [], []
-    for i, (path, name) in enumerate(zip(images, names, strict=True)):
+    written, failed, lines = [], [], []
+    for path, name in zip(images, names, strict=True):
+        key = path.relative_to(base).as_posix()
         try:
-            image = read_image(path)
+            hq = to_signed(read_image(path))[None].to(device)
+            params = _params(pipeline, hq, key, seed, rows)
+            lq = to_unit(pipeline.apply(hq, params))[0].cpu()
         except ValueError as error:
-            log.warning("left out: %s", error)
+            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            log.warning("left out: %s", failed[-1])
             continue
-        hq = to_signed(image)[None].to(device)
-        params = pipeline.draw(torch.tensor([seed + i]), size=(hq.shape[-2], hq.shape[-1]))
-        lq = to_unit(pipeline.apply(hq, params))[0].cpu()
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
         write_image(target / name, lq)
         written.append(target / name)
-        row = {"file": name.as_posix(), "source": path.relative_to(base).as_posix()}
-        rows.append(row | params.rows()[0])
+        row = {"file": name.as_posix(), "source": key} | params.rows()[0]
+        lines.append(json.dumps(row) + "\n")
         log.info("%s  %s", name, params.summaries()[0])
-    _write_rows(target / ROWS, rows)
-    return written
+    write_text(target / ROWS, "".join(lines))
+    return written, failed
 
 
-def replay(pipeline: DegradationPipeline, row: dict, image: Tensor) -> Tensor:
-    """Make one LQ (3, H, W) in [0, 1] again, from a row of `parameters.jsonl` and a uint8 image."""
-    names = {"file", "source"}
-    params = DegradationParams.from_rows([{k: v for k, v in row.items() if k not in names}])
-    return to_unit(pipeline.apply(to_signed(image)[None], params))[0]
+def _params(
+    pipeline: DegradationPipeline, hq: Tensor, key: str, seed: int, rows: Rows | None
+) -> DegradationParams:
+    if rows is None:
+        seeds = torch.tensor([image_seed(seed, key)])
+        return pipeline.draw(seeds, size=(hq.shape[-2], hq.shape[-1]))
+    if key not in rows:
+        raise ValueError(f"no row of the parameters has the source {key!r}")
+    return rows[key]
 
 
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(partial, path)
+def image_seed(seed: int, name: str) -> int:
+    """Return the 63-bit seed of an image, by its path below the input folder."""
+    return keyed_hash("degrade", seed, name, size=8) >> 1
+
+
+def read_rows(path: Path) -> Rows:
+    """Read parameters by source from a file that this command wrote.
+
+    Raises:
+        ValueError: A line is no row of parameters; names it.
+    """
+    rows = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            params = {key: value for key, value in row.items() if key not in ("file", "source")}
+            rows[row["source"]] = DegradationParams.from_rows([params])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: no row of parameters as src.degrade writes them "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    return rows
 
 
 @command("degrade")
 def main(cfg: DictConfig) -> None:
+    """Run the command line; exit status 1 if any image failed."""
     source, target = Path(cfg.input).expanduser(), Path(cfg.output).expanduser()
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are both {source}; LQ would replace the originals")
     pipeline = instantiate(cfg.degradation, _convert_="all")
-    written = degrade_folder(
-        pipeline, source, target, seed=cfg.seed, device=torch.device(cfg.device)
+    rows = None if cfg.parameters is None else read_rows(Path(cfg.parameters).expanduser())
+    device = pick_device(cfg.device)
+    written, failed = degrade_folder(
+        pipeline, source, target, seed=cfg.seed, device=device, rows=rows
     )
-    log.info("%d images and %s in %s", len(written), ROWS, target)
+    write_text(target / RANGES, OmegaConf.to_yaml(cfg.degradation, resolve=True))
+    log.info("%d images, %s and %s in %s", len(written), ROWS, RANGES, target)
+    if failed:
+        raise ValueError(f"{len(failed)} images failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -10,152 +10,81 @@ Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images
 """
 
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.degradation import ops
 from src.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
-from src.degradation.counter_rng import column_counters, normals, pixel_bits, row_counters
+from src.degradation.counter_rng import normals, pixel_bits
 from src.degradation.jpeg import CODECS
-from src.degradation.params import BACKS, NO_JPEG, DegradationParams, StageParams
-from src.degradation.taps import resize_table
+from src.degradation.params import BACKS, DegradationParams
+from src.degradation.plan import Layout, Plan, make_layout, make_plan
+from src.degradation.upload import upload
 
-Plan = dict[str, Tensor]
-Size = tuple[int, int]
-_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger batches resize in parts
+Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
+_LARGEST_BATCH = 10_000_000  # pixels of canvases at once: larger batches are degraded in parts
+_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger ones are resized in parts
 
 
 def degrade_on_canvas(
-    image: Tensor, params: DegradationParams, config: DegradationConfig
+    image: Tensor,
+    params: DegradationParams,
+    config: DegradationConfig,
+    run: Run | None = None,
 ) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding."""
+    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding.
+
+    `run` may be what `compiled` returned.
+    """
+    run = run or run_eagerly
     if len(image) == 0:
         return image
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
-    plan = {
-        name: value.to(image.device, non_blocking=True)
-        for name, value in make_plan(params, config, layout).items()
-    }
-    return run(image, plan, config, layout)
+    plan = upload(make_plan(params, config, layout), image.device)
+    count = max(1, _LARGEST_BATCH // math.prod(layout.first))
+    if len(image) <= count:
+        return run(image, plan, config, layout)
+    parts = [slice(start, start + count) for start in range(0, len(image), count)]
+    lq = [
+        run(image[part], {name: _select(plan, name, part) for name in plan}, config, layout)
+        for part in parts
+    ]
+    return torch.cat(lq)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Shapes that a config and an image size fix: canvases, LQ, and taps of the three resizes."""
-
-    hq: Size
-    first: Size
-    second: Size
-    small: Size
-    taps: tuple[int, int, int]
+def _select(plan: Plan, name: str, samples: slice) -> Tensor:
+    value = plan[name]
+    return value[:, samples] if name in ("kernels", "tables") else value[samples]
 
 
-@lru_cache(maxsize=64)
-def make_layout(config: DegradationConfig, size: Size) -> Layout:
-    """Return the smallest shapes that hold whatever `config` can draw for (H, W) = `size`."""
-    sides, taps = [], [1, 1, 1]
-    for side in size:
-        small = max(math.floor(side / config.scale), config.min_side)
-        first = _reach(config.first, side, (side, side), config.min_side)
-        second = _reach(config.second, side / config.scale, first, config.min_side)
-        sides.append((first[1], second[1], small))
-        steps = (
-            (config.first.modes, side, first[0]),
-            (config.second.modes, first[1], second[0]),
-            (config.modes, second[1], small),
-        )
-        for i, (modes, largest, smallest) in enumerate(steps):
-            taps[i] = max(taps[i], _count_taps(modes, largest / smallest, config.antialias))
-    first, second, small = ((tall, wide) for tall, wide in zip(*sides, strict=True))
-    return Layout(
-        hq=size,
-        first=(-first[0] % 16 + first[0], -first[1] % 16 + first[1]),
-        second=(-second[0] % 16 + second[0], -second[1] % 16 + second[1]),
-        small=small,
-        taps=(taps[0], taps[1], taps[2]),
-    )
+def compiled(backend: str) -> Run:
+    """Return `run_eagerly`, compiled as one graph for each shape by a backend of `torch.compile`.
+
+    The first batch of a shape runs as it is and makes the cached tables, so that the graph finds
+    them; the second is compiled.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(f"no compiler backend {backend!r}; known: {', '.join(known)}")
+    graph = torch.compile(run_eagerly, backend=backend, fullgraph=True, dynamic=False)
+    seen = set()
+
+    def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+        shape = (image.shape, image.device, config, layout)
+        chosen = graph if shape in seen else run_eagerly
+        seen.add(shape)
+        return chosen(image, plan, config, layout)
+
+    return run
 
 
-def _reach(stage: StageConfig, base: float, before: Size, min_side: int) -> Size:
-    """Return the smallest and largest side that a stage can produce."""
-    ranges = (stage.up, stage.down, (1.0, 1.0))
-    scales = [s for p, pair in zip(stage.resize_prob, ranges, strict=True) if p > 0 for s in pair]
-    sides = [max(math.floor(base * scale), min_side) for scale in scales]
-    if stage.prob < 1:
-        sides += before
-    return min(sides), max(sides)
-
-
-def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
-    widen = max(ratio, 1.0) if antialias else 1.0
-    taps = {
-        "area": math.ceil(ratio) + 1,
-        "bilinear": 2 * math.ceil(widen) + antialias,
-        "bicubic": 4 * math.ceil(widen) + antialias,
-    }
-    return max(taps[mode] for mode in modes)
-
-
-def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Plan:
-    """Compute on the CPU all that the device needs to know about each sample, in static shapes."""
-    kernels, keys, strengths = params.tensors()
-    plan = {"kernels": kernels, "tables": params.jpeg_tables(config.jpeg)}
-    steps = (
-        ("first", params.first, (params.hq_height, params.hq_width), layout.first),
-        ("second", params.second, (params.first.height, params.first.width), layout.second),
-        ("small", params, (params.second.height, params.second.width), layout.small),
-    )
-    for taps, (name, p, before, canvas) in zip(layout.taps, steps, strict=True):
-        step = _resize_steps(p, before) if name == "first" and config.align != "size" else None
-        for axis, n_in, n_out, length in zip(
-            "yx", before, (p.height, p.width), canvas, strict=True
-        ):
-            ratio = n_in.float() / n_out.float() if step is None else step[axis]
-            index, weight = resize_table(n_in, n_out, ratio, p.mode, length, taps, config.antialias)
-            plan[f"{name}.{axis}.index"], plan[f"{name}.{axis}.weight"] = index, weight
-            plan[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
-            if name == "first":
-                plan["mirror." + axis] = _mirror(n_out, length)
-    for i, (name, stage) in enumerate((("first", params.first), ("second", params.second))):
-        # Past an image's borders its last row's noise repeats, as the image does.
-        plan[f"{name}.rows"] = row_counters(keys[i], plan[f"{name}.y.end"])
-        plan[f"{name}.columns"] = column_counters(plan[f"{name}.x.end"])
-        plan[f"{name}.gaussian"] = torch.where(stage.noise == 1, strengths[i] / 255, 0.0)
-        plan[f"{name}.poisson"] = torch.where(stage.noise == 2, strengths[i], 0.0)
-        plan[f"{name}.clean"] = stage.noise == 0
-        plan[f"{name}.gray"] = stage.gray
-        plan[f"{name}.raw"] = stage.quality == NO_JPEG
-    plan |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
-    return plan
-
-
-def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Plan:
-    """Return the source step of one output pixel where the first resize drifts, as `ops.resize`."""
-    assert isinstance(p, StageParams)
-    after = (p.height, p.width)
-    fits = torch.stack(
-        [(n_in * p.scale).floor() == n_out for n_in, n_out in zip(before, after, strict=True)]
-    ).all(0)
-    return {
-        axis: torch.where(fits, (1 / p.scale).float(), n_in.float() / n_out.float())
-        for axis, n_in, n_out in zip("yx", before, after, strict=True)
-    }
-
-
-def _mirror(side: Tensor, length: int) -> Tensor:
-    """Return (B, length + K - 1) indices that mirror each axis at its own ends."""
-    pad = MAX_KERNEL // 2
-    last = side[:, None] - 1
-    period = (2 * last).clamp_min(1)
-    position = torch.arange(-pad, length + pad).abs() % period
-    position = torch.where(position > last, period - position, position)
-    return torch.where(last == 0, 0, position)
-
-
-def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
     """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
     hq = image
     if config.sharpen:
@@ -167,18 +96,43 @@ def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) ->
     image = _noise(image, plan, "first", config.first, config.fewest_levels)
     image = _compress(image, plan, "first", "first", config)
     if config.second.prob > 0 and config.second.blur.prob > 0:
-        padded = ops.take(ops.take(image, plan["mirror.y"], 2), plan["mirror.x"], 3)
+        padded = ops.take(ops.take(image, plan["first.y.mirror"], 2), plan["first.x.mirror"], 3)
         image = ops.fft_filter(padded, plan["kernels"][1])
     image = _resize(image, plan, "second")
     image = _noise(image, plan, "second", config.second, config.fewest_levels)
-    compressed = _compress(image, plan, "second", "second", config)
+    image = _reduce_and_compress(image, plan, config, layout)
+    return _finish(image.clamp(0, 1), hq, plan, config, layout)
+
+
+def _reduce_and_compress(
+    image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+) -> Tensor:
+    """Final resize with sinc filter, and the second JPEG, in each sample's own order.
+
+    Where both orders occur, everything is reduced twice and compressed once: that takes less than
+    the other way round.
+    """
+    height, width = layout.small
+    if config.second.jpeg_prob == 0:
+        return _reduce(image, plan, config)
+    if config.order_prob == 0:
+        return _reduce(_compress(image, plan, "second", "last", config), plan, config)
+    reduced = _reduce(image, plan, config)
+    below, right = layout.second[0] - height, layout.second[1] - width
+    reduced = F.pad(reduced, (0, right, 0, below), mode="replicate")
     last = _wide(plan["jpeg_last"])
-    image = _resize(torch.where(last, image, compressed), plan, "small")
-    if config.sinc_prob > 0:
-        image = ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
-    compressed = _compress(image, plan, "second", "small", config)
-    image = torch.where(last, compressed, image).clamp_(0, 1)
-    return _finish(image, hq, plan, config, layout)
+    image = torch.where(last, reduced, image)
+    image = _compress(image, plan, "second", "last", config)
+    if config.order_prob == 1:
+        return image[..., :height, :width]
+    return torch.where(last, image[..., :height, :width], _reduce(image, plan, config))
+
+
+def _reduce(image: Tensor, plan: Plan, config: DegradationConfig) -> Tensor:
+    image = _resize(image, plan, "small")
+    if config.sinc_prob == 0:
+        return image
+    return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
 
 
 def _finish(

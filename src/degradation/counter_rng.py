@@ -9,11 +9,11 @@ promise. It is quicker, too: Poisson noise for 512 x 512 x 3 takes 8 ms on one c
 Shapes: B batch, H W image size.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from src.degradation.cached import cached
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -58,7 +58,7 @@ def pixel_bits(rows: Tensor, columns: Tensor) -> Tensor:
     return mix(rows[:, :, None] + columns[..., None, :])
 
 
-@lru_cache(maxsize=8)
+@cached
 def _normal_table(device: torch.device) -> Tensor:
     """65536 quantiles of the normal distribution, scaled to variance 1; they end at 4.3."""
     steps = 1 << _NORMAL_BITS
@@ -68,8 +68,13 @@ def _normal_table(device: torch.device) -> Tensor:
 
 def normals(bits: Tensor, planes: int) -> Tensor:
     """Turn (B, H, W) hashes into (B, planes, H, W) float32 normals, at most four planes."""
-    fields = _fields(bits, planes, _NORMAL_BITS) & ((1 << _NORMAL_BITS) - 1)
-    return _normal_table(bits.device).take(fields)
+    fields = _fields(bits, planes, _NORMAL_BITS).bitwise_and_((1 << _NORMAL_BITS) - 1)
+    return _look_up(_normal_table(bits.device), fields)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """Return table[index]; twice as quick as `take`."""
+    return table.index_select(0, index.flatten()).view(index.shape)
 
 
 def _fields(bits: Tensor, planes: int, width: int) -> Tensor:
@@ -77,12 +82,12 @@ def _fields(bits: Tensor, planes: int, width: int) -> Tensor:
     return bits[:, None] >> _shifts(planes, width, bits.device)
 
 
-@lru_cache(maxsize=32)
+@cached
 def _shifts(planes: int, width: int, device: torch.device) -> Tensor:
     return (torch.arange(planes) * width)[:, None, None].to(device, non_blocking=True)
 
 
-@lru_cache(maxsize=8)
+@cached
 def _poisson_table(device: torch.device) -> Tensor:
     """Mean of the quantile function of Poisson(level / 255 * 2^v) in each of 512 bins of [0, 1].
 
@@ -111,7 +116,7 @@ def poisson_counts(
 
     Args:
         bits: (B, H, W) hashes.
-        level: (B, C, H, W) int64 in 0..255, C at most 3.
+        level: (B, C, H, W) int32 in 0..255, C at most 3.
         log2_levels: (B,) int64 in 0..8.
         shared: (B,) bool; where True all channels use the same bits.
 
@@ -119,10 +124,12 @@ def poisson_counts(
         (B, C, H, W) float32 counts.
     """
     width = _BIN_BITS + _ROUND_BITS
-    fields = _fields(bits, level.shape[1], width)
+    fields = _fields(bits, level.shape[1], width).int()  # the lower 32 bits; 21 are used
     if shared is not None:
         fields = torch.where(shared[:, None, None, None], fields[:, :1], fields)
-    row = (level << _BIN_BITS).add_((log2_levels << (8 + _BIN_BITS))[:, None, None, None])
+    start = (log2_levels << (8 + _BIN_BITS)).int()  # of the table's part for so many levels
+    row = (level << _BIN_BITS).add_(start[:, None, None, None])
     where = row.bitwise_or_((fields >> _ROUND_BITS).bitwise_and_(_BINS - 1))
-    fraction = (fields & ((1 << _ROUND_BITS) - 1)).float()
-    return _poisson_table(bits.device).take(where).add_(fraction, alpha=2.0**-_ROUND_BITS).floor_()
+    fraction = fields.bitwise_and_((1 << _ROUND_BITS) - 1).float()
+    counts = _look_up(_poisson_table(bits.device), where)
+    return counts.add_(fraction, alpha=2.0**-_ROUND_BITS).floor_()

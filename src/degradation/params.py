@@ -13,7 +13,7 @@ from torch import Tensor
 from src.degradation.config import MODES
 from src.degradation.counter_rng import derive
 from src.degradation.jpeg import CODECS
-from src.degradation.kernels import KINDS, make_kernels
+from src.degradation.kernels import KINDS, NONE, SINC, make_kernels
 
 NOISES = ("none", "gaussian", "poisson")
 BACKS = ("none", *MODES)
@@ -72,6 +72,20 @@ class StageParams(_Fields):
     gray: Tensor
     quality: Tensor
 
+    def numbers(self) -> dict[str, Tensor]:
+        """Return drawn numbers by name, each of those samples only where it has an effect."""
+        kernel, kind = self.kernel, self.kernel.kind
+        return {
+            "side": kernel.side[kind != NONE],
+            "sigma": kernel.sigma_x[kind < SINC],
+            "beta": kernel.beta[(kind >= 2) & (kind < SINC)],
+            "cutoff": kernel.cutoff[kind == SINC],
+            "scale": self.scale,
+            "gaussian": self.strength[self.noise == 1],
+            "poisson": self.strength[self.noise == 2],
+            "quality": self.quality[self.quality != NO_JPEG],
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class DegradationParams(_Fields):
@@ -116,6 +130,37 @@ class DegradationParams(_Fields):
         make, _ = CODECS[codec]
         qualities = (self.first.quality, self.second.quality)
         return torch.stack([make(quality.float().clamp_min(1)) for quality in qualities])
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Return drawn numbers by name, each of those samples only where it has an effect."""
+        sinc = self.sinc.kind == SINC
+        numbers = {"sinc.side": self.sinc.side[sinc], "sinc.cutoff": self.sinc.cutoff[sinc]}
+        for name, stage in (("first", self.first), ("second", self.second)):
+            numbers |= {f"{name}.{key}": value for key, value in stage.numbers().items()}
+        return numbers
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """Return the share of samples of each choice: {"first.mode": {"area": .3, ...}, ...}."""
+        choices = {
+            "first.kernel": (self.first.kernel.kind, KINDS),
+            "first.mode": (self.first.mode, MODES),
+            "first.noise": (self.first.noise, NOISES),
+            "second.kernel": (self.second.kernel.kind, KINDS),
+            "second.mode": (self.second.mode, MODES),
+            "second.noise": (self.second.noise, NOISES),
+            "sinc": (self.sinc.kind, KINDS),
+            "mode": (self.mode, MODES),
+            "jpeg_last": (self.jpeg_last, ("no", "yes")),
+            "identity": (self.identity, ("no", "yes")),
+        }
+        return {
+            name: {
+                option: share
+                for i, option in enumerate(options)
+                if (share := (choice == i).double().mean().item()) > 0
+            }
+            for name, (choice, options) in choices.items()
+        }
 
     def rows(self) -> list[Row]:
         """Return one plain, readable dict a sample; `from_rows` is the inverse, exactly."""
@@ -165,22 +210,29 @@ PARTS: dict[str, type] = {
 
 
 def _summary(row: Row) -> str:
+    """Spell out, in the order of application, what happens to a sample."""
     if row["identity"]:
         return "identity"
-    parts = [_stage_summary(row["first"]), _stage_summary(row["second"])]
-    sinc = f"sinc {row['sinc']['side']} " if row["sinc"]["kind"] != "none" else ""
-    parts.append(f"{row['mode']} {row['width']}x{row['height']} {sinc}")
-    return " | ".join(part.strip() for part in parts)
+    first, second = row["first"], row["second"]
+    parts = [*_stage_words(first), *_jpeg_words(first), "|", *_stage_words(second)]
+    final = [row["mode"], f"{row['width']}x{row['height']}"]
+    if row["sinc"]["kind"] != "none":
+        final += ["sinc", str(row["sinc"]["side"])]
+    jpeg = _jpeg_words(second)
+    parts += ["|", *final, *jpeg] if row["jpeg_last"] else [*jpeg, "|", *final]
+    return " ".join(parts)
 
 
-def _stage_summary(stage: Row) -> str:
+def _stage_words(stage: Row) -> list[str]:
     kernel = stage["kernel"]
     words = [] if kernel["kind"] == "none" else [kernel["kind"], f"{kernel['side']}"]
     if kernel["kind"] not in ("none", "sinc"):
         words.append(f"s{kernel['sigma_x']:.1f}")
-    words.append(f"{stage['mode']} {stage['width']}x{stage['height']}")
+    words += [stage["mode"], f"{stage['width']}x{stage['height']}"]
     if stage["noise"] != "none":
         words.append(f"{'gray ' * stage['gray']}{stage['noise']} {stage['strength']:.2g}")
-    if stage["quality"] != NO_JPEG:
-        words.append(f"jpeg {stage['quality']:.0f}")
-    return " ".join(words)
+    return words
+
+
+def _jpeg_words(stage: Row) -> list[str]:
+    return [] if stage["quality"] == NO_JPEG else [f"jpeg {stage['quality']:.0f}"]

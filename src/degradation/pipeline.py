@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from src.degradation import ops
-from src.degradation.canvas import degrade_on_canvas
+from src.degradation.canvas import compiled, degrade_on_canvas
 from src.degradation.config import DegradationConfig
 from src.degradation.draw import draw_params
 from src.degradation.jpeg import CODECS
 from src.degradation.params import NO_JPEG, DegradationParams, Row
+from src.degradation.upload import upload
 
 
 class DegradationPipeline:
@@ -28,17 +29,23 @@ class DegradationPipeline:
     Args:
         config: Ranges and switches.
         path: "loop" degrades image by image and reads as the method does; "canvas" does the batch
-        at
-            once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+            at once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+        compile: Backend of `torch.compile` for the canvas: "inductor", "cudagraphs"; None runs it
+            as it is.
     """
 
     def __init__(
-        self, config: DegradationConfig, *, path: Literal["auto", "loop", "canvas"] = "auto"
+        self,
+        config: DegradationConfig,
+        *,
+        path: Literal["auto", "loop", "canvas"] = "auto",
+        compile: str | None = None,
     ) -> None:
         if path not in ("auto", "loop", "canvas"):
             raise ValueError(f"path must be auto, loop or canvas, got {path!r}")
         self.config = config
         self.path = path
+        self.run = None if compile is None else compiled(compile)
 
     def __call__(self, hq: Tensor, seeds: Tensor) -> Tensor:
         """Degrade a batch.
@@ -48,7 +55,8 @@ class DegradationPipeline:
             seeds: (B,) int64 on the CPU.
 
         Returns:
-            (B, 3, H, W) float32 in [-1, 1]; smaller where the config does not resize back.
+            (B, 3, H, W) in [-1, 1], smaller where the config does not resize back; of the dtype of
+            `hq`, or float32 if that is uint8.
         """
         return self.apply(hq, self.draw(seeds, size=(hq.shape[-2], hq.shape[-1])))
 
@@ -59,29 +67,39 @@ class DegradationPipeline:
     @torch.no_grad()
     def apply(self, hq: Tensor, params: DegradationParams) -> Tensor:
         """Degrade (B, 3, H, W) images as `params` says, in float32 whatever autocast is on."""
-        image = _to_unit(hq, params)
-        on_canvas = self.path == "canvas" or (self.path == "auto" and image.is_cuda)
-        with torch.autocast(image.device.type, enabled=False), _full_precision():
-            apply = degrade_on_canvas if on_canvas else degrade_in_loop
-            return apply(image, params, self.config).mul_(2).sub_(1)
+        _check(hq, params)
+        on_canvas = self.path == "canvas" or (self.path == "auto" and hq.is_cuda)
+        with torch.autocast(hq.device.type, enabled=False), _full_precision():
+            if on_canvas:
+                unit = degrade_on_canvas(_to_unit(hq), params, self.config, self.run)
+                lq = unit * 2 - 1  # not in place: a CUDA graph owns its output
+            else:
+                lq = degrade_in_loop(hq, params, self.config)
+        lq = lq.contiguous()
+        return lq.to(hq.dtype) if hq.is_floating_point() else lq
 
+    @torch.no_grad()
     def target(self, hq: Tensor) -> Tensor:
         """Return the training target in [-1, 1]: HQ, sharpened if the config says so."""
         if not self.config.sharpen:
             return hq
-        return ops.unsharp(hq * 0.5 + 0.5) * 2 - 1
+        with torch.autocast(hq.device.type, enabled=False), _full_precision():
+            return ops.unsharp(hq * 0.5 + 0.5).mul_(2).sub_(1)
 
 
-def degrade_in_loop(image: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1] one by one; intermediate images have their true sizes."""
+def degrade_in_loop(hq: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
+    """Degrade (B, 3, H, W) in [-1, 1] one by one; intermediate images have their true sizes."""
+    names = ("kernels", "keys", "strengths", "tables")
     tensors = (*params.tensors(), params.jpeg_tables(config.jpeg))
-    kernels, keys, strengths, tables = (x.to(image.device, non_blocking=True) for x in tensors)
+    sent = upload(dict(zip(names, tensors, strict=True)), hq.device)
+    kernels, keys, strengths, tables = sent.values()
     lq = []
     for i, row in enumerate(params.rows()):
         one = slice(i, i + 1)
         parts = (kernels[:, one], keys[:, one], strengths[:, one], tables[:, one])
-        lq.append(_degrade(image[one], row, *parts, config))
-    return torch.cat(lq) if lq else image
+        image = _to_unit(hq[one])  # one by one, so that an image stays in the cache
+        lq.append(_degrade(image, row, *parts, config).mul_(2).sub_(1))
+    return torch.cat(lq) if lq else _to_unit(hq)
 
 
 def _degrade(
@@ -164,7 +182,7 @@ def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
         return image
     margin = (kernel.shape[-1] - p["side"]) // 2
     inside = slice(margin, kernel.shape[-1] - margin)
-    return ops.blur(image, kernel[:, inside, inside])
+    return ops.blur(image, kernel[:, inside, inside], separable=p["kind"] == "iso")
 
 
 def _finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
@@ -196,8 +214,8 @@ def _full_precision() -> Iterator[None]:
             setting.fp32_precision = precision
 
 
-def _to_unit(hq: Tensor, params: DegradationParams) -> Tensor:
-    """Check a batch at the door and bring it to float32 in [0, 1]; NaN becomes mid grey."""
+def _check(hq: Tensor, params: DegradationParams) -> None:
+    """Refuse a batch that cannot be degraded by these parameters."""
     if hq.ndim != 4 or hq.shape[1] not in (1, 3):
         raise ValueError(f"hq must be (B, 3, H, W) or (B, 1, H, W), got {tuple(hq.shape)}")
     if len(hq) != len(params):
@@ -207,10 +225,14 @@ def _to_unit(hq: Tensor, params: DegradationParams) -> Tensor:
     }
     if sizes - {tuple(hq.shape[-2:])}:
         raise ValueError(f"images of {tuple(hq.shape[-2:])}, but parameters drawn for {sizes}")
+    if not (hq.dtype == torch.uint8 or hq.is_floating_point()):
+        raise ValueError(f"hq must be floating point in [-1, 1] or uint8, got {hq.dtype}")
+
+
+def _to_unit(hq: Tensor) -> Tensor:
+    """Bring a batch to (B, 3, H, W) float32 in [0, 1]; NaN becomes mid grey."""
     if hq.dtype == torch.uint8:
         unit = hq.float() / 255
-    elif hq.is_floating_point():
-        unit = (hq.float() * 0.5).add_(0.5).nan_to_num_(0.5, 1.0, 0.0).clamp_(0, 1)
     else:
-        raise ValueError(f"hq must be floating point in [-1, 1] or uint8, got {hq.dtype}")
+        unit = (hq.float() * 0.5).add_(0.5).nan_to_num_(0.5, 1.0, 0.0).clamp_(0, 1)
     return unit.expand(-1, 3, -1, -1).contiguous()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from src.images import image_grid, to_uint8, write_image
+from src.training.degradation_log import describe
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class Throughput(pl.Callback):
 class ValidationPictures(pl.Callback):
     """Writes a grid of the first validation images, one row an image, and logs it.
 
-    The module's `pictures(batch)` says what the columns are.
+    The module's `pictures(batch)` says what the columns are. Beside the PNG lies a text file with a
+    line a row: how its LQ was made.
 
     Args:
         dirpath: Folder of the PNG files, named by step.
@@ -93,16 +95,23 @@ class ValidationPictures(pl.Callback):
         """Write the grid of the first batch."""
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        columns: dict[str, Tensor] = pl_module.pictures(first_rows(batch, self.num_images))
+        batch = first_rows(batch, self.num_images)
+        columns: dict[str, Tensor] = pl_module.pictures(batch)
         rows = [list(images) for images in zip(*columns.values(), strict=True)]
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"
         write_image(path, grid, metadata={"columns": " | ".join(columns)})
+        degraded = describe(pl_module, batch)
+        if degraded:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("\n".join(degraded) + "\n", encoding="utf-8")
+            temporary.replace(path.with_suffix(".txt"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(
-                    f"val/{' | '.join(columns)}", grid, global_step=trainer.global_step
-                )
+                writer, step = logger.experiment, trainer.global_step
+                writer.add_image(f"val/{' | '.join(columns)}", grid, step)
+                if degraded:
+                    writer.add_text("val/degradation", "\n\n".join(degraded), step)
 
 
 class TrainingProgress(ProgressBar):

@@ -61,6 +61,7 @@ class RobustEncoderModule(TrainedParts):
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
+            hq = self.degradation.target(hq)  # as it is, unless the degradation sharpens
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
         error = (self.vae.decode(z_lq) - hq).square().mean(dim=(1, 2, 3))

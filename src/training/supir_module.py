@@ -68,7 +68,7 @@ class SupirModule(TrainedParts):
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
-            z = self.vae.encode(hq)  # (B, 4, h, w), scaled
+            z = self.vae.encode(self.degradation.target(hq))  # (B, 4, h, w), scaled
             z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
             cond = self.conditioner(batch["caption"], batch["sizes"])
         sigma = self.noise.sample(batch["seed"], z.device)  # (B,)
@@ -83,7 +83,8 @@ class SupirModule(TrainedParts):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""
         hq = to_signed(batch["hq"])
-        z, z_lq = self.vae.encode(hq), self.robust_encoder(self.degradation(hq, batch["seed"]))
+        z = self.vae.encode(self.degradation.target(hq))
+        z_lq = self.robust_encoder(self.degradation(hq, batch["seed"]))
         cond = self.conditioner(batch["caption"], batch["sizes"])
         losses = []
         for draw in range(self.val_draws):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from src.degradation import BlurConfig, DegradationConfig, DegradationPipeline, StageConfig
 
@@ -23,6 +24,9 @@ EXPECTED = {
     "x4_noise40",
     "blur2_x4_noise20_jpeg50",
 }
+
+FIXED = {name for name in EXPECTED if "x4" in name or "x8" in name or name == "bicubic"}
+FIXED -= {"realesrgan_x4"}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +65,11 @@ def test_pipeline_refuses_unknown_path() -> None:
         DegradationPipeline(DegradationConfig(), path="gpu")  # type: ignore[arg-type]
 
 
+def test_pipeline_refuses_unknown_compilers_and_names_the_known() -> None:
+    with pytest.raises(ValueError, match="'fast'.*inductor"):
+        DegradationPipeline(DegradationConfig(), compile="fast")
+
+
 def test_config_can_be_hashed_when_given_lists() -> None:
     """The canvas path caches its shapes by config."""
     given = StageConfig(modes=["area"], jpeg=[30, 40])  # type: ignore[arg-type]
@@ -80,6 +89,29 @@ def test_preset_composes_as_a_group_and_instantiates(name: str, tmp_path) -> Non
     pipeline = instantiate(composed.degradation)
     assert isinstance(pipeline, DegradationPipeline)
     assert isinstance(pipeline.config.modes, tuple)
+
+
+def all_keys(node: object) -> set[str]:
+    """Dotted names of a dataclass's fields, nested ones too."""
+    assert dataclasses.is_dataclass(node)
+    keys = set()
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        inner = all_keys(value) if dataclasses.is_dataclass(value) else set()
+        keys |= {field.name} | {f"{field.name}.{name}" for name in inner}
+    return keys
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_key_can_be_overridden(name: str) -> None:
+    """Hydra refuses keys that a file leaves out; fixed presets list what they use of a stage."""
+    written = OmegaConf.load(ROOT / "conf/degradation" / f"{name}.yaml")
+    assert {"path", "compile"} <= set(written)
+    keys = all_keys(config(name))
+    if name in FIXED:
+        keys = {key for key in keys if "." not in key}
+    missing = [key for key in keys if OmegaConf.select(written.config, key, default="-") == "-"]
+    assert not missing
 
 
 def test_light_ranges_lie_within_the_standard_ones() -> None:

@@ -1,14 +1,19 @@
 """The command: images in, LQ and parameters out, and the parameters reproduce the LQ."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from src.degrade import ROWS, degrade_folder, replay
+from src.degradation import DegradationPipeline
+from src.degrade import RANGES, ROWS, degrade_folder, image_seed, read_rows
 from src.images import read_image, write_image
 
 from .samples import ROOT, photo, preset
@@ -23,35 +28,62 @@ def folder(tmp_path: Path) -> Path:
     return source
 
 
+def degrade(
+    pipeline: DegradationPipeline, source: Path, target: Path, seed: int = 0, **options
+) -> dict[str, bytes]:
+    """Return what was written, by path below `target`."""
+    device = torch.device("cpu")
+    written, failed = degrade_folder(pipeline, source, target, seed=seed, device=device, **options)
+    assert not failed
+    return {path.relative_to(target).as_posix(): path.read_bytes() for path in written}
+
+
 def test_rows_reproduce_the_written_images(folder: Path, tmp_path: Path) -> None:
+    """Also where the seed is another one."""
     pipeline, target = preset("supir_q"), tmp_path / "lq"
-    written = degrade_folder(pipeline, folder, target, seed=7, device=torch.device("cpu"))
+    first = degrade(pipeline, folder, target, seed=7)
+    assert list(first) == ["a.png", "more/b.png"]
     rows = [json.loads(line) for line in (target / ROWS).read_text().splitlines()]
-    assert [target / row["file"] for row in rows] == written and len(rows) == 2
-    for i, row in enumerate(rows):
-        hq, lq = read_image(folder / row["source"]), read_image(target / row["file"])
-        assert lq.shape == hq.shape and row["seed"] == 7 + i
-        assert torch.equal((replay(pipeline, row, hq) * 255).round().byte(), lq)
+    assert [row["source"] for row in rows] == list(first)
+    assert rows[1]["seed"] == image_seed(7, "more/b.png")
+    for name in first:
+        assert read_image(target / name).shape == read_image(folder / name).shape
+    again = degrade(pipeline, folder, tmp_path / "again", rows=read_rows(target / ROWS))
+    assert again == first
+    assert (tmp_path / "again" / ROWS).read_text() == (target / ROWS).read_text()
 
 
-def test_the_same_seed_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    runs = []
-    for name in ("one", "two"):
-        written = degrade_folder(
-            preset("supir_f"), folder, tmp_path / name, seed=0, device=torch.device("cpu")
-        )
-        runs.append([path.read_bytes() for path in written])
-    assert runs[0] == runs[1]
+def test_the_same_seed_writes_the_same_bytes_whatever_else_is_there(
+    folder: Path, tmp_path: Path
+) -> None:
+    pipeline = preset("supir_f")
+    both = degrade(pipeline, folder, tmp_path / "one")
+    (folder / "0.png").write_bytes((folder / "a.png").read_bytes())
+    more = degrade(pipeline, folder, tmp_path / "two")
+    assert {name: more[name] for name in both} == both
+    assert more["0.png"] != more["a.png"] and degrade(pipeline, folder, tmp_path, seed=1) != more
+    alone = degrade(pipeline, folder / "a.png", tmp_path / "three")
+    assert alone == {"a.png": both["a.png"]}
 
 
-def test_an_unreadable_image_is_left_out_and_named(
+def test_bad_images_are_left_out_and_named(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """One that cannot be read, and one whose size does not fit its row."""
+    rows, device = {}, torch.device("cpu")
+    degrade(preset("x4"), folder, tmp_path / "lq")
+    rows = read_rows(tmp_path / "lq" / ROWS)
     (folder / "broken.png").write_bytes(b"not an image")
-    written = degrade_folder(
-        preset("x4"), folder, tmp_path / "lq", seed=0, device=torch.device("cpu")
+    write_image(folder / "a.png", photo("coffee.png", 30, 30)[0])
+    shutil.copy(folder / "a.png", folder / "new.png")
+    written, failed = degrade_folder(
+        preset("x4"), folder, tmp_path / "again", seed=0, device=device, rows=rows
     )
-    assert len(written) == 2 and "broken.png" in caplog.text
+    assert [path.name for path in written] == ["b.png"]
+    for message, words in zip(
+        failed, ("a.png: .*30", "broken.png", "new.png: no row"), strict=True
+    ):
+        assert re.search(words, message) and message in caplog.text
 
 
 def test_images_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -60,14 +92,37 @@ def test_images_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
         degrade_folder(preset("x4"), folder, tmp_path, seed=0, device=torch.device("cpu"))
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"source": "a.png"}', "null"])
+def test_a_broken_row_is_named(line: str, folder: Path, tmp_path: Path) -> None:
+    degrade(preset("x4"), folder, tmp_path)
+    with (tmp_path / ROWS).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=f"{ROWS}, line 3"):
+        read_rows(tmp_path / ROWS)
+
+
 @pytest.mark.slow
-def test_command_runs_and_refuses_to_overwrite_its_input(folder: Path, tmp_path: Path) -> None:
+def test_command_runs_repeats_and_refuses_to_overwrite_its_input(
+    folder: Path, tmp_path: Path
+) -> None:
     def run(*words: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "src.degrade", f"input={folder}", *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
-    good = run(f"output={tmp_path / 'lq'}", "degradation=blur2_x4", "seed=3")
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    switches = ("degradation=supir_q", "degradation.config.jpeg=diffjpeg")
+    good = run(f"output={one}", *switches, "seed=3")
     assert good.returncode == 0, good.stderr
-    assert (tmp_path / "lq/more/b.png").exists() and (tmp_path / "lq" / ROWS).exists()
+    assert run(f"output={two}", *switches, f"parameters={one / ROWS}").returncode == 0
+    for name in ("a.png", "more/b.png", ROWS, RANGES):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    # The two files alone are enough to make the images again.
+    pipeline = instantiate(OmegaConf.load(one / RANGES))
+    images = degrade(pipeline, folder, three, rows=read_rows(one / ROWS))
+    assert all((one / name).read_bytes() == image for name, image in images.items())
     bad = run(f"output={folder}")
     assert bad.returncode != 0 and "replace the originals" in bad.stderr
+    (folder / "broken.png").write_bytes(b"not an image")
+    partly = run(f"output={three}", "degradation=x4")
+    assert partly.returncode == 1 and "1 images failed" in partly.stderr
+    assert "broken.png" in partly.stderr and (three / "more/b.png").exists()

@@ -163,6 +163,38 @@ def test_summaries_name_what_happens_to_a_sample() -> None:
         assert word in lines[0]
 
 
+def test_summaries_say_whether_jpeg_comes_last() -> None:
+    """Every number that a line names stands where it is applied."""
+    full = config("supir_q")
+    for order, last in ((0.0, "sinc"), (1.0, "jpeg")):
+        ranges = dataclasses.replace(full, order_prob=order, sinc_prob=1.0)
+        params = DegradationPipeline(ranges).draw(torch.arange(4), size=(64, 64))
+        for line in params.summaries():
+            assert line.split("|")[2].split()[-2] == last
+    unchanged = dataclasses.replace(full, identity_prob=1.0)
+    assert DegradationPipeline(unchanged).draw(torch.arange(1), size=(8, 8)).summaries() == [
+        "identity"
+    ]
+
+
+def test_numbers_are_those_of_samples_that_they_touch(drawn: DegradationParams) -> None:
+    numbers = drawn.numbers()
+    assert len(numbers["first.gaussian"]) + len(numbers["first.poisson"]) == COUNT
+    assert len(numbers["first.side"]) == COUNT > len(numbers["second.side"])
+    assert numbers["second.poisson"].max() <= 2.5 < numbers["second.gaussian"].max()
+    assert abs(len(numbers["first.cutoff"]) / COUNT - 0.1) < 0.01
+    assert all(values.ndim == 1 for values in numbers.values())
+
+
+def test_shares_sum_to_one_and_follow_the_config(drawn: DegradationParams) -> None:
+    shares = drawn.shares()
+    for share in shares.values():
+        assert abs(sum(share.values()) - 1) < 1e-9
+    assert abs(shares["second.kernel"]["none"] - 0.2) < 0.02
+    assert abs(shares["first.kernel"]["iso"] - 0.9 * 0.45) < 0.02
+    assert set(shares["first.noise"]) == {"gaussian", "poisson"}  # what never occurs is left out
+
+
 def test_left_out_second_stage_keeps_only_its_jpeg() -> None:
     params = preset("second_stage_half").draw(torch.arange(2000), size=(128, 128))
     skipped = (params.second.noise == 0).double().mean()

@@ -1,5 +1,7 @@
 """Blur, resize, noise and sharpening: invariants, moments, and independent implementations."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -22,15 +24,29 @@ def random_kernels(count: int, side: int) -> torch.Tensor:
     return kernel / kernel.sum((1, 2), keepdim=True)
 
 
-@pytest.mark.parametrize(("side", "height", "width"), [(7, 40, 33), (13, 64, 64), (21, 50, 97)])
+@pytest.mark.parametrize(
+    ("side", "height", "width"), [(7, 40, 33), (9, 147, 20), (13, 64, 64), (21, 50, 97)]
+)
 def test_blur_equals_kornias_filter2d(side: int, height: int, width: int) -> None:
     image, kernel = photo("coffee.png", height, width), random_kernels(1, side)
     assert torch.allclose(ops.blur(image, kernel), filter2d(image, kernel, "reflect"), atol=3e-6)
 
 
-def test_blur_uses_each_samples_own_kernel() -> None:
-    image = torch.cat([photo("coffee.png", 40, 40), photo("astronaut.png", 40, 40)])
-    kernel = random_kernels(2, 11)
+@pytest.mark.parametrize("side", [7, 15, 21])
+@pytest.mark.parametrize(("height", "width"), [(150, 97), (97, 150), (30, 41)])
+def test_separable_blur_equals_the_dense_one(side: int, height: int, width: int) -> None:
+    """3e-6; (150, 97) is cut into strips that do not divide its height, (30, 41) is not cut."""
+    image = photo("coffee.png", height, width)
+    taps = torch.exp(-0.5 * (torch.arange(side) - side // 2).square() / 1.7**2)
+    kernel = (taps[:, None] * taps / taps.sum() ** 2)[None]
+    result = ops.blur(image, kernel, separable=True)
+    assert torch.allclose(result, filter2d(image, kernel, "reflect"), atol=3e-6)
+
+
+@pytest.mark.parametrize("side", [11, 17])  # by stencil, by FFT
+def test_blur_uses_each_samples_own_kernel(side: int) -> None:
+    image = torch.cat([photo("coffee.png", 90, 40), photo("astronaut.png", 90, 40)])
+    kernel = random_kernels(2, side)
     together = ops.blur(image, kernel)
     for i in range(2):
         one = slice(i, i + 1)
@@ -43,14 +59,25 @@ def test_blur_by_a_delta_is_the_identity() -> None:
     assert torch.allclose(ops.blur(image, delta), image, atol=1e-6)
 
 
-def test_blur_keeps_constants_is_linear_and_never_exceeds_the_range() -> None:
-    kernel = random_kernels(1, 21)
+@pytest.mark.parametrize("side", [9, 21])
+def test_blur_keeps_constants_is_linear_and_never_exceeds_the_range(side: int) -> None:
+    kernel = random_kernels(1, side)
     flat = torch.full((1, 3, 25, 30), 0.3)
     assert torch.allclose(ops.blur(flat, kernel), flat, atol=1e-6)
     a, b = photo("coffee.png", 40, 40), photo("rocket.jpg", 40, 40)
     mixed = ops.blur(0.3 * a - 2 * b, kernel)
     assert torch.allclose(mixed, 0.3 * ops.blur(a, kernel) - 2 * ops.blur(b, kernel), atol=1e-5)
-    assert ops.blur(a, kernel).max() <= a.max() + 1e-6
+    blurred = ops.blur(a, kernel)
+    assert a.min() - 1e-6 <= blurred.min() and blurred.max() <= a.max() + 1e-6
+
+
+@pytest.mark.parametrize("filtered", [ops.stencil, ops.fft_filter])
+def test_blur_keeps_the_mean_of_circularly_extended_images(filtered: Callable) -> None:
+    """Every pixel then gives away as much as it gets."""
+    image, kernel = photo("coffee.png", 60, 44), random_kernels(1, 13)
+    result = filtered(F.pad(image, (6, 6, 6, 6), mode="circular"), kernel)
+    assert result.shape == image.shape
+    assert torch.allclose(result.mean((2, 3)), image.mean((2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (2, 3), (5, 11), (10, 40)])

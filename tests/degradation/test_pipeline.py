@@ -140,7 +140,9 @@ def test_odd_tensors_are_taken(path: str, hq: Tensor) -> None:
     # x / 255 and y / 2 + 1 / 2 differ in the last bit, which may move a JPEG block now and then
     differs = ((pipeline(pixels, seeds) - expected).abs() > 1e-3).float().mean((1, 2, 3))
     assert differs.median() < 1e-3 and differs.mean() < 0.05
-    assert pipeline(hq.half(), seeds).dtype == torch.float32
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):  # computed in float32
+        assert pipeline(hq.to(dtype), seeds).dtype == dtype
+    assert pipeline(pixels, seeds).dtype == torch.float32
     gray = pipeline(hq[:, :1], seeds)
     assert gray.shape == hq.shape
     assert pipeline(hq[:0], seeds[:0]).shape == (0, 3, 64, 64)
