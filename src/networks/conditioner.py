@@ -121,7 +121,7 @@ def _tokenizer():  # noqa: ANN202 - open_clip's class; importing it at module le
 def _text_tower(config: TextTowerConfig, *, projected: bool) -> nn.Module:
     from open_clip.transformer import QuickGELU, TextTransformer
 
-    return TextTransformer(
+    tower = TextTransformer(
         context_length=NUM_TOKENS,
         width=config.width,
         layers=config.layers,
@@ -129,3 +129,6 @@ def _text_tower(config: TextTowerConfig, *, projected: bool) -> nn.Module:
         output_dim=config.width if projected else None,
         act_layer=QuickGELU if config.quick_gelu else nn.GELU,
     )
+    with torch.device("cpu"):  # computed, in no file: it must be there on a tower built on meta too
+        tower.register_buffer("attn_mask", tower.build_causal_mask(), persistent=False)
+    return tower
