@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from src.checkpoints import (
     open_checkpoint,
 )
 from src.checkpoints.export import SDXL_PARTS, SUPIR_PARTS
+from src.checkpoints.files import parse_dtype
 from src.checkpoints.identify import refuse_unusable
 from src.checkpoints.keymaps import PARTS
 from src.checkpoints.parts import read_contents
@@ -32,7 +32,6 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "diffusers": (export_diffusers, PARTS),
     "native": (export_native, PARTS),
 }
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def convert(settings: Mapping[str, Any]) -> Path:
@@ -44,7 +43,7 @@ def convert(settings: Mapping[str, Any]) -> Path:
     if not settings["input"] or not settings["output"]:
         raise ValueError("give input=FILE output=FILE, or inspect=FILE")
     export, holds = _known("format", settings["format"], FORMATS)
-    dtype = None if settings["dtype"] is None else _known("dtype", settings["dtype"], DTYPES)
+    dtype = None if settings["dtype"] is None else parse_dtype(settings["dtype"])
     for part in settings["parts"] or ():
         _known("parts", part, dict.fromkeys(holds))
     output = Path(settings["output"])

@@ -220,5 +220,5 @@ def _control_words(parts: Mapping[str, Part]) -> dict[str, str]:
         deep = tuple(level for level in depth if level)
         words["control"] = CONTROL_DEPTHS.get(deep, str(list(depth)))
     if "connector" in parts:
-        words["connector"] = connector_kind(_specs(parts["connector"])) or "plain"
+        words["connector"] = connector_kind(_specs(parts["connector"]))
     return words

@@ -3,7 +3,6 @@
 Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`).
 """
 
-import logging
 from typing import Any
 
 import torch
@@ -14,15 +13,13 @@ from src.networks.connectors import Connector
 from src.networks.layers import zero_init
 from src.networks.unet import Trunk, UNet
 
-log = logging.getLogger(__name__)
-
-
 class ControlAdaptor(Trunk):
     """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
     LQ latent.
 
     The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
-    Which it is, is `transformer_depth`.
+    Which it is, is `transformer_depth`. It starts as a copy of the UNet's encoder and middle, by
+    name: a trimmed adaptor takes the first blocks of each transformer.
     """
 
     def __init__(self, **trunk: Any) -> None:
@@ -30,20 +27,9 @@ class ControlAdaptor(Trunk):
         hint = nn.Conv2d(trunk["in_channels"], self.model_channels, 3, padding=1)
         self.input_hint_block = nn.ModuleList([zero_init(hint)])
 
-    def initialise_from(self, unet: UNet) -> int:
-        """Copy every weight that the UNet's encoder and middle share by name; returns how many
-        tensors.
-
-        A trimmed adaptor takes the first transformer blocks of each spatial transformer.
-        """
-        source = unet.state_dict()
-        own = self.state_dict()
-        shared = {name: source[name] for name in own if name in source}
-        self.load_state_dict(
-            shared, strict=False
-        )  # what is not shared is the hint block, by construction
-        log.info("control adaptor: %d of %d tensors copied from the UNet", len(shared), len(own))
-        return len(shared)
+    def reset_hint(self) -> None:
+        """Give the hint's convolution zeros on the CPU: the LQ latent adds nothing at the start."""
+        zero_init(self.input_hint_block.to_empty(device="cpu"))
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor) -> list[Tensor]:
         """Return the control features, in encoder order, the middle block's last.
