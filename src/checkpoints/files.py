@@ -38,16 +38,11 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 REMAP_BYTES = 256 << 20
 
-# Full precision before half, one file before many.
+# Full precision before half, one file before many, safetensors before pickles.
 _WEIGHT_FILES = tuple(
     f"{stem}{suffix}"
-    for suffix in (
-        ".safetensors",
-        ".safetensors.index.json",
-        ".fp16.safetensors",
-        ".fp16.safetensors.index.json",
-        ".bin",
-    )
+    for kind in (".safetensors", ".bin")
+    for suffix in (kind, f"{kind}.index.json", f".fp16{kind}", f"{kind}.index.fp16.json")
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 

@@ -106,7 +106,7 @@ class CheckpointInfo:
             lines.append(f"  connector: {self.connector}")
         if self.unknown:
             lines.append(f"  {len(self.unknown)} keys of no known part, first: {self.unknown[0]}")
-        lines += [f"  {key}: {value}" for key, value in sorted(self.metadata.items())]
+        lines += [f"  {key}: {_short(value)}" for key, value in sorted(self.metadata.items())]
         if self.kind not in _UNUSABLE:
             lines.append(f"  missing for restoring with it: {', '.join(self.missing) or 'nothing'}")
         return "\n".join(lines)
@@ -263,6 +263,10 @@ def _part_info(contents: Contents, part: str) -> PartInfo:
     dtypes = Counter(str(spec.dtype).removeprefix("torch.") for spec in specs)
     numbers = sum(_product(spec.shape) for spec in specs)
     return PartInfo(tensors=len(specs), numbers=numbers, dtypes=dict(dtypes.most_common()))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:120]}... ({len(text)} characters)"
 
 
 def _product(shape: tuple[int, ...]) -> int:

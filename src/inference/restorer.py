@@ -146,7 +146,7 @@ class Restorer:
         recipe = read_recipe(path)
         recorded = dict(recipe["restore"])
         own = RestoreSettings(**recorded.pop("settings"))
-        networks = load_networks(path, weights=weights)
+        networks = load_networks(path, weights=weights, dtype=dtype)
         return cls(
             *networks,
             captioner=captioner,
