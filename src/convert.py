@@ -76,8 +76,8 @@ def convert(settings: Mapping[str, Any]) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; of a folder, that of its weight files' own, each
-    with its name, in order.
+    """Return the SHA-256 of a file, in hexadecimal; of a folder, that of the list of its weight
+    files' own.
     """
     if path.is_dir():
         files = sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".bin"))

@@ -59,7 +59,7 @@ def build_network(spec: Mapping[str, Any]) -> Any:
 
 
 def build_on_meta(network: Mapping[str, Any]) -> Any:
-    """Build what `network` says without giving it memory; `load_parts` brings that with the weights.
+    """Build what `network` says without giving it memory: that comes with the weights.
 
     Raises:
         ValueError: See `build_network`.

@@ -13,6 +13,7 @@ from src.networks.connectors import Connector
 from src.networks.layers import zero_init
 from src.networks.unet import Trunk, UNet
 
+
 class ControlAdaptor(Trunk):
     """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
     LQ latent.
