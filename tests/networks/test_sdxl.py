@@ -76,13 +76,6 @@ def test_text_towers_have_no_visual_half() -> None:
     assert not [name for name in conditioner.state_dict() if "visual" in name]
 
 
-def test_released_connector_has_its_cross_attentions_at_3_and_7() -> None:
-    connector = build_on_meta(sdxl_architecture()["connector"])
-    kinds = [type(module).__name__ for module in connector.project_modules]
-    assert [n for n, kind in enumerate(kinds) if kind == "ZeroCrossAttention"] == [3, 7]
-    assert kinds.count("ZeroSFT") == 10
-
-
 def test_unknown_options_are_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="unknown control 'deep'; known: full, half, third"):
         sdxl_architecture(control="deep")
