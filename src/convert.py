@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from src.checkpoints.identify import refuse_unusable
 from src.checkpoints.keymaps import PARTS
 from src.checkpoints.parts import read_contents
 from src.cli import command
+from src.networks.conditioner import vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ def convert(settings: Mapping[str, Any]) -> Path:
     if words["license"] == UNSTATED:
         log.warning("no licence is stated in the input or in its base; say license=...")
     words |= {key: str(value) for key, value in settings["metadata"].items()}
+    if settings["format"] == "diffusers" and {"clip_l", "clip_g"} <= set(wanted):
+        export = partial(export, tokens=vocabulary())
     export(output, {part: parts[part] for part in wanted}, words, dtype=dtype)
     return output
 

@@ -97,6 +97,14 @@ def count_tokens(text: str) -> int:
     return len(_tokenizer().encode(text))
 
 
+def vocabulary() -> tuple[dict[str, int], list[str]]:
+    """Return CLIP's tokens with their numbers, and its merges in order, as others store them."""
+    tokenizer = _tokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    tokens = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
+    return tokens, [" ".join(pair) for pair in tokenizer.bpe_ranks if pair]
+
+
 def pad_with_end(tokens: Tensor) -> Tensor:
     """Replace the padding after the end mark by the end mark, as SDXL's first tower was fed."""
     position = torch.arange(tokens.shape[1], device=tokens.device)

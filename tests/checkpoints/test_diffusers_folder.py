@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from src.checkpoints import export_diffusers, inspect_checkpoint, load_parts
+from src.checkpoints.diffusers_config import tokenizer_files
 from src.networks import AutoencoderKL, Conditioner, Conditioning, ControlAdaptor, UNet
-from src.networks.conditioner import TextTowerConfig, encode_text
+from src.networks.conditioner import (
+    TextTowerConfig,
+    encode_text,
+    pad_with_end,
+    tokenize,
+    vocabulary,
+)
 
 TRUNK = {
     "in_channels": 4,
@@ -61,6 +68,27 @@ def test_folder_gives_the_same_networks_back(tmp_path: Path) -> None:
     for part, module in fresh.items():
         state = module.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in wanted[part].items())
+
+
+def test_tokenizers_of_the_folder_give_the_numbers_that_ours_do(tmp_path: Path) -> None:
+    """Read back by transformers; the first pads with the end mark, the second with 0. (SDXL's
+    second names "!" as its padding and so takes every "!" for it; ours does not.)
+    """
+    transformers = pytest.importorskip("transformers")
+    for name, text in tokenizer_files(*vocabulary()).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    captions = [
+        "A photo of a cat, 8k.",
+        "",
+        "na\u00efve caf\u00e9 \u4e2d\u6587 it's",
+        "sharp " * 100,
+    ]
+    ours = tokenize(captions)
+    for folder, expected in (("tokenizer", pad_with_end(ours)), ("tokenizer_2", ours)):
+        theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / folder)
+        out = theirs(captions, padding="max_length", truncation=True, return_tensors="pt")
+        assert torch.equal(out.input_ids, expected)
 
 
 @pytest.mark.slow
