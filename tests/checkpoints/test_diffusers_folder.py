@@ -131,3 +131,30 @@ def test_diffusers_computes_the_same_from_the_folder(tmp_path: Path) -> None:
         mean = theirs["vae"].encode(image).latent_dist.mean
         torch.testing.assert_close(z, 0.13025 * mean)
         torch.testing.assert_close(parts["vae"].decode(z), theirs["vae"].decode(mean).sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_diffusers_reads_our_folder_whole_and_we_read_the_shards_it_writes(
+    tmp_path: Path, variant: str | None
+) -> None:
+    """The pipeline finds every component; saved again in shards, the same weights come back."""
+    diffusers = pytest.importorskip("diffusers")
+    parts, conditioner = _image_parts(), _conditioner()
+    del parts["control"]
+    towers = {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    export_diffusers(ours, parts | towers, {}, tokens=vocabulary())
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(ours)
+    assert torch.equal(pipeline.tokenizer("a cat", return_tensors="pt").input_ids[0, :3],
+                       tokenize(["a cat"])[0, :3])  # fmt: skip
+    pipeline.save_pretrained(theirs, max_shard_size="2MB", variant=variant)
+    assert len([*theirs.glob("unet/*.safetensors")]) > 1 and [*theirs.glob("unet/*index*.json")]
+
+    wanted = {p: {n: t.clone() for n, t in m.state_dict().items()}
+              for p, m in (parts | towers).items()}  # fmt: skip
+    fresh = {part: module.to("meta") for part, module in (parts | towers).items()}
+    load_parts(theirs, fresh)
+    for part, module in fresh.items():
+        state = module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in wanted[part].items())
