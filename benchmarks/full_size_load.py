@@ -1,12 +1,13 @@
 """Load SDXL and SUPIR at full size from official files: time and peak memory of each step.
 
-    python benchmarks/full_size_load.py FOLDER [small]
+    python benchmarks/full_size_load.py FOLDER [small] [STEP]
 
 Writes random weights under the official names (6.9 GB of SDXL in fp16, 5.3 GB of SUPIR in fp32 as
-a pickle), loads them in bf16 into networks built without memory, runs one joint forward at 64x64
-latents, exports what SUPIR trains, loads that again and compares bit by bit. Each step is a process
-of its own, so that its peak memory is its own. FOLDER needs 21 GB of disk; memory peaks near 12 GB.
-`small` shrinks the networks, to try the script out.
+a pickle), loads them in bf16 into networks built without memory, restores with them once (text,
+encoder, one joint forward at 64x64 latents, decoder), starts a training run from them, exports,
+loads the exports again and compares bit by bit. Each step is a process of its own, so that its peak
+memory is its own. FOLDER needs 25 GB of disk; memory peaks near 12 GB. `small` shrinks the
+networks, to try the script out.
 """
 
 import json
@@ -16,129 +17,174 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints import export_supir, load_parts, open_checkpoint
+from src.checkpoints import export_diffusers, export_supir, load_parts, open_checkpoint
 from src.checkpoints.files import TensorSpec
 from src.checkpoints.keymaps import official_pieces, split_marker, to_official, to_piece
 from src.checkpoints.safetensors_writer import write_safetensors
-from src.networks import (
-    AutoencoderKL,
-    Conditioner,
-    Conditioning,
-    ControlAdaptor,
-    ControlledUNet,
-    RobustEncoder,
-    UNet,
-)
-from src.networks.conditioner import TextTowerConfig
-from src.networks.connectors import ZeroSFTConnector
+from src.inference import checkpoint as restoration
+from src.networks import RobustEncoder
+from src.networks.build import build_on_meta
+from src.networks.sdxl import sdxl_architecture
 
 SDXL = ("unet", "vae", "clip_l", "clip_g")
 SUPIR = ("control", "connector", "robust_encoder")
-STEPS = ("write", "load", "forward", "export", "compare")
+PARTS = (*SDXL, *SUPIR)
+# What else the released files hold, which no part loads.
+CLUTTER = {
+    "sdxl": {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": (1, 77),
+        "conditioner.embedders.1.model.logit_scale": (),
+    },
+    "supir": {"model.control_model.mask_LQ": (1, 4, 64, 64)},
+}
+CONFIG = Path(__file__).parents[1] / "conf"
+SHRUNK = (
+    "unet.model_channels=32", "unet.transformer_depth=[0,1,2]", "vae.ch=32",
+    "scale.transformer_depth.half=[0,1,1]", "conditioner.clip_g.layers=2",
+)  # fmt: skip
+
+
+def architecture(small: bool) -> dict[str, dict[str, Any]]:
+    """Return what builds every part: as released, or narrow and shallow."""
+    specs = sdxl_architecture()
+    if small:
+        for part in ("unet", "control", "connector"):
+            specs[part]["model_channels"] = 32
+        for part in ("unet", "control"):
+            specs[part]["transformer_depth"] = [0, 1, 2]
+        specs["vae"]["ch"] = 32
+        specs["conditioner"]["clip_g"]["layers"] = 2
+    return specs
 
 
 def build(small: bool) -> dict[str, nn.Module]:
-    """Build every part on the meta device, as released."""
-    width = 32 if small else 320
-    levels = {
-        "model_channels": width,
-        "channel_mult": (1, 2, 4),
-        "num_res_blocks": 2,
-        "head_channels": 64,
-    }
-    clip_l = TextTowerConfig(width=768, layers=12, heads=12, quick_gelu=True)
-    clip_g = TextTowerConfig(width=1280, layers=2 if small else 32, heads=20)
-    trunk = levels | {
-        "in_channels": 4,
-        "transformer_depth": (0, 1, 2) if small else (0, 2, 10),
-        "context_dim": 2048,
-        "vector_dim": 2816,
-    }
-    with torch.device("meta"):
-        vae = AutoencoderKL(
-            ch=32 if small else 128,
-            ch_mult=(1, 2, 4, 4),
-            num_res_blocks=2,
-            z_channels=4,
-            scale_factor=0.13025,
-        )
-        conditioner = Conditioner(clip_l=clip_l, clip_g=clip_g, size_channels=256)
-        return {
-            "unet": UNet(out_channels=4, **trunk),
-            "vae": vae,
-            "clip_l": conditioner.clip_l,
-            "clip_g": conditioner.clip_g,
-            "control": ControlAdaptor(**trunk),
-            "connector": ZeroSFTConnector(cross_attention=True, **levels),
-            "robust_encoder": RobustEncoder(vae),
-        }
+    """Build every part on the meta device."""
+    parts = {part: build_on_meta(spec) for part, spec in architecture(small).items()}
+    conditioner = parts.pop("conditioner")
+    parts |= {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
+    return {**parts, "robust_encoder": RobustEncoder(parts["vae"])}
 
 
 def write(folder: Path, small: bool) -> dict[str, float]:
     """Write random files in the official layout, tensor by tensor."""
-    parts = build(small)
-    _write_official(folder / "sdxl.safetensors", parts, SDXL, torch.float16)
-    _write_official(folder / "supir.safetensors", parts, SUPIR, torch.float32)
+    parts, sizes = build(small), {}
+    for name, wanted, dtype in (("sdxl", SDXL, torch.float16), ("supir", SUPIR, torch.float32)):
+        entries = _entries(parts, wanted, dtype, CLUTTER[name])
+        write_safetensors(folder / f"{name}.safetensors", entries, {})
+        sizes[f"{name} tensors"] = len(entries)
     mapped = dict(open_checkpoint(folder / "supir.safetensors"))
     torch.save({"state_dict": mapped}, folder / "supir.ckpt")
     (folder / "supir.safetensors").unlink()
-    return {
-        "SDXL file, GB": (folder / "sdxl.safetensors").stat().st_size / 1e9,
-        "SUPIR file, GB": (folder / "supir.ckpt").stat().st_size / 1e9,
-    }
+    for name in ("sdxl.safetensors", "supir.ckpt"):
+        sizes[f"{name}, GB"] = (folder / name).stat().st_size / 1e9
+    return sizes
 
 
 def load(folder: Path, small: bool) -> dict[str, float]:
-    """Load both files in bf16; numbers: what the weights then weigh."""
-    parts = _load(folder, small)
-    held = sum(t.nbytes for module in parts.values() for t in module.state_dict().values())
-    return {"weights, GB": held / 1e9}
+    """Load both files in bf16; peak memory against what the weights then weigh."""
+    held = _nbytes(_load(folder, small))
+    return {"weights, GB": held / 1e9, "peak / weights": _peak() / held}
 
 
-def forward(folder: Path, small: bool) -> dict[str, float]:
-    """Run the controlled UNet once at 64x64 latents, in bf16."""
-    parts = _load(folder, small)
-    network = ControlledUNet(parts["unet"], parts["control"], parts["connector"])  # type: ignore[arg-type]
-    generator = torch.Generator().manual_seed(0)
-    draw = partial(torch.randn, generator=generator, dtype=torch.float32)
-    cond = Conditioning(draw(1, 77, 2048).bfloat16(), draw(1, 2816).bfloat16())
-    x, z_lq = draw(1, 4, 64, 64).bfloat16(), draw(1, 4, 64, 64).bfloat16()
+def restore(folder: Path, small: bool) -> dict[str, float]:
+    """Go once through every network in bf16, as restoration does; the autoencoder is float32."""
+    if small:  # such a file carries no configuration and would be taken for full size
+        restoration.sdxl_architecture = lambda **options: architecture(True)
     start = time.perf_counter()
+    networks = restoration.load_networks(
+        folder / "supir.ckpt",
+        weights={"sdxl": str(folder / "sdxl.safetensors")},
+        dtype=torch.bfloat16,
+    )
+    seconds = {"load, s": time.perf_counter() - start, "load's peak, GB": _peak() / 1e9}
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 512, 512, generator=generator) * 2 - 1
+    sizes = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        out = call()
+        seconds[f"{name}, s"] = time.perf_counter() - start
+        return out
+
     with torch.inference_mode():
-        out = network(x, torch.tensor([500]), cond, z_lq)
-    assert out.isfinite().all()
-    return {"forward alone, s": time.perf_counter() - start}
+        cond = timed("text", lambda: networks.conditioner(["a photograph of a cat"], sizes))
+        z_lq = timed("encode 512x512", lambda: networks.robust_encoder(image))
+        x = torch.randn(z_lq.shape, generator=generator)
+        t = torch.tensor([500])
+        out = timed("joint forward", lambda: networks.network(x, t, cond, z_lq))
+        image = timed("decode", lambda: networks.vae.decode(out))
+    assert all(tensor.isfinite().all() for tensor in (*cond, z_lq, out, image))
+    return seconds | {"standard deviation out": out.std().item()}
+
+
+def train(folder: Path, small: bool) -> dict[str, float]:
+    """Build stage 2 from its configuration and load its base: half depth, frozen parts in bf16."""
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    from src.base_weights import load_base_weights
+
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        files = [
+            f"weights.sdxl={folder.resolve()}/sdxl.safetensors",
+            f"weights.robust_encoder={folder.resolve()}/supir.ckpt",
+        ]
+        unused = ["data.root=x", "data.heldout=x", *(SHRUNK if small else ())]
+        cfg = compose("train", overrides=["experiment=zerosft", "scale=sdxl", *files, *unused])
+    module = instantiate(cfg.module, recipe={}, _convert_="all")
+    load_base_weights(module, cfg)
+    assert not any(tensor.is_meta for tensor in module.parameters())
+    trained = [p for p in module.parameters() if p.requires_grad]
+    held = sum(p.nbytes for p in module.parameters())
+    return {
+        "weights, GB": held / 1e9,
+        "trained, M": sum(p.numel() for p in trained) / 1e6,
+        "peak / weights": _peak() / held,
+    }
 
 
 def export(folder: Path, small: bool) -> dict[str, float]:
-    """Write what SUPIR trains, in bf16."""
+    """Write what SUPIR trains as one file, and everything as a diffusers folder, in bf16."""
     parts = _load(folder, small)
-    path = folder / "exported.safetensors"
-    export_supir(path, {part: parts[part] for part in SUPIR}, {"license": "random numbers"})
-    return {"exported file, GB": path.stat().st_size / 1e9}
+    words = {"license": "random numbers"}
+    supir, diffusers = folder / "exported.safetensors", folder / "diffusers"
+    export_supir(supir, {part: parts[part] for part in SUPIR}, words)
+    export_diffusers(diffusers, parts, words)
+    size = sum(file.stat().st_size for file in diffusers.rglob("*.safetensors"))
+    return {"SUPIR file, GB": supir.stat().st_size / 1e9, "diffusers folder, GB": size / 1e9}
 
 
 def compare(folder: Path, small: bool) -> dict[str, float]:
-    """Load the exported file again; every tensor must equal the first load's, bit by bit."""
-    first = _load(folder, small)
-    again = build(small)
-    load_parts(folder / "exported.safetensors", {part: again[part] for part in SUPIR})
+    """Load the exports again, a part at a time; every tensor must equal the first load's, bit by
+    bit.
+    """
     compared = 0
-    for part in SUPIR:
-        state = again[part].state_dict()
-        for name, tensor in first[part].state_dict().items():
-            if state[name].is_meta:
-                continue  # quant_conv stays with the VAE's file
-            assert torch.equal(tensor, state[name]), f"{part}.{name}"
-            compared += 1
+    for part in PARTS:
+        first = _load(folder, small, (part,))[part].state_dict()
+        for path in (folder / "exported.safetensors", folder / "diffusers"):
+            if part in SDXL and path.suffix:
+                continue
+            again = build(small)[part]
+            load_parts(path, {part: again})
+            for name, tensor in again.state_dict().items():
+                if tensor.is_meta:
+                    assert name.startswith("quant_conv.")  # stays with the VAE's file
+                    continue
+                assert torch.equal(tensor, first[name]), f"{path}: {part}.{name}"
+                compared += 1
     return {"tensors equal": compared}
+
+
+STEPS = {step.__name__: step for step in (write, load, restore, train, export, compare)}
 
 
 def main() -> None:
@@ -151,61 +197,86 @@ def main() -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     size = "small" if small else "full size"
-    print(f"{size}; {platform.processor() or platform.machine()}, {os.cpu_count()} cores, ", end="")
+    print(f"{size}; {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, ")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, commit {_commit()}\n")
-    print("| step | seconds | peak memory, GB | |\n|---|---|---|---|")
+    print("| step | wall s | CPU s | peak memory, GB | |\n|---|---|---|---|---|")
     for step in STEPS:
         command = [sys.executable, __file__, str(folder), step, *words]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"step {step} failed")
         numbers = json.loads(done.stdout.splitlines()[-1])
-        rest = ", ".join(f"{key} {value:.2f}" for key, value in numbers["more"].items())
-        print(f"| {step} | {numbers['seconds']:.1f} | {numbers['peak']:.2f} | {rest} |", flush=True)
+        rest = ", ".join(f"{key} {value:.4g}" for key, value in numbers["more"].items())
+        figures = [f"{numbers[key]:.1f}" for key in ("wall", "cpu")] + [f"{numbers['peak']:.2f}"]
+        print(f"| {step} | {' | '.join(figures)} | {rest} |", flush=True)
 
 
 def _measure(step: str, folder: Path, small: bool) -> dict[str, object]:
-    steps: dict[str, Callable[[Path, bool], dict[str, float]]] = {
-        "write": write,
-        "load": load,
-        "forward": forward,
-        "export": export,
-        "compare": compare,
+    wall, cpu = time.perf_counter(), time.process_time()
+    more = STEPS[step](folder, small)
+    return {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "peak": _peak() / 1e9,
+        "more": more,
     }
-    start = time.perf_counter()
-    more = steps[step](folder, small)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    return {"seconds": time.perf_counter() - start, "peak": peak, "more": more}
 
 
-def _load(folder: Path, small: bool) -> dict[str, nn.Module]:
-    parts = build(small)
-    load_parts(
-        folder / "sdxl.safetensors",
-        {part: parts[part] for part in (*SDXL, "robust_encoder")},
-        expected_missing=["robust_encoder.encoder.*"],
-        dtype=torch.bfloat16,
-    )
-    load_parts(folder / "supir.ckpt", {part: parts[part] for part in SUPIR}, dtype=torch.bfloat16)
+def _load(folder: Path, small: bool, wanted: tuple[str, ...] = PARTS) -> dict[str, nn.Module]:
+    parts = {part: module for part, module in build(small).items() if part in wanted}
+    base = {part: parts[part] for part in (*SDXL, "robust_encoder") if part in parts}
+    trained = {part: parts[part] for part in SUPIR if part in parts}
+    if base:
+        copied = {"robust_encoder": "vae"}
+        sdxl = folder / "sdxl.safetensors"
+        load_parts(sdxl, base, taken_from=copied, dtype=torch.bfloat16)
+    if trained:
+        load_parts(folder / "supir.ckpt", trained, dtype=torch.bfloat16)
     return parts
 
 
-def _write_official(
-    path: Path, parts: dict[str, nn.Module], wanted: tuple[str, ...], dtype: torch.dtype
-) -> None:
+def _entries(
+    parts: Mapping[str, nn.Module],
+    wanted: tuple[str, ...],
+    dtype: torch.dtype,
+    clutter: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[TensorSpec, Callable[[], Tensor]]]:
     generator = torch.Generator().manual_seed(0)
-    entries = {}
+    entries: dict[str, tuple[TensorSpec, Callable[[], Tensor]]] = {}
     for part in wanted:
         for name, tensor in parts[part].state_dict().items():
             if f"{part}.{name}".startswith("robust_encoder.quant_conv."):
                 continue
             for piece in official_pieces(f"{part}.{name}"):
                 shape = tuple(to_piece(tensor, split_marker(piece)[1]).shape)
-                read = partial(_random, shape, generator)
+                read = partial(_random, name, shape, generator)
                 entries[to_official(piece)] = (TensorSpec(shape, dtype), read)
-    write_safetensors(path, entries, {})
+    for name, shape in clutter.items():
+        entries[name] = (TensorSpec(shape, dtype), partial(torch.zeros, shape))
+    return entries
 
 
-def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return 0.02 * torch.randn(shape, generator=generator)
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw values that keep activations near one, so that the forward passes mean something."""
+    noise = torch.randn(shape, generator=generator)
+    if len(shape) < 2:
+        return 0.02 * noise + (1.0 if name.endswith("weight") else 0.0)
+    return 0.02 * noise if "embedding" in name else noise / noise[0].numel() ** 0.5
+
+
+def _nbytes(parts: Mapping[str, nn.Module]) -> int:
+    return sum(t.nbytes for module in parts.values() for t in module.state_dict().values())
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _processor() -> str:
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0].partition(": ")[2] if names else platform.machine()
 
 
 def _commit() -> str:

@@ -1,21 +1,36 @@
-"""Base weights: what each training stage starts from, and where it comes from."""
+"""Base weights: what each training stage starts from, and where it comes from.
+
+What is loaded whole was built without memory (conf/module says which parts), and gets its memory
+here, tensor by tensor.
+"""
 
 import logging
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from src.checkpoints import load_parts
-from src.networks import AutoencoderKL, RobustEncoder
+from src.checkpoints import inspect_checkpoint, load_parts
+from src.checkpoints.files import parse_dtype
+from src.networks import ControlledUNet, RobustEncoder
 from src.runs import newest_checkpoint
 from src.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
 
 log = logging.getLogger(__name__)
 
 
+class Source(NamedTuple):
+    """A file, and the setting that names it."""
+
+    path: str
+    key: str
+
+
 def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | None]:
-    """Load the frozen parts of a training module and initialise the trained ones from them.
+    """Load the frozen parts of a training module and initialise the trained ones.
+
+    Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
 
     Returns:
         The files that were used, by key of `weights`; they go into the checkpoint's recipe.
@@ -26,18 +41,19 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     weights = cfg.weights
     if isinstance(module, VAEModule):
         return {}
+    frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
+    vae = Source(weights.vae or weights.sdxl, "weights.vae" if weights.vae else "weights.sdxl")
     if isinstance(module, PriorModule):
-        path = newest_checkpoint(cfg.runs_dir, stage="vae")
-        if path is None:
-            _load_vae(weights, module.vae)
-            return {"sdxl": str(weights.sdxl)}
-        log.info("autoencoder: the newest of %s, %s", cfg.runs_dir, path)
-        load_parts(path, {"vae": module.vae})
-        return {"vae": str(path)}
+        own = newest_checkpoint(cfg.runs_dir, stage="vae")
+        path, key = vae if own is None else Source(str(own), "runs_dir")
+        log.info("autoencoder: %s", path)
+        load_parts(path, {"vae": module.vae}, dtype=frozen, key=key)
+        return {"sdxl": str(weights.sdxl)} if own is None else {"vae": path}
     if isinstance(module, RobustEncoderModule):
-        _load_vae(weights, module.vae)
-        initialise_robust_encoder(module.robust_encoder, module.vae)
-        return {"sdxl": str(weights.sdxl), "vae": weights.vae}
+        load_parts(vae.path, {"vae": module.vae}, dtype=frozen, key=vae.key)
+        start = None if weights.robust_encoder == "clean" else weights.robust_encoder
+        load_robust_encoder(start, module.robust_encoder, vae, dtype=torch.float32)
+        return {"sdxl": str(weights.sdxl), "vae": weights.vae, "robust_encoder": start}
     if isinstance(module, SupirModule):
         conditioner, network = module.conditioner, module.network
         parts: dict[str, nn.Module] = {
@@ -45,21 +61,52 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
             "clip_l": conditioner.clip_l,
             "clip_g": conditioner.clip_g,
         }
-        load_parts(weights.sdxl, parts, dtype=torch.float32, key="weights.sdxl")
-        _load_vae(weights, module.vae)
-        network.control.initialise_from(network.unet)
-        robust = find_robust_encoder(weights.robust_encoder, cfg.runs_dir, shipped=weights.shipped)
-        load_robust_encoder(robust, module.robust_encoder, module.vae)
-        return {"sdxl": str(weights.sdxl), "vae": weights.vae, "robust_encoder": robust}
+        load_parts(weights.sdxl, parts, dtype=frozen, key="weights.sdxl")
+        load_parts(vae.path, {"vae": module.vae}, dtype=frozen, key=vae.key)
+        load_trained_parts(network, sdxl=weights.sdxl, supir=weights.supir)
+        robust = find_robust_encoder(
+            weights.robust_encoder, cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
+        )
+        load_robust_encoder(robust, module.robust_encoder, vae, dtype=frozen)
+        used = {"sdxl": str(weights.sdxl), "vae": weights.vae, "robust_encoder": robust}
+        return used | {"supir": weights.supir}
     raise TypeError(f"no base weights are known for {type(module).__name__}")
 
 
-def find_robust_encoder(wanted: str | None, runs_dir: str, *, shipped: str | None) -> str | None:
-    """Return the robust encoder's file: as wanted, else the newest run's, else the shipped one.
+def load_trained_parts(network: ControlledUNet, *, sdxl: str, supir: str | None) -> None:
+    """Start adaptor and connector from a file of such, else the adaptor from SDXL's encoder.
+
+    Both are held in float32, whatever the file's type: they are what is trained.
+    """
+    if supir is not None:
+        log.info("adaptor and connector start from %s", supir)
+        trained: dict[str, nn.Module] = {
+            "control": network.control,
+            "connector": network.connector,
+        }
+        load_parts(supir, trained, dtype=torch.float32, key="weights.supir")
+        return
+    load_parts(
+        sdxl,
+        {"control": network.control},
+        taken_from={"control": "unet"},
+        expected_missing=["control.input_hint_block.*"],
+        dtype=torch.float32,
+        key="weights.sdxl",
+    )
+    network.control.reset_hint()
+
+
+def find_robust_encoder(
+    wanted: str | None, runs_dir: str, *, supir: str | None, shipped: str | None
+) -> str | None:
+    """Return the robust encoder's file: as wanted, else of the file that adaptor and connector come
+    from, else the newest run's, else the shipped one.
 
     Args:
         wanted: A file; "clean" for the ordinary encoder; None to look for one.
         runs_dir: Where runs are.
+        supir: The file that adaptor and connector come from, if any.
         shipped: The file that comes with the prior, if any.
 
     Returns:
@@ -74,6 +121,9 @@ def find_robust_encoder(wanted: str | None, runs_dir: str, *, shipped: str | Non
     if wanted is not None:
         log.info("robust encoder: %s", wanted)
         return wanted
+    if supir is not None and "robust_encoder" in inspect_checkpoint(supir).parts:
+        log.info("robust encoder: the one of weights.supir, %s", supir)
+        return supir
     newest = newest_checkpoint(runs_dir, stage="robust_encoder")
     if newest is not None:
         log.info("robust encoder: the newest of %s, %s", runs_dir, newest)
@@ -91,25 +141,31 @@ def find_robust_encoder(wanted: str | None, runs_dir: str, *, shipped: str | Non
 
 
 def load_robust_encoder(
-    path: str | None, robust_encoder: RobustEncoder, vae: AutoencoderKL
+    path: str | None, robust_encoder: RobustEncoder, vae: Source, *, dtype: torch.dtype
 ) -> None:
-    """Load a robust encoder from a stage-1 checkpoint or an official file; None takes the VAE's."""
-    initialise_robust_encoder(robust_encoder, vae)
+    """Load a robust encoder from a stage-1 checkpoint or a SUPIR file; None copies the VAE's.
+
+    Its `quant_conv` is the VAE's in any case.
+    """
+    load_parts(
+        vae.path,
+        {"robust_encoder": robust_encoder},
+        taken_from={"robust_encoder": "vae"},
+        dtype=dtype,
+        key=vae.key,
+    )
     if path is not None:
-        load_parts(
-            path,
-            {"robust_encoder": robust_encoder},
-            dtype=torch.float32,
-            key="weights.robust_encoder",
+        parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
+        load_parts(path, parts, dtype=dtype, key="weights.robust_encoder")
+
+
+def _frozen_dtype(name: str, precision: str) -> torch.dtype:
+    dtype = parse_dtype(name)
+    if dtype == torch.float16:
+        raise ValueError("weights.frozen_dtype=float16: SDXL's VAE overflows in it; use bfloat16")
+    if dtype != torch.float32 and precision != "bf16-mixed":
+        raise ValueError(
+            f"weights.frozen_dtype={name} needs trainer.precision=bf16-mixed, got {precision}: "
+            "trained parts stay float32, and it is autocast that lets both work together"
         )
-
-
-def initialise_robust_encoder(robust_encoder: RobustEncoder, vae: AutoencoderKL) -> None:
-    """Make the robust encoder a copy of the ordinary one."""
-    robust_encoder.encoder.load_state_dict(vae.encoder.state_dict())
-    robust_encoder.quant_conv.load_state_dict(vae.quant_conv.state_dict())
-
-
-def _load_vae(weights: DictConfig, vae: AutoencoderKL) -> None:
-    key = "weights.sdxl" if weights.vae is None else "weights.vae"
-    load_parts(weights.vae or weights.sdxl, {"vae": vae}, dtype=torch.float32, key=key)
+    return dtype

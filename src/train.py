@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.base_weights import load_base_weights
 from src.cli import command
+from src.networks.switches import checkpoint_activations, compile_networks
 from src.runs import newest_checkpoint, write_config, write_summary
 from src.training.interruption import INTERRUPTED_EXIT, StopOnSignal
 
@@ -52,6 +53,8 @@ def train(cfg: DictConfig) -> float | None:
     module.recipe = recipe
     if cfg.channels_last:
         module.to(memory_format=torch.channels_last)
+    checkpoint_activations(module, cfg.checkpointing)
+    compile_networks(module, cfg.compile)
     datamodule = instantiate(cfg.data, _convert_="all")
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]

@@ -57,7 +57,8 @@ def controlled(unet: UNet, connector: Connector | None = None) -> ControlledUNet
     """Return the UNet under a new control adaptor."""
     connector = connector or ZeroSFTConnector(cross_attention=True, head_channels=32, **WIDTHS)
     control = ControlAdaptor(**TRUNK)
-    control.initialise_from(unet)
+    own, shared = control.state_dict(), unet.state_dict()
+    control.load_state_dict(own | {name: shared[name] for name in own if name in shared})
     return ControlledUNet(unet, control, connector)
 
 

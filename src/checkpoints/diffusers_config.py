@@ -4,7 +4,8 @@ What shapes do not show (activations, the noise table, the latent scale) is SDXL
 configs state it.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from src.checkpoints.diffusers_names import UNetShape
@@ -36,6 +37,33 @@ _MODEL_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def tokenizer_files(vocabulary: Mapping[str, int], merges: Sequence[str]) -> dict[str, str]:
+    """Return the files of SDXL's two tokenizers by relative path; they differ in their padding.
+
+    Args:
+        vocabulary: CLIP's tokens and their numbers.
+        merges: Its byte pairs, `first second`, in order.
+    """
+    files = {}
+    for folder, padding in (("tokenizer", _END), ("tokenizer_2", "!")):  # "!" is number 0
+        special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": padding}
+        config = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": 77,
+            "do_lower_case": True,
+            "add_prefix_space": False,
+            **special,
+        }
+        files[f"{folder}/vocab.json"] = json.dumps(dict(vocabulary), ensure_ascii=False)
+        files[f"{folder}/merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+        files[f"{folder}/special_tokens_map.json"] = json.dumps(special, indent=2)
+        files[f"{folder}/tokenizer_config.json"] = json.dumps(config, indent=2)
+    return files
 
 
 def component_configs(

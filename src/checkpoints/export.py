@@ -6,14 +6,14 @@ builds no network.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints.diffusers_config import component_configs
+from src.checkpoints.diffusers_config import component_configs, tokenizer_files
 from src.checkpoints.diffusers_names import UNetShape, diffusers_pieces, to_diffusers
 from src.checkpoints.files import TensorSpec
 from src.checkpoints.identify import CONTROL_DEPTHS, connector_kind, transformer_depth
@@ -112,13 +112,13 @@ def export_diffusers(
     *,
     dtype: torch.dtype | None = None,
     head_channels: int = 64,
+    tokens: tuple[Mapping[str, int], Sequence[str]] | None = None,
 ) -> None:
     """Write a diffusers-style folder: unet/, vae/, text_encoder/, text_encoder_2/, with their
     configs.
 
     The adaptor, connector and robust encoder have no class in diffusers; they go to controlnet/,
-    connector/ and robust_encoder/, named in the same manner. Tokenizers are not written: take them
-    from SDXL base.
+    connector/ and robust_encoder/, named in the same manner.
 
     Args:
         path: Target folder; files of the same name are replaced.
@@ -126,6 +126,7 @@ def export_diffusers(
         metadata: What each file says of itself.
         dtype: Floating point type in the files; None keeps each tensor's.
         head_channels: Width of one attention head, for the configs; shapes do not tell.
+        tokens: CLIP's vocabulary and merges; with them tokenizer/ and tokenizer_2/ are written too.
     """
     _check_parts(parts, PARTS, "a diffusers folder")
     root = Path(path)
@@ -141,9 +142,11 @@ def export_diffusers(
         file = _WEIGHT_FILES.get(folder, "diffusion_pytorch_model.safetensors")
         write_safetensors(root / folder / file, tensors, words)
     shapes = {key: entry[0].shape for key, entry in stored.items()}
-    for name, config in component_configs(shapes, shape, head_channels=head_channels).items():
+    configs = component_configs(shapes, shape, head_channels=head_channels)
+    texts = {name: json.dumps(config, indent=2) + "\n" for name, config in configs.items()}
+    for name, text in (texts | (tokenizer_files(*tokens) if tokens else {})).items():
         with replace_atomically(root / name) as out:
-            out.write((json.dumps(config, indent=2) + "\n").encode())
+            out.write(text.encode())
 
 
 def _write_official(
@@ -220,5 +223,5 @@ def _control_words(parts: Mapping[str, Part]) -> dict[str, str]:
         deep = tuple(level for level in depth if level)
         words["control"] = CONTROL_DEPTHS.get(deep, str(list(depth)))
     if "connector" in parts:
-        words["connector"] = connector_kind(_specs(parts["connector"])) or "plain"
+        words["connector"] = connector_kind(_specs(parts["connector"]))
     return words

@@ -33,20 +33,16 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 REMAP_BYTES = 256 << 20
 
-# Full precision before half, one file before many.
+# Full precision before half, one file before many, safetensors before pickles.
 _WEIGHT_FILES = tuple(
     f"{stem}{suffix}"
-    for suffix in (
-        ".safetensors",
-        ".safetensors.index.json",
-        ".fp16.safetensors",
-        ".fp16.safetensors.index.json",
-        ".bin",
-    )
+    for kind in (".safetensors", ".bin")
+    for suffix in (kind, f"{kind}.index.json", f".fp16{kind}", f"{kind}.index.fp16.json")
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 
@@ -199,6 +195,17 @@ def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:
         f"{path}: weights are read from .safetensors, {', '.join(PICKLES)} or a diffusers folder, "
         f"got a file ending in {path.suffix or 'nothing'}"
     )
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the floating point type of that name.
+
+    Raises:
+        ValueError: There is none; lists the known ones.
+    """
+    if name not in FLOATS:
+        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(FLOATS)}")
+    return FLOATS[name]
 
 
 def read_safetensors_header(path: Path) -> tuple[dict[str, TensorSpec], dict[str, str]]:

@@ -12,8 +12,15 @@ from src.checkpoints.files import Checkpoint, Folder, TensorSpec, open_checkpoin
 from src.checkpoints.keymaps import PARTS, canonical
 from src.checkpoints.parts import Contents, our_names, read_contents
 
-# The adaptor's transformer depth on SDXL's last two levels.
-CONTROL_DEPTHS: dict[tuple[int, ...], str] = {(2, 10): "full", (1, 5): "half", (1, 4): "third"}
+# The adaptor's transformer depth on the levels that have any: SDXL's two, then the tiny scale's.
+CONTROL_DEPTHS: dict[tuple[int, ...], str] = {
+    (2, 10): "full",
+    (1, 5): "half",
+    (1, 4): "third",
+    (1, 2): "full",
+    (1, 1): "half",
+    (1,): "third",
+}
 TENSORS_AT_FULL_SIZE = {
     "unet": 1680,
     "vae": 248,
@@ -62,6 +69,7 @@ class CheckpointInfo:
             without an adaptor.
         metadata: The file's own words about itself.
         unknown: Keys of no part.
+        connector: Option of conf/connector that it was made with; empty without one.
         missing: Parts that restoring needs and that this file lacks.
     """
 
@@ -69,6 +77,7 @@ class CheckpointInfo:
     kind: str
     parts: dict[str, PartInfo]
     control_depth: tuple[int, ...]
+    connector: str
     metadata: dict[str, str]
     unknown: tuple[str, ...]
     missing: tuple[str, ...]
@@ -92,10 +101,12 @@ class CheckpointInfo:
             if self.kind in ("sdxl", "supir", "supir-full") and full and info.tensors < full:
                 lines.append(f"  {'':<15}       (SDXL's size would have {full})")
         if self.control:
-            lines.append(f"  control adaptor's depth: {self.control}")
+            lines.append(f"  control adaptor's depth: {list(self.control_depth)}, {self.control}")
+        if self.connector:
+            lines.append(f"  connector: {self.connector}")
         if self.unknown:
             lines.append(f"  {len(self.unknown)} keys of no known part, first: {self.unknown[0]}")
-        lines += [f"  {key}: {value}" for key, value in sorted(self.metadata.items())]
+        lines += [f"  {key}: {_short(value)}" for key, value in sorted(self.metadata.items())]
         if self.kind not in _UNUSABLE:
             lines.append(f"  missing for restoring with it: {', '.join(self.missing) or 'nothing'}")
         return "\n".join(lines)
@@ -118,6 +129,9 @@ def inspect_checkpoint(path: str | Path, *, key: str = "") -> CheckpointInfo:
         kind=kind_of(checkpoint),
         parts={part: _part_info(contents, part) for part in contents.parts},
         control_depth=transformer_depth(contents.parts.get("control", ())),
+        connector=connector_kind(contents.parts["connector"])
+        if "connector" in contents.parts
+        else "",
         metadata=dict(checkpoint.metadata),
         unknown=contents.unknown,
         missing=tuple(part for part in PARTS if part not in contents.parts),
@@ -147,12 +161,12 @@ def kind_of(checkpoint: Checkpoint) -> str:
 
 
 def connector_kind(names: Iterable[str]) -> str:
-    """Return zerosft, cross_attention or residual, judged by the names; empty for none."""
+    """Return the option of conf/connector that has these names; "plain" has none."""
     names = tuple(names)
-    for mark, kind in (("param_free_norm", "zerosft"), (".attn.", "cross_attention")):
-        if any(mark in name for name in names):
-            return kind
-    return "residual" if names else ""
+    attends = any(".attn." in name for name in names)
+    if any("param_free_norm" in name for name in names):
+        return "zerosft_released" if attends else "zerosft"
+    return "cross_attention" if attends else "residual" if names else "plain"
 
 
 def refuse_unusable(checkpoint: Checkpoint, wanted: Iterable[str], *, key: str = "") -> None:
@@ -249,6 +263,10 @@ def _part_info(contents: Contents, part: str) -> PartInfo:
     dtypes = Counter(str(spec.dtype).removeprefix("torch.") for spec in specs)
     numbers = sum(_product(spec.shape) for spec in specs)
     return PartInfo(tensors=len(specs), numbers=numbers, dtypes=dict(dtypes.most_common()))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:120]}... ({len(text)} characters)"
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -17,6 +17,7 @@ from src.checkpoints.files import open_checkpoint
 from src.checkpoints.identify import (
     CONTROL_DEPTHS,
     DESCRIPTIONS,
+    connector_kind,
     kind_of,
     refuse_unusable,
     transformer_depth,
@@ -59,6 +60,7 @@ def load_parts(
     path: str | Path,
     parts: Mapping[str, nn.Module],
     *,
+    taken_from: Mapping[str, str] | None = None,
     expected_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
     dtype: torch.dtype | None = None,
@@ -75,6 +77,9 @@ def load_parts(
         path: An official single file, a SUPIR file, a diffusers folder or a file of our own; see
             `open_checkpoint`.
         parts: Modules by part name: unet, connector, control, vae, robust_encoder, clip_l, clip_g.
+        taken_from: Parts that start as a copy of another part of the file, by the names that both
+            have: {"control": "unet"}, {"robust_encoder": "vae"}. What the other holds beyond is
+            left alone.
         expected_missing: Patterns (`*` matches anything) of `part.name` that the file may lack.
         ignored: Patterns of `part.name`, or of stored keys of no part, that the file may hold in
             excess.
@@ -87,21 +92,25 @@ def load_parts(
         ValueError: The file is of the wrong kind, truncated, lacks a whole part, or shapes differ.
         KeyError: A part's names differ from the module's beyond the patterns given.
     """
-    wrong = sorted(set(parts) - set(PARTS))
+    origins = {part: (taken_from or {}).get(part, part) for part in parts}
+    wrong = sorted({*parts, *origins.values()} - set(PARTS))
     if wrong:
         raise ValueError(f"unknown parts {', '.join(wrong)}; known: {', '.join(PARTS)}")
     checkpoint = open_checkpoint(path, key=key)
-    refuse_unusable(checkpoint, parts, key=key)
+    refuse_unusable(checkpoint, origins.values(), key=key)
     contents = read_contents(checkpoint)
     expected_missing, ignored = tuple(expected_missing), tuple(ignored)
 
     plans = {
-        part: _plan(checkpoint.path, part, module, contents, expected_missing, ignored)
+        part: _plan(
+            checkpoint.path, part, origins[part], module, contents, expected_missing, ignored
+        )
         for part, module in parts.items()
     }
-    absent = [part for part, plan in plans.items() if part not in contents.parts and plan.lacking]
+    wanted = dict.fromkeys(origins[part] for part, plan in plans.items() if plan.lacking)
+    absent = [part for part in wanted if part not in contents.parts]
     if absent:
-        slot = f"; expected for {key}: {', '.join(parts)}" if key else ""
+        slot = f"; expected for {key}: {', '.join(dict.fromkeys(origins.values()))}" if key else ""
         raise ValueError(
             f"{checkpoint.path}: nothing for {', '.join(absent)}; this is "
             f"{DESCRIPTIONS[kind_of(checkpoint)]} with the parts "
@@ -164,17 +173,18 @@ class _Plan:
 def _plan(
     path: Path,
     part: str,
+    origin: str,
     module: nn.Module,
     contents: Contents,
     expected_missing: tuple[str, ...],
     ignored: tuple[str, ...],
 ) -> _Plan:
     own = module.state_dict(keep_vars=True)
-    held: Mapping[str, Tensor] = contents.parts.get(part, {})
+    held: Mapping[str, Tensor] = contents.parts.get(origin, {})
     sources, missing, lacking, shapes = {}, [], [], []
     for name, target in own.items():
         shared = part == "robust_encoder" and name.startswith(SHARED_QUANT_CONV)
-        holder = contents.parts.get("vae" if shared and name not in held else part)
+        holder = contents.parts.get("vae" if shared and name not in held else origin)
         if holder is not None and name in holder:
             sources[name] = (holder, name)
             found, wanted = holder.spec(name).shape, tuple(target.shape)
@@ -184,7 +194,7 @@ def _plan(
             missing.append(name)
         else:
             lacking.append(name)
-    excess = [name for name in held if name not in own]
+    excess = [name for name in held if name not in own] if origin == part else []
     skipped = [name for name in excess if _matches(f"{part}.{name}", ignored)]
     return _Plan(
         path=path,
@@ -195,21 +205,29 @@ def _plan(
         ignored=tuple(skipped),
         excess=tuple(name for name in excess if name not in set(skipped)),
         shapes=tuple(shapes),
-        hint=_depth_hint(part, own, held),
+        hint=_hint(origin, own, held),
     )
 
 
-def _depth_hint(part: str, own: Iterable[str], held: Iterable[str]) -> str:
+def _hint(part: str, own: Iterable[str], held: Iterable[str]) -> str:
+    """Say which option the file was made with, where names tell."""
+    if not held:
+        return ""
+    if part == "connector":
+        found, wanted = connector_kind(held), connector_kind(own)
+        if found == wanted:
+            return ""
+        return f". The file's connector is {found}, not {wanted}; run with connector={found}"
     if part not in ("control", "unet"):
         return ""
-    found, wanted = transformer_depth(held), transformer_depth(own)
-    if not found or found == wanted:
+    depth, expected = transformer_depth(held), transformer_depth(own)
+    if depth == expected:
         return ""
-    name = CONTROL_DEPTHS.get(tuple(depth for depth in found if depth), "")
+    name = CONTROL_DEPTHS.get(tuple(blocks for blocks in depth if blocks), "")
     advice = f"; run with control={name}" if name and part == "control" else ""
     return (
-        f". The file's transformers are {list(found)} blocks deep on its levels, "
-        f"the module's {list(wanted)}{advice}"
+        f". The file's transformers are {list(depth)} blocks deep on its levels, "
+        f"the module's {list(expected)}{advice}"
     )
 
 

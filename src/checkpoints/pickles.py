@@ -4,6 +4,7 @@ Official SUPIR files and training checkpoints are pickles. They are opened with 
 unpickler, which makes tensors and plain containers only.
 """
 
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -30,6 +31,8 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         averaged = bool(content.get("ema"))
         metadata = {"layout": "native", "weights": "averaged" if averaged else "raw"}
         metadata["step"] = str(content.get("global_step", "unknown"))
+        if "recipe" in content:
+            metadata["recipe"] = json.dumps(content["recipe"])
         if averaged:
             return _tensors(path, content["ema"]), metadata
     for name in ("state_dict", "model_state_dict", "module"):

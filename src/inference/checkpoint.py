@@ -1,5 +1,6 @@
-"""Rebuild everything that restoration needs from a training checkpoint and its base weights."""
+"""Rebuild everything that restoration needs from a stage-2 checkpoint and its base weights."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,10 +8,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from src.checkpoints import load_parts
+from src.checkpoints import inspect_checkpoint, load_parts
+from src.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
 from src.diffusion import Denoiser
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
-from src.networks.build import build_network
+from src.networks.build import build_network, build_on_meta
+from src.networks.sdxl import sdxl_architecture
+
+# What SUPIR's own command line does where nothing is said; the prompts are Restorer's defaults.
+RELEASED_RESTORE: dict[str, Any] = {
+    "settings": {
+        "num_steps": 50,
+        "cfg_scale": 4.0,
+        "cfg_scale_start": 1.0,
+        "s_churn": 5.0,
+        "s_noise": 1.01,
+        "churn_beyond_table": True,
+    },
+    "size_condition": [1024, 1024],
+}
 
 
 class Networks(NamedTuple):
@@ -23,33 +39,45 @@ class Networks(NamedTuple):
     robust_encoder: RobustEncoder
 
 
-def load_networks(path: str | Path, *, weights: Mapping[str, str | None] | None = None) -> Networks:
-    """Build the networks of a stage-2 checkpoint and load all their weights.
+def load_networks(
+    path: str | Path,
+    *,
+    weights: Mapping[str, str | None] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Networks:
+    """Build the networks of a stage-2 checkpoint, or of a SUPIR file, and load all their weights.
 
-    The checkpoint holds what was trained, how to build the rest, and which files the rest came
-    from. Its averaged weights are used where it has them.
+    Everything is built without memory and loaded tensor by tensor in its final type, so that no
+    more is needed than the weights take. A training checkpoint holds what was trained, how to build
+    the rest, and which files the rest came from; its averaged weights are used where it has them.
 
     Args:
-        path: A checkpoint of `python -m src.train`, stage supir.
-        weights: Files to use in place of the recorded ones: sdxl, vae, robust_encoder.
+        path: A checkpoint of `python -m src.train`, stage supir, or a SUPIR file: exported by
+            `python -m src.convert`, or released (SUPIR-v0Q, SUPIR-v0F).
+        weights: Files to use in place of the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
+            records none, so it needs sdxl; its own robust encoder is used unless one is named.
+            "clean" as robust_encoder is the ordinary encoder.
+        dtype: Of UNet, adaptor, connector and text towers. Both encoders and the decoder are
+            float32.
 
     Raises:
         FileNotFoundError: The checkpoint or a base file is missing; names it.
-        ValueError: The checkpoint is of another kind.
+        ValueError: The checkpoint is of another kind, or names no base.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; train one with experiment=zerosft")
     recipe = read_recipe(path)
     build: Mapping[str, Any] = recipe["architecture"]
     files = {**recipe["weights"], **{k: v for k, v in (weights or {}).items() if v is not None}}
+    if files.get("sdxl") is None:
+        raise ValueError(
+            f"{path} does not say which SDXL file it belongs to; set weights.sdxl=FILE"
+        )
     denoiser = {k: v for k, v in build["denoiser"].items() if k != "_target_"}
 
-    vae: AutoencoderKL = build_network(build["vae"])
-    conditioner: Conditioner = build_network(build["conditioner"])
+    vae: AutoencoderKL = build_on_meta(build["vae"])
+    conditioner: Conditioner = build_on_meta(build["conditioner"])
     network = ControlledUNet(
-        build_network(build["unet"]),
-        build_network(build["control"]),
+        build_on_meta(build["unet"]),
+        build_on_meta(build["control"]),
         build_network(build["connector"]),
     )
     base: dict[str, nn.Module] = {
@@ -57,34 +85,57 @@ def load_networks(path: str | Path, *, weights: Mapping[str, str | None] | None 
         "clip_l": conditioner.clip_l,
         "clip_g": conditioner.clip_g,
     }
-    load_parts(files["sdxl"], base, dtype=torch.float32, key="weights.sdxl")
+    load_parts(files["sdxl"], base, dtype=dtype, key="weights.sdxl")
     vae_key = "vae" if files.get("vae") else "sdxl"
     load_parts(files[vae_key], {"vae": vae}, dtype=torch.float32, key=f"weights.{vae_key}")
     robust_encoder = RobustEncoder(vae)
-    if files.get("robust_encoder"):
+    if files.get("robust_encoder") not in (None, "clean"):
         load_parts(
             files["robust_encoder"],
             {"robust_encoder": robust_encoder},
             dtype=torch.float32,
             key="weights.robust_encoder",
         )
-    load_parts(path, {"control": network.control, "connector": network.connector})
+    trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
+    load_parts(path, trained, dtype=dtype, key="checkpoint")
     return Networks(network, Denoiser(**denoiser), conditioner, vae, robust_encoder)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Return the recipe of a stage-2 checkpoint, reading no weights into memory.
+    """Return how to build, feed and sample with a stage-2 checkpoint; reads no weights.
+
+    A file that does not say (a released SUPIR file) is taken for SDXL's size, with the depth and
+    the connector that its names show, and is sampled as the released code does.
 
     Raises:
-        ValueError: The file is not such a checkpoint.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no stage-2 checkpoint.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    recipe = content.get("recipe") if isinstance(content, dict) else None
+    info = inspect_checkpoint(path, key="checkpoint")
+    recipe: Any = json.loads(info.metadata.get("recipe", "null"))
+    if recipe is None and {"control", "connector"} <= set(info.parts):
+        recipe = _released_recipe(info)
     if not isinstance(recipe, dict) or recipe.get("stage") != "supir":
-        stage = recipe.get("stage") if isinstance(recipe, dict) else None
+        stage = f" of stage {recipe['stage']}" if isinstance(recipe, dict) else ""
         raise ValueError(
-            f"{path}: not a stage-2 checkpoint of this project"
-            + (f", but one of stage {stage}" if stage else "")
-            + "; restoring needs one made by experiment=zerosft or another stage-2 experiment"
+            f"{path}: not a stage-2 checkpoint, but {DESCRIPTIONS[info.kind]}{stage} with the "
+            f"parts {', '.join(info.parts) or 'none'}; restoring needs one made by "
+            "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
-    return recipe
+    own = {"robust_encoder": str(path)} if "robust_encoder" in info.parts else {}
+    return {**recipe, "weights": {**recipe.get("weights", {}), **own}}
+
+
+def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
+    if "robust_encoder" not in info.parts:
+        raise ValueError(
+            f"{info.path}: holds adaptor and connector, but no robust encoder, which restoring "
+            "needs; use the complete file"
+        )
+    architecture = sdxl_architecture(control=info.control, connector=info.connector)
+    return {
+        "stage": "supir",
+        "architecture": {**architecture, "denoiser": {}},
+        "weights": {"sdxl": str(info.path)} if info.kind == "supir-full" else {},
+        "restore": RELEASED_RESTORE,
+    }

@@ -116,7 +116,7 @@ class Restorer:
         """
         recorded = dict(read_recipe(path)["restore"])
         own = RestoreSettings(**recorded.pop("settings"))
-        networks = load_networks(path, weights=weights)
+        networks = load_networks(path, weights=weights, dtype=dtype)
         restorer = cls(
             *networks,
             captioner=captioner,

@@ -7,6 +7,8 @@ configuration library ever sees it.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from src.networks.conditioner import Conditioner, TextTowerConfig
 from src.networks.connectors import (
     CrossAttentionConnector,
@@ -54,3 +56,13 @@ def build_network(spec: Mapping[str, Any]) -> Any:
         return BUILDABLE[name](**arguments)
     except TypeError as error:
         raise ValueError(f"{name} cannot be built from {arguments}: {error}") from error
+
+
+def build_on_meta(network: Mapping[str, Any]) -> Any:
+    """Build what `network` says without giving it memory: that comes with the weights.
+
+    Raises:
+        ValueError: See `build_network`.
+    """
+    with torch.device("meta"):
+        return build_network(network)

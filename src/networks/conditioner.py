@@ -97,6 +97,14 @@ def count_tokens(text: str) -> int:
     return len(_tokenizer().encode(text))
 
 
+def vocabulary() -> tuple[dict[str, int], list[str]]:
+    """Return CLIP's tokens with their numbers, and its merges in order, as others store them."""
+    tokenizer = _tokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    tokens = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
+    return tokens, [" ".join(pair) for pair in tokenizer.bpe_ranks if pair]
+
+
 def pad_with_end(tokens: Tensor) -> Tensor:
     """Replace the padding after the end mark by the end mark, as SDXL's first tower was fed."""
     position = torch.arange(tokens.shape[1], device=tokens.device)
@@ -121,7 +129,7 @@ def _tokenizer():  # noqa: ANN202 - open_clip's class; importing it at module le
 def _text_tower(config: TextTowerConfig, *, projected: bool) -> nn.Module:
     from open_clip.transformer import QuickGELU, TextTransformer
 
-    return TextTransformer(
+    tower = TextTransformer(
         context_length=NUM_TOKENS,
         width=config.width,
         layers=config.layers,
@@ -129,3 +137,6 @@ def _text_tower(config: TextTowerConfig, *, projected: bool) -> nn.Module:
         output_dim=config.width if projected else None,
         act_layer=QuickGELU if config.quick_gelu else nn.GELU,
     )
+    with torch.device("cpu"):  # computed, in no file: it must be there on a tower built on meta too
+        tower.register_buffer("attn_mask", tower.build_causal_mask(), persistent=False)
+    return tower

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from src.networks.layers import Attention, zero_init
+from src.networks.layers import Attention, run_module, zero_init
 from src.networks.unet import Join, Layout, PlainJoin
 
 SFT_HIDDEN = 128  # channels between a control feature and its gain and bias, as released
@@ -220,10 +220,11 @@ class _CrossAttentionJoin(PlainJoin):
     scale: float
 
     def middle(self, h: Tensor) -> Tensor:
-        return self.modules[-1](h, self.features[-1], self.scale)
+        return run_module(self.modules[-1], h, self.features[-1], self.scale)
 
     def skip(self, h: Tensor, skip: Tensor, index: int) -> Tensor:
-        attended = self.modules[-2 - index](skip, self.features[-2 - index], self.scale)
+        c = self.features[-2 - index]
+        attended = run_module(self.modules[-2 - index], skip, c, self.scale)
         return torch.cat([h, attended], dim=1)
 
 
@@ -234,14 +235,15 @@ class _ZeroSFTJoin:
     scale: float
 
     def middle(self, h: Tensor) -> Tensor:
-        return self.connector.project_modules[-1](self.features[-1], h, scale=self.scale)
+        module = self.connector.project_modules[-1]
+        return run_module(module, self.features[-1], h, None, self.scale)
 
     def skip(self, h: Tensor, skip: Tensor, index: int) -> Tensor:
         module = self.connector.project_modules[self.connector.skip_modules[index]]
-        return module(self.features[-2 - index], skip, h, scale=self.scale)
+        return run_module(module, self.features[-2 - index], skip, h, self.scale)
 
     def upsample(self, h: Tensor, index: int) -> Tensor:
         if index not in self.connector.upsample_modules:
             return h
         module = self.connector.project_modules[self.connector.upsample_modules[index]]
-        return module(h, self.features[-2 - index], self.scale)
+        return run_module(module, h, self.features[-2 - index], self.scale)

@@ -3,7 +3,6 @@
 Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`).
 """
 
-import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +12,6 @@ from src.networks.conditioner import Conditioning
 from src.networks.connectors import Connector
 from src.networks.layers import zero_init
 from src.networks.unet import Trunk, UNet
-
-log = logging.getLogger(__name__)
 
 
 class Hint(NamedTuple):
@@ -28,7 +25,8 @@ class ControlAdaptor(Trunk):
     LQ latent.
 
     The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
-    Which it is, is `transformer_depth`.
+    Which it is, is `transformer_depth`. It starts as a copy of the UNet's encoder and middle, by
+    name: a trimmed adaptor takes the first blocks of each transformer.
 
     Args:
         sees_text: As released. Without, it is told nothing of caption and sizes, so that its
@@ -42,20 +40,9 @@ class ControlAdaptor(Trunk):
         hint = nn.Conv2d(trunk["in_channels"], self.model_channels, 3, padding=1)
         self.input_hint_block = nn.ModuleList([zero_init(hint)])
 
-    def initialise_from(self, unet: UNet) -> int:
-        """Copy every weight that the UNet's encoder and middle share by name; returns how many
-        tensors.
-
-        A trimmed adaptor takes the first transformer blocks of each spatial transformer.
-        """
-        source = unet.state_dict()
-        own = self.state_dict()
-        shared = {name: source[name] for name in own if name in source}
-        self.load_state_dict(
-            shared, strict=False
-        )  # what is not shared is the hint block, by construction
-        log.info("control adaptor: %d of %d tensors copied from the UNet", len(shared), len(own))
-        return len(shared)
+    def reset_hint(self) -> None:
+        """Give the hint's convolution zeros on the CPU: the LQ latent adds nothing at the start."""
+        zero_init(self.input_hint_block.to_empty(device="cpu"))
 
     def hint(self, z_lq: Tensor) -> Hint:
         """Apply what does not depend on the step to z_lq (B, C, h, w)."""

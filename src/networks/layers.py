@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -31,6 +32,16 @@ def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_0
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
     angles = values.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def run_module(module: nn.Module, *inputs: object) -> Tensor:
+    """Call a module; one marked by `checkpoint_activations` keeps its inputs only, and is run again
+    for the gradients.
+    """
+    if getattr(module, "is_checkpointed", False) and torch.is_grad_enabled():
+        # no layer here draws random numbers, so none need be replayed
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return module(*inputs)
 
 
 class ResBlock(nn.Module):
@@ -146,7 +157,7 @@ class SpatialTransformer(nn.Module):
         """Map (B, C, h, w) with context (B, 77, context_width) to (B, C, h, w)."""
         tokens = self.proj_in(rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
-            tokens = block(tokens, context)
+            tokens = run_module(block, tokens, context)
         return x + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=x.shape[2])
 
 

@@ -18,6 +18,7 @@ from src.networks.layers import (
     ResBlock,
     SpatialTransformer,
     Upsample,
+    run_module,
     sinusoidal_embedding,
     zero_init,
 )
@@ -261,7 +262,7 @@ def run_block(block: nn.Module, h: Tensor, emb: Tensor, context: Tensor) -> Tens
 def run_layer(layer: nn.Module, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
     """Call one layer with the inputs that its kind takes."""
     if isinstance(layer, ResBlock):
-        return layer(h, emb)
+        return run_module(layer, h, emb)
     if isinstance(layer, SpatialTransformer):
         return layer(h, context)
     return layer(h)

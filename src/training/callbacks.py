@@ -96,7 +96,8 @@ class ValidationPictures(pl.Callback):
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
             return
         batch = first_rows(batch, self.num_images)
-        columns: dict[str, Tensor] = pl_module.pictures(batch)
+        with trainer.precision_plugin.val_step_context():  # hooks run outside of autocast
+            columns: dict[str, Tensor] = pl_module.pictures(batch)
         rows = [list(images) for images in zip(*columns.values(), strict=True)]
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"

@@ -82,4 +82,7 @@ def build_optimizer(
         betas=settings.betas,
         fused=True,
     )
+    # Lightning refuses to clip the gradients of an optimiser that unscales them in its step, as
+    # fused ones do under fp16's loss scaling: let it be done before the step
+    optimizer._step_supports_amp_scaling = False
     return optimizer, LambdaLR(optimizer, settings.factor)

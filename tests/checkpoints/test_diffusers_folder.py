@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from src.checkpoints import export_diffusers, inspect_checkpoint, load_parts
+from src.checkpoints.diffusers_config import tokenizer_files
 from src.networks import AutoencoderKL, Conditioner, Conditioning, ControlAdaptor, UNet
-from src.networks.conditioner import TextTowerConfig, encode_text
+from src.networks.conditioner import (
+    TextTowerConfig,
+    encode_text,
+    pad_with_end,
+    tokenize,
+    vocabulary,
+)
 
 TRUNK = {
     "in_channels": 4,
@@ -63,6 +70,27 @@ def test_folder_gives_the_same_networks_back(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], tensor) for name, tensor in wanted[part].items())
 
 
+def test_tokenizers_of_the_folder_give_the_numbers_that_ours_do(tmp_path: Path) -> None:
+    """Read back by transformers; the first pads with the end mark, the second with 0. (SDXL's
+    second names "!" as its padding and so takes every "!" for it; ours does not.)
+    """
+    transformers = pytest.importorskip("transformers")
+    for name, text in tokenizer_files(*vocabulary()).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    captions = [
+        "A photo of a cat, 8k.",
+        "",
+        "na\u00efve caf\u00e9 \u4e2d\u6587 it's",
+        "sharp " * 100,
+    ]
+    ours = tokenize(captions)
+    for folder, expected in (("tokenizer", pad_with_end(ours)), ("tokenizer_2", ours)):
+        theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path / folder)
+        out = theirs(captions, padding="max_length", truncation=True, return_tensors="pt")
+        assert torch.equal(out.input_ids, expected)
+
+
 @pytest.mark.slow
 def test_diffusers_computes_the_same_from_the_folder(tmp_path: Path) -> None:
     """Every name found, and equal outputs; fp32 on the CPU, so only summation order may differ."""
@@ -103,3 +131,30 @@ def test_diffusers_computes_the_same_from_the_folder(tmp_path: Path) -> None:
         mean = theirs["vae"].encode(image).latent_dist.mean
         torch.testing.assert_close(z, 0.13025 * mean)
         torch.testing.assert_close(parts["vae"].decode(z), theirs["vae"].decode(mean).sample)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_diffusers_reads_our_folder_whole_and_we_read_the_shards_it_writes(
+    tmp_path: Path, variant: str | None
+) -> None:
+    """The pipeline finds every component; saved again in shards, the same weights come back."""
+    diffusers = pytest.importorskip("diffusers")
+    parts, conditioner = _image_parts(), _conditioner()
+    del parts["control"]
+    towers = {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    export_diffusers(ours, parts | towers, {}, tokens=vocabulary())
+    pipeline = diffusers.StableDiffusionXLPipeline.from_pretrained(ours)
+    assert torch.equal(pipeline.tokenizer("a cat", return_tensors="pt").input_ids[0, :3],
+                       tokenize(["a cat"])[0, :3])  # fmt: skip
+    pipeline.save_pretrained(theirs, max_shard_size="2MB", variant=variant)
+    assert len([*theirs.glob("unet/*.safetensors")]) > 1 and [*theirs.glob("unet/*index*.json")]
+
+    wanted = {p: {n: t.clone() for n, t in m.state_dict().items()}
+              for p, m in (parts | towers).items()}  # fmt: skip
+    fresh = {part: module.to("meta") for part, module in (parts | towers).items()}
+    load_parts(theirs, fresh)
+    for part, module in fresh.items():
+        state = module.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in wanted[part].items())

@@ -82,7 +82,7 @@ def test_supir_file_holds_the_trained_parts_under_official_names(
     assert metadata["step"] == "30"
     assert metadata["layout"] == "supir"
     assert metadata["connector"] == "zerosft"
-    assert metadata["control"] == "[0, 1]"
+    assert metadata["control"] == "third"  # as deep as the tiny scale's
 
 
 def test_dtype_is_converted_in_the_file_only(tmp_path: Path) -> None:

@@ -117,8 +117,9 @@ def test_depth_is_counted_by_level() -> None:
 
 
 def test_connector_is_told_by_its_names() -> None:
-    names = part_of(official_supir(), UNET)
+    names = [*part_of(official_supir(), UNET)]
     assert connector_kind(names) == "zerosft"
+    assert connector_kind([*names, "project_modules.3.attn.to_q.weight"]) == "zerosft_released"
     assert connector_kind(["project_modules.0.attn.to_q.weight"]) == "cross_attention"
     assert connector_kind(["project_modules.0.weight"]) == "residual"
-    assert connector_kind([]) == ""
+    assert connector_kind([]) == "plain"

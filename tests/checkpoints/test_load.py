@@ -188,3 +188,27 @@ def test_what_stays_on_meta_is_reported(sdxl_file: Path) -> None:
 def test_parts_without_weights_load_from_any_file(supir_file: Path) -> None:
     report = load_parts(supir_file, {"connector": nn.Module()}, ignored=["connector.*"])
     assert report.loaded == {"connector": ()}
+
+
+def test_part_may_start_as_a_copy_of_another(sdxl_file: Path) -> None:
+    """An adaptor is the UNet's encoder by name; what it lacks of the UNet is no mistake."""
+    unet = unet_of(official_sdxl())
+    names = ["input_blocks.0.0.weight", "input_blocks.4.1.proj_in.weight", "time_embed.0.weight"]
+    own = {name: unet[name] for name in names} | {"input_hint_block.0.weight": torch.ones(2)}
+    control = module_of(own, device="meta")
+    arguments = {"taken_from": {"control": "unet"}, "dtype": torch.float32}
+    with pytest.raises(KeyError, match="1 keys missing from part 'control', first: input_hint"):
+        load_parts(sdxl_file, {"control": control}, **arguments)
+    expected = ["control.input_hint_block.*"]
+    report = load_parts(sdxl_file, {"control": control}, **arguments, expected_missing=expected)
+    assert report.on_meta == {"control": ("input_hint_block.0.weight",)}
+    state = control.state_dict()
+    assert all(torch.equal(state[name], unet[name]) for name in names)
+
+
+def test_copy_of_an_absent_part_names_that_part(supir_file: Path) -> None:
+    control = module_of({"input_blocks.0.0.weight": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"nothing for unet; .*expected for weights\.sdxl: unet"):
+        load_parts(
+            supir_file, {"control": control}, taken_from={"control": "unet"}, key="weights.sdxl"
+        )

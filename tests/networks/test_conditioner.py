@@ -5,7 +5,14 @@ import math
 import torch
 
 from src.networks import Conditioner
-from src.networks.conditioner import END_OF_TEXT, count_tokens, encode_text, pad_with_end, tokenize
+from src.networks.conditioner import (
+    END_OF_TEXT,
+    TextTowerConfig,
+    count_tokens,
+    encode_text,
+    pad_with_end,
+    tokenize,
+)
 
 
 def test_tokens_have_the_known_numbers() -> None:
@@ -47,3 +54,13 @@ def test_context_is_the_last_but_one_block_without_final_norm(conditioner: Condi
     last = tower.ln_final(tower.transformer.resblocks[1](x, attn_mask=tower.attn_mask))
     end = tokens.argmax(dim=-1)
     assert torch.allclose(pooled, last[0, end] @ tower.text_projection, atol=1e-5)
+
+
+def test_towers_built_without_memory_have_their_causal_mask() -> None:
+    """It is computed and in no file: loading would leave it on meta, and nothing would mask."""
+    config = TextTowerConfig(width=16, layers=2, heads=1)
+    with torch.device("meta"):
+        built = Conditioner(clip_l=config, clip_g=config, size_channels=4)
+    for tower in (built.clip_l, built.clip_g):
+        assert tower.token_embedding.weight.is_meta
+        assert tower.attn_mask[0, 1] == float("-inf") and tower.attn_mask[1, 0] == 0

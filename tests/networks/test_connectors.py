@@ -69,6 +69,57 @@ def test_trained_connectors_change_the_output(unet: UNet, connector: Any) -> Non
     assert (controlled_out - own).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+@pytest.mark.parametrize("kind", ["residual", "cross_attention", "zerosft_released"])
+def test_every_join_adds_the_control_of_its_place(kind: str, scale: float) -> None:
+    """Decoder block i joins the feature made at its skip, by the module whose number
+    counts from the decoder's end; the middle has the last of both.
+    """
+    options: dict[str, Any] = {"zerosft_released": {"cross_attention": True}}
+    classes: dict[str, Any] = {
+        "residual": ResidualConnector,
+        "cross_attention": CrossAttentionConnector,
+        "zerosft_released": ZeroSFTConnector,
+    }
+    connector = randomise(classes[kind](**NUMBERS, **options.get(kind, {})))
+    layout, modules = connector.layout, list(connector.project_modules)
+    attending = [m for m in modules if kind != "cross_attention" and hasattr(m, "attn")]
+    joining = [m for m in modules if m not in attending]
+    widths = [*layout.skip_channels, layout.middle_channels]
+    features = [torch.randn(1, width, 4, 4) for width in widths]
+    join = connector.bind(features, scale)
+
+    def controlled_skip(module: Any, c: Tensor, skip: Tensor, h: Tensor | None) -> Tensor:
+        if kind == "residual":
+            added = torch.einsum("oi,bihw->bohw", module.weight[:, :, 0, 0], c)
+            out = skip + scale * (added + module.bias[:, None, None])
+        elif kind == "cross_attention":
+            out = skip + scale * (module(skip, c) - skip)
+        else:
+            raw = skip if h is None else torch.cat([h, skip], dim=1)
+            return raw + scale * (module(c, skip, h) - raw)
+        return out if h is None else torch.cat([h, out], dim=1)
+
+    with torch.no_grad():
+        h = torch.randn(1, widths[-1], 4, 4)
+        expected = controlled_skip(joining[-1], features[-1], h, None)
+        torch.testing.assert_close(join.middle(h), expected)
+        for index, plan in enumerate(layout.decoder):
+            c, module = features[:-1][::-1][index], joining[:-1][::-1][index]
+            skip = torch.randn(1, plan.skip_channels, 4, 4)
+            h = torch.randn(1, plan.channels, 4, 4)
+            expected = controlled_skip(module, c, skip, h)
+            torch.testing.assert_close(join.skip(h, skip, index), expected)
+            h = torch.randn(1, plan.out_channels, 4, 4)
+            if plan.upsamples and attending:
+                (module,) = attending  # one upsampling in this UNet
+                torch.testing.assert_close(
+                    join.upsample(h, index), h + scale * (module(h, c) - h)
+                )  # fmt: skip
+            else:
+                assert torch.equal(join.upsample(h, index), h)
+
+
 def test_zerosft_interpolates_between_raw_and_controlled() -> None:
     module = randomise(ZeroSFT(32, 32, 64))
     c, skip, h = torch.randn(1, 32, 4, 4), torch.randn(1, 32, 4, 4), torch.randn(1, 64, 4, 4)

@@ -1,22 +1,29 @@
-"""The networks against outputs of the released implementation on random weights."""
+"""The networks against outputs of the released implementation on random weights.
+
+Weights come through the public loader, from files in the two official formats.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from src.checkpoints import load_parts
+from src.diffusion import Denoiser
 from src.networks import (
     AutoencoderKL,
+    Conditioner,
     Conditioning,
     ControlAdaptor,
     ControlledUNet,
     RobustEncoder,
     UNet,
 )
+from src.networks.conditioner import TextTowerConfig
 from src.networks.connectors import ZeroSFTConnector
+from src.networks.vae import DiagonalGaussian
 
 FIXTURES = Path(__file__).parents[3] / "shared/fixtures/supir"
 pytestmark = pytest.mark.skipif(
@@ -41,42 +48,52 @@ def golden() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def sdxl() -> dict[str, Tensor]:
-    return load_file(FIXTURES / "sdxl_tiny.safetensors")
+def network() -> ControlledUNet:
+    return load_network(FIXTURES)
 
 
 @pytest.fixture(scope="module")
-def supir() -> dict[str, Tensor]:
-    return load_file(FIXTURES / "supir_tiny.safetensors")
+def vae() -> AutoencoderKL:
+    return load_autoencoders(FIXTURES)[0]
 
 
 @pytest.fixture(scope="module")
-def network(sdxl: dict[str, Tensor], supir: dict[str, Tensor]) -> ControlledUNet:
-    unet = UNet(out_channels=4, **TRUNK)
-    control = ControlAdaptor(**TRUNK)
-    connector = ZeroSFTConnector(cross_attention=True, head_channels=64, **SIZES)
-    unet.load_state_dict(part(sdxl, "model.diffusion_model."))
-    adaptor = part(supir, "model.control_model.")
-    del adaptor["mask_LQ"]  # dead in the released model
-    control.load_state_dict(adaptor)
-    connector.load_state_dict(part(supir, "model.diffusion_model."))
-    return ControlledUNet(unet, control, connector)
+def robust_encoder() -> RobustEncoder:
+    return load_autoencoders(FIXTURES)[1]
 
 
-@pytest.fixture(scope="module")
-def vae(sdxl: dict[str, Tensor]) -> AutoencoderKL:
-    vae = AutoencoderKL(
-        ch=32, ch_mult=[1, 2, 4, 4], num_res_blocks=2, z_channels=4, scale_factor=0.13025
+def load_network(folder: Path) -> ControlledUNet:
+    """Load the toy's UNet, adaptor and connector, built without memory."""
+    with torch.device("meta"):
+        unet, control = UNet(out_channels=4, **TRUNK), ControlAdaptor(**TRUNK)
+        connector = ZeroSFTConnector(cross_attention=True, head_channels=64, **SIZES)
+    load_parts(folder / "sdxl_tiny.safetensors", {"unet": unet}, dtype=torch.float32)
+    trained = {"control": control, "connector": connector}
+    load_parts(folder / "supir_tiny.safetensors", trained, dtype=torch.float32)
+    return ControlledUNet(unet, control, connector).eval()
+
+
+def load_autoencoders(folder: Path) -> tuple[AutoencoderKL, RobustEncoder]:
+    """Load the toy's VAE and robust encoder, whose quant_conv is the VAE's."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            ch=32, ch_mult=[1, 2, 4, 4], num_res_blocks=2, z_channels=4, scale_factor=0.13025
+        )
+        robust_encoder = RobustEncoder(vae)
+    load_parts(
+        folder / "sdxl_tiny.safetensors",
+        {"vae": vae, "robust_encoder": robust_encoder},
+        taken_from={"robust_encoder": "vae"},
+        dtype=torch.float32,
     )
-    vae.load_state_dict(part(sdxl, "first_stage_model."))
-    return vae
-
-
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
+    load_parts(
+        folder / "supir_tiny.safetensors", {"robust_encoder": robust_encoder}, dtype=torch.float32
+    )
+    return vae.eval(), robust_encoder.eval()
 
 
 def deviation(out: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest number expected."""
     return ((out - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -94,29 +111,56 @@ def test_control_features_equal_the_released_ones(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 0.6])
 @pytest.mark.parametrize("index", range(12))
 def test_connector_modules_equal_the_released_ones(
-    network: ControlledUNet, golden: dict[str, Any], index: int
+    network: ControlledUNet, golden: dict[str, Any], index: int, scale: float
 ) -> None:
+    """Recorded at scale 1; at another the output lies between it and the plain join."""
     tap = golden["net"]["taps"][index]
-    module = network.connector.project_modules[index]
-    inputs = tap["in"]
+    assert tap["control_scale"] == 1.0
+    module, inputs = network.connector.project_modules[index], tap["in"]
     if index in (3, 7):  # cross-attention: the recorded order is (context, x)
-        out = module(inputs[1], inputs[0], tap["control_scale"])
+        plain, out = inputs[1], module(inputs[1], inputs[0], scale)
     else:
-        out = module(*inputs, scale=tap["control_scale"])
-    assert deviation(out, tap["out"]) < TOLERANCE
+        plain = torch.cat([inputs[2], inputs[1]], dim=1) if len(inputs) == 3 else inputs[1]
+        out = module(*inputs, scale=scale)
+    assert deviation(out, plain + scale * (tap["out"] - plain)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_controlled_unet_equals_the_released_one_at_every_control_scale(
-    network: ControlledUNet, golden: dict[str, Any]
+@pytest.mark.parametrize("scale", [1.0, 0.6, 0.0])
+def test_controlled_unet_equals_the_released_one(
+    network: ControlledUNet, golden: dict[str, Any], scale: float
 ) -> None:
     given = golden["net"]["in"]
     cond = Conditioning(given["ctx"], given["y"])
-    for scale, expected in golden["net"]["unet_out"].items():
-        out = network(given["xt"], given["t"], cond, given["lq"], float(scale))
-        assert deviation(out, expected) < TOLERANCE, f"control_scale {scale}"
+    out = network(given["xt"], given["t"], cond, given["lq"], scale)
+    expected = golden["net"]["unet_out"]
+    assert deviation(out, {float(key): value for key, value in expected.items()}[scale]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_unet_alone_equals_the_released_one_without_control(
+    network: ControlledUNet, golden: dict[str, Any]
+) -> None:
+    given = golden["net"]["in"]
+    out = network.unet(given["xt"], given["t"], Conditioning(given["ctx"], given["y"]))
+    expected = {float(key): value for key, value in golden["net"]["unet_out"].items()}
+    assert deviation(out, expected[0.0]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_denoiser_equals_the_released_one(network: ControlledUNet, golden: dict[str, Any]) -> None:
+    """Recorded for pure noise of the levels' strength, at control scale 0.8; one level is above the
+    table.
+    """
+    given, expected = golden["net"]["in"], golden["denoiser"]
+    sigma = expected["sigma"]
+    x = sigma[:, None, None, None] * given["xt"]
+    cond = Conditioning(given["ctx"], given["y"])
+    out = Denoiser()(network, x, sigma, cond, given["lq"], 0.8)
+    assert deviation(out, expected["out"]) < TOLERANCE
 
 
 @torch.no_grad()
@@ -124,14 +168,28 @@ def test_autoencoder_equals_the_released_one(vae: AutoencoderKL, golden: dict[st
     expected = golden["vae"]
     moments = vae.quant_conv(vae.encoder(expected["img"]))
     assert deviation(moments, expected["moments"]) < TOLERANCE
+    mean = DiagonalGaussian.from_moments(expected["moments"]).mean
+    assert deviation(vae.encode(expected["img"]), 0.13025 * mean) < TOLERANCE
+    torch.manual_seed(5)
+    noise = torch.randn(mean.shape)
+    drawn = vae.encode(expected["img"], noise)
+    assert deviation(drawn, expected["z_sample_seed5"]) < TOLERANCE
     assert deviation(vae.decode(expected["z_denoise_mode"]), expected["dec"]) < TOLERANCE
 
 
 @torch.no_grad()
 def test_robust_encoder_equals_the_released_one(
-    vae: AutoencoderKL, supir: dict[str, Tensor], golden: dict[str, Any]
+    robust_encoder: RobustEncoder, golden: dict[str, Any]
 ) -> None:
-    robust_encoder = RobustEncoder(vae)
-    robust_encoder.encoder.load_state_dict(part(supir, "first_stage_model.denoise_encoder."))
     expected = golden["vae"]["z_denoise_mode"]
     assert deviation(robust_encoder(golden["vae"]["img"]), expected) < TOLERANCE
+
+
+def test_size_embedding_equals_the_released_one(golden: dict[str, Any]) -> None:
+    """Two numbers a size, 256 channels each: 512 of the vector's 2816."""
+    config = TextTowerConfig(width=16, layers=2, heads=1)
+    conditioner = Conditioner(clip_l=config, clip_g=config, size_channels=256)
+    given = golden["size_embed"]
+    out = conditioner.embed_sizes(given["in"].float())
+    assert out.shape == given["out"].shape == (2, 512)
+    assert deviation(out, given["out"]) < TOLERANCE

@@ -1,0 +1,153 @@
+"""SUPIR files: out of a training checkpoint, back into restoration; and the released ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from src.base_weights import load_base_weights
+from src.checkpoints import inspect_checkpoint
+from src.convert import convert, sha256
+from src.inference import Restorer
+from src.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
+from src.networks.build import build_on_meta
+from src.train import ARCHITECTURE
+from tests.conftest import randomise
+from tests.contracts.full_size import full_size_parts
+from tests.integration.conftest import Compose
+from tests.integration.test_base_weights import built
+from tests.test_configs import ROOT, plain
+
+
+@pytest.fixture
+def checkpoint(composed_in: Compose, tmp_path: Path) -> Path:
+    """A stage-2 training checkpoint, saved as training saves one, of random weights."""
+    cfg = composed_in("train", "experiment=zerosft_released", "weights.robust_encoder=clean")
+    module = built(cfg)
+    used = load_base_weights(module, cfg)
+    randomise(module.network.control), randomise(module.network.connector)
+    recipe = {
+        "stage": "supir",
+        "architecture": {part: plain(cfg, part) for part in ARCHITECTURE},
+        "restore": {"settings": {"num_steps": 2}, "size_condition": [64, 64]},
+        "weights": used,
+    }
+    path = tmp_path / "last.ckpt"
+    state = {"format": "open-supir", "global_step": 7, "recipe": recipe}
+    torch.save({**state, "state_dict": module.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def exported(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same as a SUPIR file, as the command line makes it."""
+    return converted(checkpoint, tmp_path / "mine.safetensors")
+
+
+def converted(source: Path, output: Path, **changes: Any) -> Path:
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/convert.yaml"))
+    assert isinstance(settings, dict)
+    return convert({**settings, "input": str(source), "output": str(output), **changes})
+
+
+def test_export_says_what_it_is_and_what_it_belongs_to(exported: Path, workplace: Path) -> None:
+    metadata = inspect_checkpoint(exported).metadata
+    assert metadata["format"] == "pt" and metadata["layout"] == "supir"
+    assert metadata["base"] == "prior.safetensors"
+    assert metadata["base_sha256"] == sha256(workplace / "prior.safetensors")
+    assert metadata["control"] == "full" and metadata["connector"] == "zerosft_released"
+    assert metadata["step"] == "7" and metadata["weights"] == "raw"
+    assert metadata["base_license"] == metadata["license"] == "unstated"
+    assert "weights" not in json.loads(metadata["recipe"])  # paths of this machine
+
+
+def test_licence_of_the_base_is_passed_on(
+    checkpoint: Path, workplace: Path, tmp_path: Path
+) -> None:
+    """SDXL base says it under `modelspec.license`."""
+    base = tmp_path / "sdxl.safetensors"
+    words = {"modelspec.license": "CreativeML Open RAIL++-M License"}
+    save_file(load_file(workplace / "prior.safetensors"), base, words)
+    path = converted(checkpoint, tmp_path / "out.safetensors", base=str(base))
+    metadata = inspect_checkpoint(path).metadata
+    assert metadata["base_license"] == metadata["license"] == words["modelspec.license"]
+    assert metadata["base_sha256"] == sha256(base)
+
+
+def test_exported_file_restores_as_the_checkpoint_does(
+    checkpoint: Path, exported: Path, workplace: Path
+) -> None:
+    image = torch.rand(3, 24, 40)
+    base: dict[str, str | None] = {"sdxl": str(workplace / "prior.safetensors")}
+    first = Restorer.from_checkpoint(checkpoint)(image, seed=3)
+    again = Restorer.from_checkpoint(
+        exported, weights={**base, "robust_encoder": "clean"}
+    )(image, seed=3)  # fmt: skip
+    assert again.settings == first.settings
+    assert torch.equal(again.restored, first.restored)
+
+
+def test_exported_file_without_its_base_asks_for_it(exported: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine\.safetensors does not say.*set weights\.sdxl=FILE"):
+        load_networks(exported)
+
+
+def test_networks_load_in_the_type_asked_for(checkpoint: Path) -> None:
+    networks = load_networks(checkpoint, dtype=torch.bfloat16)
+    for module in (networks.network, networks.conditioner):
+        assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in networks.vae.parameters()} == {torch.float32}
+    assert not [n for n, p in networks.network.named_parameters() if p.is_meta]
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """The names of SUPIR-v0Q, every tensor one number: what is read of them here is names."""
+    prefixes = {"control": "model.control_model.", "connector": "model.diffusion_model."}
+    names = [
+        prefix + name
+        for part, prefix in prefixes.items()
+        for name in full_size_parts()[part].state_dict()
+    ]
+    names += ["first_stage_model.denoise_encoder.conv_in.bias", "model.control_model.mask_LQ"]
+    path = tmp_path / "SUPIR-v0Q.ckpt"
+    torch.save({"state_dict": {name: torch.zeros(1) for name in names}}, path)
+    return path
+
+
+def test_released_file_is_built_at_sdxl_size_as_its_names_say(released: Path) -> None:
+    recipe = read_recipe(released)
+    for part, module in full_size_parts().items():
+        if part in recipe["architecture"]:
+            own = build_on_meta(recipe["architecture"][part]).state_dict()
+            assert {n: t.shape for n, t in own.items()} == {
+                n: t.shape for n, t in module.state_dict().items()
+            }
+    assert recipe["weights"] == {"robust_encoder": str(released)}
+    assert recipe["restore"]["size_condition"] == [1024, 1024]
+
+
+def test_released_settings_are_those_of_the_preset() -> None:
+    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/sampler/released.yaml"))
+    assert isinstance(preset, dict)
+    del preset["_target_"]
+    assert RELEASED_RESTORE["settings"] == preset
+
+
+def test_files_that_do_not_restore_say_what_they_are(workplace: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a stage-2 checkpoint, but an SDXL checkpoint"):
+        read_recipe(workplace / "prior.safetensors")
+    with pytest.raises(ValueError, match="SUPIR weights .*with the parts robust_encoder"):
+        read_recipe(workplace / "robust.safetensors")
+    with pytest.raises(FileNotFoundError, match="setting checkpoint"):
+        read_recipe(tmp_path / "gone.ckpt")
+    stage_1 = tmp_path / "stage_1.ckpt"
+    state = {"robust_encoder.encoder.conv_in.bias": torch.zeros(1)}
+    recipe = {"stage": "robust_encoder"}
+    torch.save({"format": "open-supir", "state_dict": state, "recipe": recipe}, stage_1)
+    with pytest.raises(ValueError, match="of stage robust_encoder with the parts robust_encoder"):
+        read_recipe(stage_1)
