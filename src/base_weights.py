@@ -13,6 +13,7 @@ from torch import nn
 
 from src.checkpoints import inspect_checkpoint, load_parts
 from src.checkpoints.files import parse_dtype
+from src.checkpoints.load import Load, load_all
 from src.networks import ControlledUNet, RobustEncoder
 from src.runs import newest_checkpoint
 from src.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
@@ -43,58 +44,63 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         return {}
     frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
     vae = Source(weights.vae or weights.sdxl, "weights.vae" if weights.vae else "weights.sdxl")
+    used: dict[str, str | None] = {"sdxl": str(weights.sdxl), "vae": weights.vae}
     if isinstance(module, PriorModule):
         own = newest_checkpoint(cfg.runs_dir, stage="vae")
         path, key = vae if own is None else Source(str(own), "runs_dir")
         log.info("autoencoder: %s", path)
         load_parts(path, {"vae": module.vae}, dtype=frozen, key=key)
-        return {"sdxl": str(weights.sdxl)} if own is None else {"vae": path}
+        return used if own is None else {"vae": path}
     if isinstance(module, RobustEncoderModule):
-        load_parts(vae.path, {"vae": module.vae}, dtype=frozen, key=vae.key)
         start = None if weights.robust_encoder == "clean" else weights.robust_encoder
-        load_robust_encoder(start, module.robust_encoder, vae, dtype=torch.float32)
-        return {"sdxl": str(weights.sdxl), "vae": weights.vae, "robust_encoder": start}
+        load_all(
+            [
+                Load(path=vae.path, parts={"vae": module.vae}, dtype=frozen, key=vae.key),
+                *_robust_encoder_loads(start, module.robust_encoder, vae, dtype=torch.float32),
+            ]
+        )
+        return used | {"robust_encoder": start}
     if isinstance(module, SupirModule):
-        conditioner, network = module.conditioner, module.network
+        network, conditioner = module.network, module.conditioner
         parts: dict[str, nn.Module] = {
             "unet": network.unet,
             "clip_l": conditioner.clip_l,
             "clip_g": conditioner.clip_g,
         }
-        load_parts(weights.sdxl, parts, dtype=frozen, key="weights.sdxl")
-        load_parts(vae.path, {"vae": module.vae}, dtype=frozen, key=vae.key)
-        load_trained_parts(network, sdxl=weights.sdxl, supir=weights.supir)
         robust = find_robust_encoder(
             weights.robust_encoder, cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
         )
-        load_robust_encoder(robust, module.robust_encoder, vae, dtype=frozen)
-        used = {"sdxl": str(weights.sdxl), "vae": weights.vae, "robust_encoder": robust}
-        return used | {"supir": weights.supir}
+        load_all(
+            [
+                Load(path=weights.sdxl, parts=parts, dtype=frozen, key="weights.sdxl"),
+                Load(path=vae.path, parts={"vae": module.vae}, dtype=frozen, key=vae.key),
+                _trained_load(network, sdxl=weights.sdxl, supir=weights.supir),
+                *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
+            ]
+        )
+        if weights.supir is None:
+            network.control.reset_hint()
+        return used | {"robust_encoder": robust, "supir": weights.supir}
     raise TypeError(f"no base weights are known for {type(module).__name__}")
 
 
-def load_trained_parts(network: ControlledUNet, *, sdxl: str, supir: str | None) -> None:
+def _trained_load(network: ControlledUNet, *, sdxl: str, supir: str | None) -> Load:
     """Start adaptor and connector from a file of such, else the adaptor from SDXL's encoder.
 
     Both are held in float32, whatever the file's type: they are what is trained.
     """
+    trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
     if supir is not None:
         log.info("adaptor and connector start from %s", supir)
-        trained: dict[str, nn.Module] = {
-            "control": network.control,
-            "connector": network.connector,
-        }
-        load_parts(supir, trained, dtype=torch.float32, key="weights.supir")
-        return
-    load_parts(
-        sdxl,
-        {"control": network.control},
+        return Load(path=supir, parts=trained, dtype=torch.float32, key="weights.supir")
+    return Load(
+        path=sdxl,
+        parts={"control": network.control},
         taken_from={"control": "unet"},
-        expected_missing=["control.input_hint_block.*"],
+        expected_missing=("control.input_hint_block.*",),
         dtype=torch.float32,
         key="weights.sdxl",
     )
-    network.control.reset_hint()
 
 
 def find_robust_encoder(
@@ -140,23 +146,18 @@ def find_robust_encoder(
     return shipped
 
 
-def load_robust_encoder(
+def _robust_encoder_loads(
     path: str | None, robust_encoder: RobustEncoder, vae: Source, *, dtype: torch.dtype
-) -> None:
-    """Load a robust encoder from a stage-1 checkpoint or a SUPIR file; None copies the VAE's.
-
-    Its `quant_conv` is the VAE's in any case.
+) -> list[Load]:
+    """Start as a copy of the VAE's encoder; then take that of a file, if one is named. `quant_conv`
+    stays the VAE's.
     """
-    load_parts(
-        vae.path,
-        {"robust_encoder": robust_encoder},
-        taken_from={"robust_encoder": "vae"},
-        dtype=dtype,
-        key=vae.key,
-    )
+    parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
+    copied = {"robust_encoder": "vae"}
+    loads = [Load(path=vae.path, parts=parts, taken_from=copied, dtype=dtype, key=vae.key)]
     if path is not None:
-        parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
-        load_parts(path, parts, dtype=dtype, key="weights.robust_encoder")
+        loads.append(Load(path=path, parts=parts, dtype=dtype, key="weights.robust_encoder"))
+    return loads
 
 
 def _frozen_dtype(name: str, precision: str) -> torch.dtype:

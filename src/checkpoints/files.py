@@ -8,7 +8,7 @@ and dtypes costs next to nothing.
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,30 +128,19 @@ class PickledFile(Checkpoint):
 
 
 class Folder(Checkpoint):
-    """A diffusers folder; keys are `part folder/stored name`."""
+    """A diffusers folder, or one component of such; keys are `part folder/stored name`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+        """Open the weight files (or the indexes of such) of some part folders."""
         self.path, self.metadata = path, {}
         self._files: dict[str, tuple[Checkpoint, str]] = {}
-        for folder in FOLDERS:
-            if (path / folder).is_dir():
-                self._add(folder)
-        if not self._files:
-            raise ValueError(
-                f"{path}: no weights found in this folder; a diffusers folder holds "
-                f"{', '.join(FOLDERS)} with files such as {_WEIGHT_FILES[0]}"
-            )
+        for folder, file in files.items():
+            self._add(folder, file)
         self.specs = {key: file.spec(name) for key, (file, name) in self._files.items()}
 
-    def _add(self, folder: str) -> None:
-        candidates = [self.path / folder / name for name in _WEIGHT_FILES]
-        found = next((file for file in candidates if file.is_file()), None)
-        if found is None:
-            raise ValueError(
-                f"{self.path / folder}: no weight file; expected one of {', '.join(_WEIGHT_FILES)}"
-            )
+    def _add(self, folder: str, found: Path) -> None:
         for shard, names in _shards(found).items():
-            checkpoint = open_checkpoint(shard)
+            checkpoint = _open_file(shard)
             lost = [name for name in names or () if name not in checkpoint]
             if lost:
                 raise ValueError(
@@ -172,7 +161,7 @@ def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:
 
     Args:
         path: `.safetensors`, `.ckpt`, `.pt`, `.pth`, `.bin`, or a folder with `unet/`, `vae/` and
-            so on.
+            so on, or one of these folders.
         key: The setting that names this file, such as `weights.sdxl`; error messages mention it.
 
     Raises:
@@ -186,7 +175,13 @@ def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:
         source = f". Expected {_SOURCES[key]}" if key in _SOURCES else ""
         raise FileNotFoundError(f"{path}: no such file or folder{setting}{source}")
     if path.is_dir():
-        return Folder(path)
+        return _open_folder(path)
+    checkpoint = _open_file(path)
+    component = _component(checkpoint)
+    return Folder(path, {component: path}) if component else checkpoint
+
+
+def _open_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
     if path.suffix in PICKLES:
@@ -195,6 +190,42 @@ def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:
         f"{path}: weights are read from .safetensors, {', '.join(PICKLES)} or a diffusers folder, "
         f"got a file ending in {path.suffix or 'nothing'}"
     )
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    """Open a folder with part folders in it, or one component's own folder."""
+    folders = [folder for folder in FOLDERS if (path / folder).is_dir()]
+    files = {folder: _weight_file(path / folder) for folder in folders}
+    for folder, file in files.items():
+        if file is None:
+            raise ValueError(
+                f"{path / folder}: no weight file; expected one of {', '.join(_WEIGHT_FILES)}"
+            )
+    lone = None if files else _weight_file(path)
+    if lone is not None:
+        names = [name for shard in _shards(lone) for name in _open_file(shard)]
+        files = {_component(names): lone} if _component(names) else {}
+    if not files:
+        raise ValueError(
+            f"{path}: no weights found in this folder; a diffusers folder holds "
+            f"{', '.join(FOLDERS)} with files such as {_WEIGHT_FILES[0]}"
+        )
+    return Folder(path, {folder: file for folder, file in files.items() if file is not None})
+
+
+def _weight_file(folder: Path) -> Path | None:
+    candidates = [folder / name for name in _WEIGHT_FILES]
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _component(names: Iterable[str]) -> str:
+    """Return which part folder of diffusers' layout holds such names; empty for other layouts."""
+    names = set(names)
+    if "decoder.conv_in.weight" in names and any(".down_blocks." in name for name in names):
+        return "vae"
+    if {"conv_in.weight", "time_embedding.linear_1.weight", "conv_out.weight"} <= names:
+        return "unet"
+    return ""
 
 
 def parse_dtype(name: str) -> torch.dtype:

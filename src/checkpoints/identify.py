@@ -29,6 +29,10 @@ TENSORS_AT_FULL_SIZE = {
     "robust_encoder": 106,
 }
 
+# kohya's and peft's names, diffusers' older ones, LyCORIS
+_LORA = re.compile(
+    r"lora_(up|down|A|B)\b|\.lora\.(up|down)\.|lora_linear_layer|\.hada_w1|\.lokr_w1|^(lora|lycoris)_"
+)
 _UNUSABLE = {
     "lora": "a LoRA (differences of low rank, not weights)",
     "sd1": "a Stable Diffusion 1.x checkpoint",
@@ -36,6 +40,7 @@ _UNUSABLE = {
     "refiner": "an SDXL refiner (not the base)",
     "controlnet": "a ControlNet",
     "flux": "a Flux or SD3 transformer",
+    "embedding": "a textual inversion (an embedding of a few tokens)",
 }
 _USABLE = {
     "sdxl": "an SDXL checkpoint (base or fine-tune)",
@@ -207,8 +212,10 @@ def _unusable_kind(keys: list[str], checkpoint: Checkpoint) -> str:
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in keys)
 
-    if any(re.search(r"lora_(up|down|A|B)\b|\.hada_w1|\.lokr_w1|^lora_", key) for key in keys):
+    if any(_LORA.search(key) for key in keys):
         return "lora"
+    if keys and set(keys) <= {"clip_l", "clip_g", "emb_params"}:
+        return "embedding"
     if has("conditioner.embedders.0.model."):
         return "refiner"
     if has("cond_stage_model.model."):

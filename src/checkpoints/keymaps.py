@@ -135,7 +135,8 @@ def from_native(key: str) -> str | None:
     name = key.removeprefix("network.")
     if name.startswith(("conditioner.clip_l.", "conditioner.clip_g.")):
         name = name.removeprefix("conditioner.")
-    return name if name.partition(".")[0] in PARTS else None
+    part, _, inner = name.partition(".")
+    return name if inner and part in PARTS else None
 
 
 def is_dropped(key: str, patterns: Iterable[str] = DROPPED) -> bool:

@@ -7,28 +7,18 @@ Modules may be built on the meta device: loading them needs their final memory a
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from src.checkpoints.files import open_checkpoint
-from src.checkpoints.identify import (
-    CONTROL_DEPTHS,
-    DESCRIPTIONS,
-    connector_kind,
-    kind_of,
-    refuse_unusable,
-    transformer_depth,
-)
+from src.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from src.checkpoints.keymaps import PARTS
-from src.checkpoints.parts import Contents, PartTensors, read_contents
+from src.checkpoints.parts import Contents, read_contents
+from src.checkpoints.plan import PartPlan, matches, plan_part
 
 log = logging.getLogger(__name__)
-
-# The robust encoder shares the VAE's quant_conv; files of the trained parts alone do not hold it.
-SHARED_QUANT_CONV = "quant_conv."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,143 +82,92 @@ def load_parts(
         ValueError: The file is of the wrong kind, truncated, lacks a whole part, or shapes differ.
         KeyError: A part's names differ from the module's beyond the patterns given.
     """
-    origins = {part: (taken_from or {}).get(part, part) for part in parts}
-    wrong = sorted({*parts, *origins.values()} - set(PARTS))
+    load = Load(
+        path=path,
+        parts=parts,
+        taken_from=taken_from or {},
+        expected_missing=tuple(expected_missing),
+        ignored=tuple(ignored),
+        dtype=dtype,
+        device=device,
+        key=key,
+    )
+    return load_all([load])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One file to load from: the arguments of `load_parts`."""
+
+    path: str | Path
+    parts: Mapping[str, nn.Module]
+    taken_from: Mapping[str, str] = field(default_factory=dict)
+    expected_missing: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    key: str = ""
+
+
+def load_all(loads: Iterable[Load]) -> list[LoadReport]:
+    """Load several files; all are looked at before the first tensor of any is read, so that a wrong
+    one among them fails at once. A later one's tensors replace an earlier one's.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: See `load_parts`.
+    """
+    return [_run(load, *prepared) for load, prepared in [(load, _prepare(load)) for load in loads]]
+
+
+def _prepare(load: Load) -> tuple[Contents, dict[str, PartPlan]]:
+    origins = {part: load.taken_from.get(part, part) for part in load.parts}
+    wrong = sorted({*load.parts, *origins.values()} - set(PARTS))
     if wrong:
         raise ValueError(f"unknown parts {', '.join(wrong)}; known: {', '.join(PARTS)}")
-    checkpoint = open_checkpoint(path, key=key)
-    refuse_unusable(checkpoint, origins.values(), key=key)
+    checkpoint = open_checkpoint(load.path, key=load.key)
+    refuse_unusable(checkpoint, origins.values(), key=load.key)
     contents = read_contents(checkpoint)
-    expected_missing, ignored = tuple(expected_missing), tuple(ignored)
-
+    path, patterns = checkpoint.path, (load.expected_missing, load.ignored)
     plans = {
-        part: _plan(
-            checkpoint.path, part, origins[part], module, contents, expected_missing, ignored
-        )
-        for part, module in parts.items()
+        part: plan_part(path, part, origins[part], module, contents, *patterns)
+        for part, module in load.parts.items()
     }
     wanted = dict.fromkeys(origins[part] for part, plan in plans.items() if plan.lacking)
     absent = [part for part in wanted if part not in contents.parts]
     if absent:
-        slot = f"; expected for {key}: {', '.join(dict.fromkeys(origins.values()))}" if key else ""
+        expected = ", ".join(dict.fromkeys(origins.values()))
+        slot = f"; expected for {load.key}: {expected}" if load.key else ""
         raise ValueError(
-            f"{checkpoint.path}: nothing for {', '.join(absent)}; this is "
+            f"{path}: nothing for {', '.join(absent)}; this is "
             f"{DESCRIPTIONS[kind_of(checkpoint)]} with the parts "
             f"{', '.join(contents.parts) or 'none'}{slot}"
         )
-    unknown = tuple(name for name in contents.unknown if not _matches(name, ignored))
+    unknown = tuple(name for name in contents.unknown if not matches(name, load.ignored))
     if unknown:
         raise KeyError(
-            f"{checkpoint.path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
+            f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
             "They may change what the weights mean (v-prediction, for instance); name them in "
             "`ignored` to load without them"
         )
     for plan in plans.values():
         plan.check()
+    return contents, plans
 
-    for part, module in parts.items():
+
+def _run(load: Load, contents: Contents, plans: Mapping[str, PartPlan]) -> LoadReport:
+    for part, module in load.parts.items():
         for name, (tensors, source) in plans[part].sources.items():
-            _assign(module, name, tensors[source], dtype=dtype, device=device)
+            _assign(module, name, tensors[source], dtype=load.dtype, device=load.device)
     report = LoadReport(
-        path=checkpoint.path,
+        path=Path(load.path),
         loaded={part: tuple(plan.sources) for part, plan in plans.items()},
         missing={part: plan.missing for part, plan in plans.items() if plan.missing},
         unexpected={part: plan.ignored for part, plan in plans.items() if plan.ignored}
         | ({"": contents.unknown} if contents.unknown else {}),
-        on_meta={part: names for part, module in parts.items() if (names := _on_meta(module))},
+        on_meta={part: names for part, module in load.parts.items() if (names := _on_meta(module))},
     )
     log.info("%s", report)
     return report
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """Which tensor goes where in one part, and what is wrong."""
-
-    path: Path
-    part: str
-    sources: dict[str, tuple[PartTensors, str]]  # our name -> where it comes from
-    missing: tuple[str, ...]
-    lacking: tuple[str, ...]
-    ignored: tuple[str, ...]
-    excess: tuple[str, ...]
-    shapes: tuple[str, ...]
-    hint: str
-
-    def check(self) -> None:
-        problems = [
-            f"{len(names)} keys {what} part '{self.part}', first: {names[0]}"
-            for what, names in (("missing from", self.lacking), ("unexpected in", self.excess))
-            if names
-        ]
-        if problems:
-            raise KeyError(f"{self.path}: {'; '.join(problems)}{self.hint}")
-        if self.shapes:
-            raise ValueError(
-                f"{self.path}: {len(self.shapes)} tensors of part '{self.part}' have another shape "
-                f"than the module, first: {self.shapes[0]}{self.hint}"
-            )
-
-
-def _plan(
-    path: Path,
-    part: str,
-    origin: str,
-    module: nn.Module,
-    contents: Contents,
-    expected_missing: tuple[str, ...],
-    ignored: tuple[str, ...],
-) -> _Plan:
-    own = module.state_dict(keep_vars=True)
-    held: Mapping[str, Tensor] = contents.parts.get(origin, {})
-    sources, missing, lacking, shapes = {}, [], [], []
-    for name, target in own.items():
-        shared = part == "robust_encoder" and name.startswith(SHARED_QUANT_CONV)
-        holder = contents.parts.get("vae" if shared and name not in held else origin)
-        if holder is not None and name in holder:
-            sources[name] = (holder, name)
-            found, wanted = holder.spec(name).shape, tuple(target.shape)
-            if found != wanted:
-                shapes.append(f"{name} is {list(found)} in the file, {list(wanted)} in the module")
-        elif shared or _matches(f"{part}.{name}", expected_missing):
-            missing.append(name)
-        else:
-            lacking.append(name)
-    excess = [name for name in held if name not in own] if origin == part else []
-    skipped = [name for name in excess if _matches(f"{part}.{name}", ignored)]
-    return _Plan(
-        path=path,
-        part=part,
-        sources=sources,
-        missing=tuple(missing),
-        lacking=tuple(lacking),
-        ignored=tuple(skipped),
-        excess=tuple(name for name in excess if name not in set(skipped)),
-        shapes=tuple(shapes),
-        hint=_hint(origin, own, held),
-    )
-
-
-def _hint(part: str, own: Iterable[str], held: Iterable[str]) -> str:
-    """Say which option the file was made with, where names tell."""
-    if not held:
-        return ""
-    if part == "connector":
-        found, wanted = connector_kind(held), connector_kind(own)
-        if found == wanted:
-            return ""
-        return f". The file's connector is {found}, not {wanted}; run with connector={found}"
-    if part not in ("control", "unet"):
-        return ""
-    depth, expected = transformer_depth(held), transformer_depth(own)
-    if depth == expected:
-        return ""
-    name = CONTROL_DEPTHS.get(tuple(blocks for blocks in depth if blocks), "")
-    advice = f"; run with control={name}" if name and part == "control" else ""
-    return (
-        f". The file's transformers are {list(depth)} blocks deep on its levels, "
-        f"the module's {list(expected)}{advice}"
-    )
 
 
 def _assign(
@@ -253,10 +192,6 @@ def _assign(
 def _on_meta(module: nn.Module) -> tuple[str, ...]:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return tuple(name for name, tensor in tensors if tensor.is_meta)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _counts(names: Mapping[str, tuple[str, ...]]) -> str:

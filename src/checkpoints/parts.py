@@ -40,6 +40,9 @@ class PartTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources  # the base class would read the tensor to find out
+
     def spec(self, name: str) -> TensorSpec:
         """Return shape and dtype of a tensor without reading it."""
         pieces = self._sources[name]

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from src.checkpoints import inspect_checkpoint, load_parts
+from src.checkpoints import inspect_checkpoint
 from src.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
+from src.checkpoints.load import Load, load_all
 from src.diffusion import Denoiser
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from src.networks.build import build_network, build_on_meta
@@ -80,24 +81,36 @@ def load_networks(
         build_on_meta(build["control"]),
         build_network(build["connector"]),
     )
+    vae_key = "vae" if files.get("vae") else "sdxl"
+    robust_encoder = RobustEncoder(vae)
     base: dict[str, nn.Module] = {
         "unet": network.unet,
         "clip_l": conditioner.clip_l,
         "clip_g": conditioner.clip_g,
     }
-    load_parts(files["sdxl"], base, dtype=dtype, key="weights.sdxl")
-    vae_key = "vae" if files.get("vae") else "sdxl"
-    load_parts(files[vae_key], {"vae": vae}, dtype=torch.float32, key=f"weights.{vae_key}")
-    robust_encoder = RobustEncoder(vae)
-    if files.get("robust_encoder") not in (None, "clean"):
-        load_parts(
-            files["robust_encoder"],
-            {"robust_encoder": robust_encoder},
-            dtype=torch.float32,
-            key="weights.robust_encoder",
-        )
+    coders: dict[str, nn.Module] = {"vae": vae, "robust_encoder": robust_encoder}
     trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
-    load_parts(path, trained, dtype=dtype, key="checkpoint")
+    loads = [
+        Load(path=files["sdxl"], parts=base, dtype=dtype, key="weights.sdxl"),
+        Load(
+            path=files[vae_key],
+            parts=coders,
+            taken_from={"robust_encoder": "vae"},
+            dtype=torch.float32,
+            key=f"weights.{vae_key}",
+        ),
+        Load(path=path, parts=trained, dtype=dtype, key="checkpoint"),
+    ]
+    if files.get("robust_encoder") not in (None, "clean"):
+        loads.append(
+            Load(
+                path=files["robust_encoder"],
+                parts={"robust_encoder": robust_encoder},
+                dtype=torch.float32,
+                key="weights.robust_encoder",
+            )
+        )
+    load_all(loads)
     return Networks(network, Denoiser(**denoiser), conditioner, vae, robust_encoder)
 
 

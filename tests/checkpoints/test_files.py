@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from src.checkpoints.files import open_checkpoint, read_safetensors_header
+from src.checkpoints.parts import read_contents
 from tests.checkpoints.standins import official_sdxl, official_supir
 
 
@@ -175,3 +176,38 @@ def test_shard_index_may_not_point_elsewhere(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"conv_in.bias": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match="beside their index"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "diffusion_pytorch_model.bin",
+    ],
+)
+def test_every_form_of_a_component_is_found(tmp_path: Path, name: str) -> None:
+    """Half precision variants, shards, and both together, named as diffusers names them."""
+    index = _sharded_unet(tmp_path)
+    if name.endswith(".json"):
+        index.rename(index.with_name(name))
+    else:
+        index.unlink()
+        tensors = {"conv_in.weight": torch.ones(2, 2), "conv_in.bias": torch.zeros(2)}
+        path = index.with_name(name)
+        torch.save(tensors, path) if name.endswith(".bin") else save_file(tensors, path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert set(checkpoint) == {"unet/conv_in.weight", "unet/conv_in.bias"}
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_one_component_may_come_by_itself(tmp_path: Path, as_folder: bool) -> None:
+    """A VAE in diffusers' layout, as a file or as its own folder, is known by its names."""
+    names = ["decoder.conv_in.weight", "encoder.down_blocks.0.resnets.0.norm1.weight"]
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({name: torch.ones(2) for name in names}, path)
+    checkpoint = open_checkpoint(tmp_path if as_folder else path)
+    assert set(checkpoint) == {f"vae/{name}" for name in names}
+    parts = read_contents(checkpoint).parts
+    assert "encoder.down.0.block.0.norm1.weight" in parts["vae"]

@@ -25,6 +25,8 @@ FILES = {
         "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": (4, 8),
         "lora_unet_input_blocks_4_1_proj_in.alpha": (),
     },
+    "embedding": {"clip_l": (4, 768), "clip_g": (4, 1280)},
+    "flux": {"double_blocks.0.img_attn.qkv.weight": (8, 8)},
     "controlnet": {"controlnet_cond_embedding.conv_in.bias": (16,)},
     "vae": {"encoder.conv_in.bias": (8,), "decoder.conv_out.bias": (3,)},
     "native": {"control.out.0.bias": (8,)},
@@ -50,6 +52,8 @@ def test_kinds_are_told_apart(tmp_path: Path, kind: str) -> None:
         ("refiner", "refiner"),
         ("lora", "LoRA"),
         ("controlnet", "ControlNet"),
+        ("embedding", "textual inversion"),
+        ("flux", "Flux or SD3"),
     ],
 )
 def test_wrong_file_for_the_slot_names_found_and_expected(
@@ -59,6 +63,21 @@ def test_wrong_file_for_the_slot_names_found_and_expected(
     unet = module_of(unet_of(official_sdxl()))
     with pytest.raises(ValueError, match=rf"wrong\.safetensors.*{words}.*weights\.sdxl.*unet"):
         load_parts(path, {"unet": unet}, key="weights.sdxl")
+
+
+LORAS = [
+    "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_up.weight",  # kohya
+    "unet.down_blocks.1.attentions.0.proj_in.lora_A.weight",  # peft, diffusers
+    "unet.down_blocks.1.attentions.0.proj_in.lora.down.weight",  # older diffusers
+    "lora_unet_down_blocks_1_attentions_0_proj_in.hada_w1_a",  # LoHa
+    "lycoris_down_blocks_1_attentions_0_proj_in.lokr_w1",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight",
+]
+
+
+@pytest.mark.parametrize("name", LORAS)
+def test_loras_of_every_trainer_are_known(tmp_path: Path, name: str) -> None:
+    assert inspect_checkpoint(_write(tmp_path / "a.safetensors", {name: (4, 8)})).kind == "lora"
 
 
 def test_pruned_sd1_is_known_by_its_shapes(tmp_path: Path) -> None:

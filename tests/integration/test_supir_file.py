@@ -104,6 +104,16 @@ def test_networks_load_in_the_type_asked_for(checkpoint: Path) -> None:
     assert not [n for n, p in networks.network.named_parameters() if p.is_meta]
 
 
+@pytest.mark.parametrize("slot", ["sdxl", "vae", "robust_encoder"])
+def test_wrong_file_for_any_slot_of_restoring_is_named(
+    checkpoint: Path, tmp_path: Path, slot: str
+) -> None:
+    lora = tmp_path / "lora.safetensors"
+    save_file({"unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.zeros(4, 8)}, lora)
+    with pytest.raises(ValueError, match=rf"LoRA .*expected for weights\.{slot} "):
+        load_networks(checkpoint, weights={slot: str(lora)})
+
+
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
     """The names of SUPIR-v0Q, every tensor one number: what is read of them here is names."""
