@@ -40,8 +40,6 @@ def degrade_on_canvas(
     `run` may be what `compiled` returned.
     """
     run = run or run_eagerly
-    if len(image) == 0:
-        return image
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
     plan = upload(make_plan(params, config, layout), image.device)
     count = max(1, _LARGEST_BATCH // math.prod(layout.first))

@@ -181,8 +181,10 @@ def _code(luma: Tensor, chroma: Tensor, tables: Tensor, *, exact: bool) -> tuple
     parts = x.split([height // 8, height // 16], 1)
     for part, step in zip(parts, steps.split(1, 1), strict=True):
         part.div_(step)
-    # Halves are frequent, DC is a sum of integers over 8: away from zero, as libjpeg.
-    x = x.add_(half.copysign(x)).int().float()  # a quarter of the time of trunc
+    if exact:  # halves are frequent, DC is a sum of integers over 8: away from zero, as libjpeg
+        x = x.add_(half.copysign(x)).int().float()  # a quarter of the time of trunc
+    else:
+        x.round_()
     parts = x.split([height // 8, height // 16], 1)
     for part, step in zip(parts, steps.split(1, 1), strict=True):
         part.mul_(step)

@@ -64,10 +64,20 @@ class DegradationPipeline:
         """Draw the parameters of a batch of (H, W) = `size` images from (B,) int64 seeds."""
         return draw_params(self.config, seeds, size)
 
+    def lq_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (H, W) of LQ made from images of (H, W) = `size`."""
+        params = self.draw(torch.zeros(1, dtype=torch.int64), size=size)
+        small = self.config.resize_back is None
+        return (int(params.height), int(params.width)) if small else size
+
     @torch.no_grad()
     def apply(self, hq: Tensor, params: DegradationParams) -> Tensor:
         """Degrade (B, 3, H, W) images as `params` says, in float32 whatever autocast is on."""
         _check(hq, params)
+        if len(hq) == 0:
+            height, width = self.lq_size((hq.shape[-2], hq.shape[-1]))
+            dtype = hq.dtype if hq.is_floating_point() else torch.float32
+            return torch.empty(0, 3, height, width, dtype=dtype, device=hq.device)
         on_canvas = self.path == "canvas" or (self.path == "auto" and hq.is_cuda)
         with torch.autocast(hq.device.type, enabled=False), _full_precision():
             if on_canvas:
@@ -99,7 +109,7 @@ def degrade_in_loop(hq: Tensor, params: DegradationParams, config: DegradationCo
         parts = (kernels[:, one], keys[:, one], strengths[:, one], tables[:, one])
         image = _to_unit(hq[one])  # one by one, so that an image stays in the cache
         lq.append(_degrade(image, row, *parts, config).mul_(2).sub_(1))
-    return torch.cat(lq) if lq else _to_unit(hq)
+    return torch.cat(lq)
 
 
 def _degrade(

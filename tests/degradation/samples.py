@@ -14,6 +14,11 @@ from src.degradation import DegradationConfig, DegradationPipeline
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf/degradation").glob("*.yaml"))
+# Operators that launch nothing.
+VIEWS = set(
+    "view _unsafe_view slice select unsqueeze expand permute transpose t split unbind alias detach"
+    " split_with_sizes lift_fresh squeeze as_strided empty new_empty".split()
+)
 NAMES = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")
 
 

@@ -15,12 +15,7 @@ from src.degradation.config import MODES
 from src.degradation.plan import make_layout, make_plan
 from src.degradation.taps import resize_table
 
-from .samples import PRESETS, config, photo, photos
-
-VIEWS = set(
-    "view _unsafe_view slice select unsqueeze expand permute transpose t split unbind alias detach"
-    " split_with_sizes lift_fresh squeeze as_strided".split()
-)
+from .samples import PRESETS, VIEWS, config, photo, photos
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -103,6 +98,21 @@ def test_canvas_equals_loop_for_every_switch(changes: dict) -> None:
     loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
     difference = (loop(hq, seeds) - canvas(hq, seeds)).abs() * 127.5
     assert (difference > 0.5).float().mean() <= 0.01
+
+
+@pytest.mark.parametrize("name", ["supir_q", "realesrgan_x4"])
+def test_canvas_and_loop_agree_after_the_first_jpeg(name: str) -> None:
+    """Bit-equal but for at most .1 % of values, where one rounding went the other way."""
+    full = config(name)
+    quiet = dataclasses.replace(full.first, noise_prob=0.0)
+    nothing = StageConfig(prob=0.0)
+    ranges = dataclasses.replace(
+        full, first=quiet, second=nothing, scale=1.0, sinc_prob=0.0, resize_back=None, round=False
+    )
+    ranges = dataclasses.replace(ranges, modes=("area",))
+    hq, seeds = photos(24, 96, 80), torch.arange(24)
+    loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
+    assert ((loop(hq, seeds) - canvas(hq, seeds)).abs() > 1e-5).float().mean() <= 1e-3
 
 
 def test_resize_and_blur_alone_agree_to_rounding() -> None:

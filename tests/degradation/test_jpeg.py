@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.fft import dctn
 from torch import Tensor
 
-from src.degradation.jpeg import diffjpeg, diffjpeg_tables, jpeg, jpeg_tables
+from src.degradation.jpeg import _code, diffjpeg, diffjpeg_tables, jpeg, jpeg_tables
 
 from .samples import NAMES, photo, psnr
 
@@ -47,10 +48,33 @@ def test_tables_are_those_in_libjpegs_files(quality: int) -> None:
         assert ours[i].int().tolist() == list(stored[i])
 
 
-def test_quality_improves_psnr() -> None:
-    image = photo("coffee.png", 128, 128)
+@pytest.mark.parametrize("name", NAMES)
+def test_quality_improves_psnr(name: str) -> None:
+    image = photo(name, 128, 128)
     values = [psnr(compress(image, q), image) for q in (30, 40, 50, 60, 70, 80, 90, 95)]
     assert values == sorted(values)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_coefficients_are_multiples_of_the_tables_steps(exact: bool) -> None:
+    """By scipy's DCT. Rounding the decoded planes adds at most .5 a pixel, 8 x .5 a coefficient.
+
+    Coefficients that are no multiples would be off by a quarter of a step on average, above 10.
+    """
+    generator = torch.Generator().manual_seed(0)
+    luma = torch.randint(-50, 50, (2, 1, 32, 48), generator=generator).float() * 0.5
+    chroma = torch.randint(-50, 50, (2, 2, 16, 24), generator=generator).float() * 0.5
+    tables = jpeg_tables(torch.tensor([20.0, 35.0]))
+    for planes, steps in zip(
+        _code(luma, chroma, tables, exact=exact), tables.unbind(1), strict=True
+    ):
+        blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4).numpy()
+        coefficients = torch.from_numpy(dctn(blocks, axes=(-2, -1), norm="ortho"))
+        steps = steps.view(2, 1, 1, 1, 8, 8)
+        multiples = coefficients / steps
+        error = (multiples - multiples.round()).abs() * steps
+        assert error.max() < (4.01 if exact else 1e-3) and error.mean() < (0.3 if exact else 1e-4)
+        assert (coefficients.abs() > steps).any()
 
 
 @pytest.mark.parametrize("codec", ["libjpeg", "diffjpeg"])
@@ -87,6 +111,12 @@ def test_borders_are_no_worse_than_the_middle(height: int) -> None:
     assert ours[..., -1, :].square().mean() < 2 * middle
     assert zeros[..., -1, :].square().mean() > 3 * middle
     assert ours[..., -1, :].mean().abs() < 0.5 / 255
+    kept = (ours + image).diff().abs().mean((0, 1, 3)) / image.diff().abs().mean((0, 1, 3))
+    assert kept[-1] > 0.9 * kept[16:48].mean()  # as sharp as the middle
+    turned = image.transpose(2, 3)  # so that the last column lies in a padded block
+    ours = compress(turned, 50) - turned
+    assert ours[..., -1].square().mean() < 2 * ours[..., 16:48].square().mean()
+    assert ours[..., -1].mean().abs() < 0.5 / 255
 
 
 def test_grey_stays_grey() -> None:

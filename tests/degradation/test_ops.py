@@ -117,9 +117,10 @@ def test_only_the_drifting_resize_moves_content(mode: str) -> None:
     shift = (back - ramp[0, 0, 0])[16:496].unflatten(0, (12, 40)).mean(1)
     assert shift.abs().max() < 0.3
     if mode != "area":
+        assert shift.mean().abs() < 0.01  # the ramp's centroid stays
         drifted = ops.resize(ramp, (2, 77), mode, scale=0.1523)
         shift = ops.resize(drifted, (16, 512), "bilinear")[0, 0, 8] - ramp[0, 0, 0]
-        assert 5 < shift[480].abs() < 7
+        assert 5 < shift[480].abs() < 7 and 2 < shift[256].abs() < 4
 
 
 @pytest.mark.parametrize("sigma", [1.0, 10.0, 30.0])
@@ -187,5 +188,5 @@ def test_unsharp_equals_the_dense_formula_and_leaves_flat_images() -> None:
     residual = image - filter2d(image, kernel, "reflect")
     soft = filter2d((residual.abs() * 255 > 10).float(), kernel, "reflect")
     expected = soft * (image + 0.5 * residual).clamp(0, 1) + (1 - soft) * image
-    assert (ops.unsharp(image) - expected).abs().max() < 1e-3
+    assert (ops.unsharp(image) - expected).abs().max() < 3e-4
     assert (ops.unsharp(image) - expected).abs().mean() < 1e-6

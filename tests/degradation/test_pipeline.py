@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
 
+from src.data.dataset import position_seed
 from src.degradation import DegradationConfig, DegradationPipeline, StageConfig
 
-from .samples import PRESETS, config, photos, preset, psnr
+from .samples import PRESETS, VIEWS, config, photos, preset, psnr
 
 PATHS = ("loop", "canvas")
 
@@ -46,6 +48,35 @@ def test_a_sample_does_not_depend_on_its_batch(path: str, hq: Tensor) -> None:
     for ranks in (2, 8):
         parts = zip(hq.chunk(ranks), seeds.chunk(ranks), strict=True)
         assert torch.equal(torch.cat([pipeline(a, b) for a, b in parts]), whole)
+
+
+class _OneByOne(Dataset):
+    """LQ of single images, made where the loader runs."""
+
+    def __init__(self, pipeline: DegradationPipeline, hq: Tensor) -> None:
+        self.pipeline, self.hq = pipeline, hq
+
+    def __len__(self) -> int:
+        return len(self.hq)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pipeline(self.hq[index, None], torch.tensor([index + 40]))[0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize("num_workers", [0, 4])
+def test_a_sample_does_not_depend_on_its_worker(num_workers: int, hq: Tensor) -> None:
+    pipeline = preset("supir_q")
+    loader = DataLoader(_OneByOne(pipeline, hq), batch_size=4, num_workers=num_workers)
+    assert torch.equal(torch.cat(list(loader)), pipeline(hq, torch.arange(8) + 40))
+
+
+def test_another_epoch_gives_another_lq(hq: Tensor) -> None:
+    """Seeds come from the run's seed and the position, which counts on from epoch to epoch."""
+    pipeline = preset("supir_q")
+    seeds = torch.tensor([position_seed(0, position) for position in (3, 1003)])
+    first, second = pipeline(hq[:1].expand(2, -1, -1, -1), seeds)
+    assert (first - second).abs().mean() > 0.01
 
 
 def test_another_seed_gives_another_lq(hq: Tensor) -> None:
@@ -109,6 +140,19 @@ def test_nothing_waits_for_the_device(name: str, path: str, hq: Tensor) -> None:
     assert not waiting & set(recorder.names)
 
 
+def test_the_loop_takes_at_most_200_operators_an_image(hq: Tensor) -> None:
+    """On the images' device; those of the host, before it, are counted apart."""
+    pipeline = preset("supir_q")
+    params = pipeline.draw(torch.arange(8), size=(64, 64))
+    pipeline.apply(hq, params)  # tables are built once
+    with _Recorder() as host:
+        params.tensors(), params.jpeg_tables("libjpeg")
+    with _Recorder() as both:
+        pipeline.apply(hq, params)
+    launches = [sum(name not in VIEWS for name in recorder.names) for recorder in (both, host)]
+    assert (launches[0] - launches[1]) / 8 <= 200
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 97), (11, 10), (74, 130), (57, 64)])
 def test_any_size_passes(path: str, height: int, width: int) -> None:
@@ -121,13 +165,22 @@ def test_any_size_passes(path: str, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_random_shapes_pass(path: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    pipeline = preset("supir_q", path)
+    """Sides 1 to 97, grey or colour, any dtype, batches of 0 to 5."""
+    generator, rng = torch.Generator().manual_seed(0), random.Random(0)
+    pipelines = [preset(name, path) for name in ("supir_q", "realesrgan_x4", "x4_noise40")]
+    dtypes = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
     for _ in range(60):
-        height, width, count = torch.randint(1, 98, (3,), generator=generator).tolist()
-        images = torch.rand(count % 5, 3, height, width) * 2 - 1
-        lq = pipeline(images, torch.arange(count % 5))
-        assert lq.shape == images.shape and lq.isfinite().all()
+        shape = (rng.randint(0, 5), rng.choice((1, 3)), rng.randint(1, 97), rng.randint(1, 97))
+        dtype, pipeline = rng.choice(dtypes), rng.choice(pipelines)
+        unit = torch.rand(shape, generator=generator)
+        images = (unit * 255).byte() if dtype == torch.uint8 else (unit * 2 - 1).to(dtype)
+        lq = pipeline(images, torch.arange(len(images)))
+        size = shape[2:]
+        if pipeline.config.resize_back is None:
+            size = (max(shape[2] // 4, 1), max(shape[3] // 4, 1))
+        assert lq.shape == (shape[0], 3, *size) and lq.isfinite().all()
+        assert lq.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+        assert lq.numel() == 0 or (lq.min() >= -1 and lq.max() <= 1)
 
 
 @pytest.mark.parametrize("path", PATHS)

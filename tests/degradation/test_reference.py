@@ -1,6 +1,7 @@
 """Against Real-ESRGAN's own pipeline: recorded outcomes, and a restatement with scripted draws."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -31,40 +32,55 @@ def measure(lq: Tensor, hq: Tensor) -> Tensor:
     return torch.stack([psnr, laplacian, (lq - gray).std(dims), (enlarged - hq).mean(dims)], 1)
 
 
-@pytest.mark.skipif(not FIXTURE.exists(), reason=f"recorded outcomes are not at {FIXTURE}")
-@pytest.mark.parametrize("ranges", ["standard", "light"])
-def test_outcomes_are_distributed_as_the_references(ranges: str) -> None:
-    """Two-sample Kolmogorov-Smirnov, 400 against 400 outcomes on the same eight crops."""
-    recorded = np.load(FIXTURE)
-    hq = torch.from_numpy(recorded["crops"]).permute(0, 3, 1, 2).float() / 127.5 - 1
+@functools.lru_cache(maxsize=2)
+def outcomes(ranges: str) -> np.ndarray:
+    """Return (400, 4) measures of our own outcomes on the recorded crops."""
+    hq = torch.from_numpy(np.load(FIXTURE)["crops"]).permute(0, 3, 1, 2).float() / 127.5 - 1
     settings = config("realesrgan_x4")
     if ranges == "light":
         light = config("supir_f")
         settings = dataclasses.replace(settings, first=light.first, second=light.second)
     pipeline = DegradationPipeline(settings, path="loop")
     batches = [measure(pipeline(hq, torch.arange(8) + i), hq) for i in range(0, COUNT, 8)]
-    ours = torch.cat(batches).numpy()
+    return torch.cat(batches).numpy()
+
+
+@pytest.mark.skipif(not FIXTURE.exists(), reason=f"recorded outcomes are not at {FIXTURE}")
+@pytest.mark.parametrize("ranges", ["standard", "light"])
+def test_outcomes_are_distributed_as_the_references(ranges: str) -> None:
+    """Two-sample Kolmogorov-Smirnov, 400 against 400 outcomes on the same eight crops."""
+    recorded = np.load(FIXTURE)
+    ours = outcomes(ranges)
     for column, name in enumerate(("psnr", "laplacian", "chroma", "shift")):
         result = stats.ks_2samp(ours[:, column], recorded[ranges][:, column])
         assert result.pvalue > 0.01, name
 
 
+@pytest.mark.skipif(not FIXTURE.exists(), reason=f"recorded outcomes are not at {FIXTURE}")
+def test_light_outcomes_are_closer_to_hq_than_standard_ones() -> None:
+    """By ranks, 400 against 400."""
+    light, standard = outcomes("light")[:, 0], outcomes("standard")[:, 0]
+    assert stats.mannwhitneyu(light, standard, alternative="greater").pvalue < 1e-6
+
+
 def test_scripted_draws_without_noise_give_the_references_images() -> None:
-    """At most 1 % of values off by a level, none by more than 16: JPEG's rounding may differ."""
+    """At most 1 % of values off by a level, none by more than 16: JPEG's rounding may differ.
+
+    Seen: .03 to .2 %, mostly values of x.4995 to x.5, which round up here.
+    """
     pipeline = DegradationPipeline(config("realesrgan_x4"), path="loop")
-    hq = photos(4, 128, 128)
+    hq = photos(4, 256, 256)
     shares, largest = [], 0.0
     for seed in range(8):
-        shared = pipeline.draw(torch.full((4,), seed), size=(128, 128))
-        own = pipeline.draw(torch.arange(4) + 100 * seed, size=(128, 128))
+        shared = pipeline.draw(torch.full((4,), seed), size=(256, 256))
+        own = pipeline.draw(torch.arange(4) + 100 * seed, size=(256, 256))
         params = _share_draws(own, shared)
         draws = _as_batch_draws(params)
         lq = pipeline.apply(hq, params) / 2 + 0.5
         difference = (lq - reference(hq / 2 + 0.5, draws, usm=False)).abs() * 255
         shares.append(float((difference > 0.5).float().mean()))
         largest = max(largest, float(difference.max()))
-    assert np.mean(shares) <= 0.01 and max(shares) <= 0.03
-    assert largest <= 16.5
+    assert max(shares) <= 0.01 and largest <= 16
 
 
 def _share_draws(own: DegradationParams, shared: DegradationParams) -> DegradationParams:
