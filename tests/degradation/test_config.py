@@ -126,6 +126,10 @@ def test_light_ranges_lie_within_the_standard_ones() -> None:
     assert light.second.blur.prob < standard.second.blur.prob
 
 
+def test_preset_of_the_tiny_scale_is_the_standard_one_but_for_the_scale() -> None:
+    assert config("supir_q_x2") == dataclasses.replace(config("supir_q"), scale=2)
+
+
 def test_realesrgan_preset_keeps_the_reference_semantics() -> None:
     reference, ours = config("realesrgan_x4"), config("supir_q")
     assert reference.jpeg == "diffjpeg" and reference.align == "scale_factor"
