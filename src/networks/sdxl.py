@@ -47,7 +47,12 @@ def sdxl_architecture(
             "transformer_depth": DEPTHS["full"],
             **_TRUNK,
         },
-        "control": {"_target_": "ControlAdaptor", "transformer_depth": DEPTHS[control], **_TRUNK},
+        "control": {
+            "_target_": "ControlAdaptor",
+            "transformer_depth": DEPTHS[control],
+            "sees_text": True,
+            **_TRUNK,
+        },
         "connector": _CONNECTORS[connector] | _LEVELS,
         "vae": {
             "_target_": "AutoencoderKL",

@@ -12,6 +12,7 @@ from src.checkpoints import export_sdxl, export_supir
 from src.data.demo import write_demo_shards
 from src.networks import RobustEncoder
 from src.networks.build import build_network
+from src.training.trained_parts import CHECKPOINT_FORMAT
 from tests.conftest import randomise
 from tests.test_configs import CONF, plain
 
@@ -95,5 +96,5 @@ def stage_2(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     path = tmp_path_factory.mktemp("stage_2") / "last.ckpt"
-    torch.save({"state_dict": state, "recipe": recipe}, path)
+    torch.save({"format": CHECKPOINT_FORMAT, "state_dict": state, "recipe": recipe}, path)
     return path

@@ -1,6 +1,7 @@
 """Parameters of the degradation in TensorBoard, in the metrics, and beside pictures."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,11 @@ from tests.training.modules import batch, darken
 def trainer_with(folder: Path) -> Any:
     loggers = [TensorBoardLogger(folder, name="", version="tb"), CSVLogger(folder, "", "csv")]
     return SimpleNamespace(
-        is_global_zero=True, global_step=7, loggers=loggers, sanity_checking=False
+        is_global_zero=True,
+        global_step=7,
+        loggers=loggers,
+        sanity_checking=False,
+        precision_plugin=SimpleNamespace(val_step_context=nullcontext),
     )
 
 
