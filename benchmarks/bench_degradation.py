@@ -18,8 +18,10 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from src.degradation import DegradationConfig, DegradationPipeline
+import src.degradation.pipeline as pipeline_module
+from src.degradation import DegradationConfig, DegradationPipeline, ops
 from src.degradation.plan import make_layout, make_plan
 from src.images import read_image
 
@@ -108,6 +111,41 @@ def compare(size: int, batch: int, batches: int, *, usm: bool) -> None:
                 f"{statistics.median(peer) / median:.1f}",
             )
         print(f"| {name} | {mean:.1f} | {median:.1f} | {ratios[0]} | {ratios[1]} |")
+
+
+def parts(size: int, batch: int, batches: int) -> None:
+    """Print where the loop's CPU time goes."""
+    places = {
+        "blur": (ops, "blur"),
+        "JPEG": (pipeline_module, "_compress"),
+        "resizes": (ops, "resize"),
+        "Poisson noise": (ops, "poisson_noise"),
+        "Gaussian noise": (ops, "gaussian_noise"),
+        "to [0, 1]": (pipeline_module, "_to_unit"),
+    }
+    spent = dict.fromkeys(places, 0.0)
+
+    def watched(name: str, function: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            result = function(*args, **kwargs)
+            spent[name] += time.process_time() - start
+            return result
+
+        return call
+
+    pipeline, hq = DegradationPipeline(ranges(), path="loop"), crops(batch, size) * 2 - 1
+    pipeline(hq, torch.arange(batch))
+    with ExitStack() as stack:
+        for name, (module, function) in places.items():
+            replaced = watched(name, getattr(module, function))
+            stack.enter_context(patch.object(module, function, replaced))
+        seeds = torch.arange(batches * batch).split(batch)
+        total = sum(cpu_time(lambda s=s: pipeline(hq, s)) for s in seeds)
+    shares = {name: value / total for name, value in spent.items()}
+    shares["rest"] = 1 - sum(shares.values())
+    print(f"\n## Where the loop's time goes, {size} x {size}, batch {batch}")
+    print(" | ".join(f"{name} {share:.0%}" for name, share in shares.items()))
 
 
 def canvas_cost(size: int, batch: int, batches: int) -> None:
@@ -227,6 +265,7 @@ def main() -> None:
     size, batch = options["size"], options["batch"]
     if options["batches"]:
         compare(size, batch, options["batches"], usm=False)
+        parts(size, batch, options["batches"])
     if options["usm"]:
         compare(size, batch, options["usm"], usm=True)
     if options["canvas"]:
