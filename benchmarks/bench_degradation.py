@@ -1,187 +1,48 @@
-"""CPU time of the degradation pipeline against a plain restatement of Real-ESRGAN's structure.
+"""Cost of the degradation pipeline against a plain restatement of Real-ESRGAN's structure.
 
-    python benchmarks/bench_degradation.py [size=512] [batch=8] [batches=30] [usm=3]
+    python benchmarks/bench_degradation.py [size=512] [batch=8] [batches=30] [usm=3] [canvas=3]
+                                           [memory=0] [cuda=0]
 
-Both run in turn in one process, on the same crops, and end at the small LQ; times are of the
-process, so that a busy machine matters less. `usm` batches are timed with sharpening of the target.
-
-The peer (`draw_batch`, `reference`) was written for this comparison from the description of the
-method: one draw of scale, mode, noise kind and order for a whole batch, dense kernels, distinct
-levels by `torch.unique`, a branch an element for JPEG quality. No code was copied. It is given its
-blur kernels for nothing; in the original its data loader makes them.
+The peer (degradation_peer.py) and the loop run in turn in one process, on the same crops, and end
+at the small LQ. Times are CPU times of the process, so that a busy machine matters less. `usm`
+batches are timed with sharpening of the target, `canvas` batches on the static-shape path, which is
+meant for GPUs. memory=1024 measures what the canvas allocates for 8 images of that side, cuda=1
+times it on a GPU. 0 leaves a part out.
 """
 
 import dataclasses
-import math
 import platform
 import random
 import statistics
 import sys
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from degradation_peer import SMALLEST_SIDE, draw_batch, reference
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from src.degradation import DegradationConfig, DegradationPipeline
-from src.degradation.jpeg import _CHROMA, _LUMA
-from src.degradation.params import DegradationParams
+import src.degradation.pipeline as pipeline_module
+from src.degradation import DegradationConfig, DegradationPipeline, ops
+from src.degradation.plan import make_layout, make_plan
 from src.images import read_image
 
 ROOT = Path(__file__).parents[1]
-MODES = ("area", "bilinear", "bicubic")
-SMALLEST_PEER = 128  # below, its padding of 10 exceeds intermediate images, as in the original
-Draws = dict[str, Any]
-
-
-def draw_batch(params: DegradationParams, rng: random.Random) -> Draws:
-    """One draw for a whole batch where Real-ESRGAN makes one; per-sample values from `params`."""
-
-    def scale(probabilities: tuple[float, float, float], low: float, high: float) -> float:
-        direction = rng.choices(("up", "down", "keep"), probabilities)[0]
-        return {"up": rng.uniform(1, high), "down": rng.uniform(low, 1), "keep": 1.0}[direction]
-
-    def noise(sigma: tuple[float, float], poisson: tuple[float, float]) -> Draws:
-        kind = rng.choice(("gaussian", "poisson"))
-        bounds = sigma if kind == "gaussian" else poisson
-        strength = torch.empty(len(params)).uniform_(*bounds)
-        return {"kind": kind, "strength": strength, "gray": torch.rand(len(params)) < 0.4}
-
-    kernels, _, _ = params.tensors()
-    return {
-        "kernels": kernels,
-        "first": {
-            "scale": scale((0.2, 0.7, 0.1), 0.15, 1.5),
-            "mode": rng.choice(MODES),
-            "quality": torch.empty(len(params)).uniform_(30, 95),
-            **noise((1, 30), (0.05, 3)),
-        },
-        "second": {
-            "blur": rng.random() < 0.8,
-            "scale": scale((0.3, 0.4, 0.3), 0.3, 1.2),
-            "mode": rng.choice(MODES),
-            "quality": torch.empty(len(params)).uniform_(30, 95),
-            **noise((1, 25), (0.05, 2.5)),
-        },
-        "last_mode": rng.choice(MODES),
-        "jpeg_last": rng.random() < 0.5,
-    }
-
-
-def reference(image: Tensor, draws: Draws, *, usm: bool) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1] to (B, 3, H // 4, W // 4)."""
-    height, width = image.shape[-2:]
-    if usm:
-        image = sharpen(image)
-    first, second, kernels = draws["first"], draws["second"], draws["kernels"]
-    x = dense_blur(image, kernels[0])
-    x = F.interpolate(x, scale_factor=first["scale"], mode=first["mode"])
-    x = dense_jpeg(add_noise(x, first), first["quality"])
-    if second["blur"]:
-        x = dense_blur(x, kernels[1])
-    size = (int(height / 4 * second["scale"]), int(width / 4 * second["scale"]))
-    x = add_noise(F.interpolate(x, size=size, mode=second["mode"]), second)
-    small = (height // 4, width // 4)
-    if draws["jpeg_last"]:
-        x = dense_blur(F.interpolate(x, size=small, mode=draws["last_mode"]), kernels[2])
-        x = dense_jpeg(x, second["quality"])
-    else:
-        x = dense_jpeg(x, second["quality"])
-        x = dense_blur(F.interpolate(x, size=small, mode=draws["last_mode"]), kernels[2])
-    result = (x * 255).round().clamp(0, 255) / 255
-    if usm:
-        sharpen(image)  # the training target is sharpened again, after the pool of pairs
-    return result
-
-
-def dense_blur(image: Tensor, kernel: Tensor) -> Tensor:
-    """Filter each image by its own dense kernel: one grouped convolution."""
-    batch, channels, height, width = image.shape
-    pad = kernel.shape[-1] // 2
-    padded = F.pad(image, (pad, pad, pad, pad), mode="reflect")
-    weight = kernel.repeat_interleave(channels, 0)[:, None]
-    flat = padded.reshape(1, batch * channels, height + 2 * pad, width + 2 * pad)
-    return F.conv2d(flat, weight, groups=batch * channels).view(image.shape)
-
-
-def sharpen(image: Tensor) -> Tensor:
-    """Sharpen by two dense 51 x 51 Gaussian blurs."""
-    taps = torch.exp(-0.5 * (torch.arange(51.0) - 25).square() / 8.0**2)
-    kernel = (taps[:, None] * taps / taps.sum() ** 2)[None, None]
-
-    def smooth(x: Tensor) -> Tensor:
-        padded = F.pad(x, (25, 25, 25, 25), mode="reflect")
-        return F.conv2d(padded.flatten(0, 1)[:, None], kernel).view(x.shape)
-
-    residual = image - smooth(image)
-    soft = smooth((residual.abs() * 255 > 10).float())
-    return soft * (image + 0.5 * residual).clamp(0, 1) + (1 - soft) * image
-
-
-def add_noise(image: Tensor, draws: Draws) -> Tensor:
-    strength = draws["strength"].view(-1, 1, 1, 1)
-    gray = draws["gray"].float().view(-1, 1, 1, 1)
-    if draws["kind"] == "gaussian":
-        noise = torch.randn(image.shape) * strength / 255
-        if gray.sum() > 0:  # one field for all the batch
-            shared = torch.randn(image.shape[-2:]) * strength / 255
-            noise = noise * (1 - gray) + shared * gray
-        return (image + noise).clamp(0, 1)
-    noise = shot_noise(image)
-    if gray.sum() > 0:
-        weights = torch.tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
-        noise = noise * (1 - gray) + shot_noise((image * weights).sum(1, keepdim=True)) * gray
-    return (image + noise * strength).clamp(0, 1)
-
-
-def shot_noise(image: Tensor) -> Tensor:
-    rounded = (image * 255).round().clamp(0, 255) / 255
-    counts = [len(torch.unique(one)) for one in rounded]
-    levels = torch.tensor([2.0 ** math.ceil(math.log2(count)) for count in counts])
-    levels = levels.view(-1, 1, 1, 1)
-    return torch.poisson(rounded * levels) / levels - rounded
-
-
-def dense_jpeg(image: Tensor, quality: Tensor) -> Tensor:
-    """Compress without libjpeg's rounding: transposed luma table, zero padding, 8^4 basis."""
-    height, width = image.shape[-2:]
-    x = F.pad(image.clamp(0, 1), (0, -width % 16, 0, -height % 16)).permute(0, 2, 3, 1) * 255
-    matrix = torch.tensor(
-        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
-    )
-    ycc = torch.tensordot(x, matrix.T, dims=1)
-    planes = [ycc[..., 0], *F.avg_pool2d(ycc[..., 1:].permute(0, 3, 1, 2) + 128, 2).unbind(1)]
-    factors = []
-    for q in quality:
-        factors.append(50 / float(q) if q < 50 else 2 - float(q) / 50)
-    factor = torch.tensor(factors).view(-1, 1, 1, 1)
-    tables = (torch.tensor(_LUMA).T, torch.tensor(_CHROMA), torch.tensor(_CHROMA))
-    n = torch.arange(8.0)
-    basis = torch.cos((2 * n[:, None] + 1) * n * math.pi / 16)
-    basis = basis * torch.where(n == 0, math.sqrt(0.125), 0.5)
-    cube = torch.einsum("xu,yv->xyuv", basis, basis)
-    decoded = []
-    for plane, table in zip(planes, tables, strict=True):
-        rows, columns = plane.shape[1] // 8, plane.shape[2] // 8
-        blocks = plane.view(-1, rows, 8, columns, 8).transpose(2, 3).reshape(len(plane), -1, 8, 8)
-        steps = table * factor
-        coefficients = torch.tensordot(blocks - 128, cube, dims=2)
-        coefficients = (coefficients / steps).round() * steps
-        back = torch.tensordot(coefficients, cube.permute(2, 3, 0, 1), dims=2) + 128
-        back = back.view(-1, rows, columns, 8, 8).transpose(2, 3)
-        decoded.append(back.reshape(len(plane), rows * 8, columns * 8))
-    y, cb, cr = (
-        decoded[0],
-        *(c.repeat_interleave(2, 1).repeat_interleave(2, 2) - 128 for c in decoded[1:]),
-    )
-    rgb = torch.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], 1)
-    return rgb.clamp(0, 255)[..., :height, :width] / 255
+PEER = "reference structure"
+VIEWS = set(  # operators that launch nothing
+    "view _unsafe_view slice select unsqueeze expand permute transpose t split unbind alias detach"
+    " split_with_sizes lift_fresh squeeze as_strided empty new_empty".split()
+)
 
 
 def crops(count: int, size: int) -> Tensor:
@@ -199,77 +60,200 @@ def crops(count: int, size: int) -> Tensor:
     return torch.cat(images)
 
 
-def standard() -> DegradationConfig:
-    """The standard ranges, ending at the small LQ as the peer does."""
+def ranges(**changes: Any) -> DegradationConfig:
+    """The standard ranges, ending at the small LQ as the peer does unless told otherwise."""
     built = instantiate(OmegaConf.load(ROOT / "conf/degradation/supir_q.yaml"))
-    return dataclasses.replace(built.config, resize_back=None)
+    return dataclasses.replace(built.config, **{"resize_back": None, **changes})
 
 
-def timed(function: Callable[[], object]) -> float:
+def cpu_time(function: Callable[[], object]) -> float:
     start = time.process_time()
     function()
     return time.process_time() - start
 
 
 def compare(size: int, batch: int, batches: int, *, usm: bool) -> None:
-    """Time peer, loop and canvas in turn and print milliseconds an image."""
-    config = dataclasses.replace(standard(), sharpen=usm)
-    back = dataclasses.replace(config, resize_back="bicubic")
+    """Time the peer and the loop in turn; the first batch builds tables and is left out."""
     runs = {
-        "loop": DegradationPipeline(config, path="loop"),
-        "canvas": DegradationPipeline(config, path="canvas"),
-        "loop, back to HQ size": DegradationPipeline(back, path="loop"),
+        "loop": DegradationPipeline(ranges(sharpen=usm), path="loop"),
+        "loop, LQ brought back to HQ size": DegradationPipeline(
+            ranges(sharpen=usm, resize_back="bicubic"), path="loop"
+        ),
     }
     image, rng = crops(batch, size), random.Random(0)
     hq = image * 2 - 1
-    with_peer = size >= SMALLEST_PEER
-    names = ("reference structure", *runs) if with_peer else tuple(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in (PEER, *runs)}
     for i in range(batches + 1):
         seeds = torch.arange(batch) + i * batch
-        params = runs["loop"].draw(seeds, size=(size, size))
-        draws = draw_batch(params, rng)
-        step = {}
-        if with_peer:
-            step[names[0]] = timed(lambda d=draws: reference(image, d, usm=usm))
-        for name, pipeline in runs.items():
-
-            def ours(pipeline: DegradationPipeline = pipeline, seeds: Tensor = seeds) -> None:
-                pipeline(hq, seeds)
-                pipeline.target(hq)
-
-            step[name] = timed(ours)
-        if i > 0:  # the first batch builds tables
-            for name, value in step.items():
-                times[name].append(value / batch * 1e3)
-    first = statistics.fmean(times[names[0]])
-    kind = "with USM" if usm else "without USM"
-    print(f"\n{size} x {size}, batch {batch}, {batches} batches, {kind}; CPU ms an image\n")
-    print("| path | mean | median | against the first |\n|---|---|---|---|")
+        draws = draw_batch(runs["loop"].draw(seeds, size=(size, size)), rng)
+        for name in times:
+            if name == PEER:
+                if size < SMALLEST_SIDE:
+                    continue
+                spent = cpu_time(lambda d=draws: reference(image, d, usm=usm))
+            else:
+                pipeline = runs[name]
+                spent = cpu_time(lambda p=pipeline, s=seeds: (p(hq, s), p.target(hq)))
+            if i > 0:
+                times[name].append(spent / batch * 1e3)
+    kind = "with USM of source and target" if usm else "without USM"
+    print(f"\n## {size} x {size}, batch {batch}, {batches} batches, {kind}")
+    print("| path | mean | median | reference / path: means | medians |\n|---|---|---|---|---|")
+    peer = times[PEER]
     for name, values in times.items():
-        mean = statistics.fmean(values)
-        print(f"| {name} | {mean:.1f} | {statistics.median(values):.1f} | {first / mean:.1f}x |")
+        if not values:
+            continue
+        mean, median = statistics.fmean(values), statistics.median(values)
+        ratios = ("-", "-")
+        if peer:
+            ratios = (
+                f"{statistics.fmean(peer) / mean:.1f}",
+                f"{statistics.median(peer) / median:.1f}",
+            )
+        print(f"| {name} | {mean:.1f} | {median:.1f} | {ratios[0]} | {ratios[1]} |")
 
 
-def host_cost(size: int, batch: int) -> None:
-    """Print what the host does before the device can start: draw, and plan of the canvas."""
-    from src.degradation.plan import make_layout, make_plan
+def parts(size: int, batch: int, batches: int) -> None:
+    """Print where the loop's CPU time goes."""
+    places = {
+        "blur": (ops, "blur"),
+        "JPEG": (pipeline_module, "_compress"),
+        "resizes": (ops, "resize"),
+        "Poisson noise": (ops, "poisson_noise"),
+        "Gaussian noise": (ops, "gaussian_noise"),
+        "to [0, 1]": (pipeline_module, "_to_unit"),
+    }
+    spent = dict.fromkeys(places, 0.0)
 
-    config, seeds = standard(), torch.arange(batch)
-    pipeline = DegradationPipeline(config)
-    params = pipeline.draw(seeds, size=(size, size))
+    def watched(name: str, function: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.process_time()
+            result = function(*args, **kwargs)
+            spent[name] += time.process_time() - start
+            return result
+
+        return call
+
+    pipeline, hq = DegradationPipeline(ranges(), path="loop"), crops(batch, size) * 2 - 1
+    pipeline(hq, torch.arange(batch))
+    with ExitStack() as stack:
+        for name, (module, function) in places.items():
+            replaced = watched(name, getattr(module, function))
+            stack.enter_context(patch.object(module, function, replaced))
+        seeds = torch.arange(batches * batch).split(batch)
+        total = sum(cpu_time(lambda s=s: pipeline(hq, s)) for s in seeds)
+    shares = {name: value / total for name, value in spent.items()}
+    shares["rest"] = 1 - sum(shares.values())
+    print(f"\n## Where the loop's time goes, {size} x {size}, batch {batch}")
+    print(" | ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+
+
+def canvas_cost(size: int, batch: int, batches: int) -> None:
+    """Print the canvas's CPU time, and what the host does before a device can start."""
+    pipeline = DegradationPipeline(ranges(), path="canvas")
+    hq = crops(batch, size) * 2 - 1
+    seeds = torch.arange(batch)
+    pipeline(hq, seeds)
+    spent = [cpu_time(lambda i=i: pipeline(hq, seeds + i)) for i in range(batches)]
+    config, params = pipeline.config, pipeline.draw(seeds, size=(size, size))
     layout = make_layout(config, (size, size))
-    drawn = statistics.median(
-        timed(lambda: pipeline.draw(seeds, size=(size, size))) for _ in range(20)
-    )
-    planned = statistics.median(timed(lambda: make_plan(params, config, layout)) for _ in range(20))
-    print(
-        f"\nhost, batch {batch} at {size}: draw {drawn * 1e3:.1f} ms, plan {planned * 1e3:.1f} ms"
-    )
+    drawn = [cpu_time(lambda: pipeline.draw(seeds, size=(size, size))) for _ in range(20)]
+    planned = [cpu_time(lambda: make_plan(params, config, layout)) for _ in range(20)]
+    print(f"\n## Canvas, {size} x {size}, batch {batch}")
+    print(f"CPU time {statistics.median(spent) / batch * 1e3:.1f} ms an image.", end=" ")
+    print(f"Host: draw {statistics.median(drawn) * 1e3:.1f} ms a batch,", end=" ")
+    print(f"tables and maps {statistics.median(planned) * 1e3:.1f} ms.")
+
+
+class Recorder(TorchDispatchMode):
+    """Counts operators that are not views, and the bytes that live at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = self.now = self.peak = 0
+        self.live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.launches += func.overloadpacket.__name__ not in VIEWS
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        place = storage.data_ptr()
+        if place and place not in self.live:
+            self.live[place] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, place)
+
+    def _free(self, place: int) -> None:
+        self.now -= self.live.pop(place)
+
+
+def launches(size: int, batch: int) -> None:
+    """Print how many operators each path takes; the host's own (draw, tables) are left out."""
+    hq, seeds = crops(batch, size) * 2 - 1, torch.arange(batch)
+    print(f"\n## Operators that are not views, {size} x {size}, batch {batch}")
+    for path in ("canvas", "loop"):
+        pipeline = DegradationPipeline(ranges(resize_back="bicubic"), path=path)  # type: ignore[arg-type]
+        params = pipeline.draw(seeds, size=(size, size))
+        pipeline.apply(hq, params)
+        with Recorder() as host:
+            if path == "canvas":
+                make_plan(params, pipeline.config, make_layout(pipeline.config, (size, size)))
+            else:
+                _ = params.tensors(), params.jpeg_tables("libjpeg")
+        with Recorder() as both:
+            pipeline.apply(hq, params)
+        count = both.launches - host.launches
+        print(f"{path}: {count} a batch, {count / batch:.0f} an image.")
+
+
+def memory(size: int) -> None:
+    """Print the most bytes that the canvas holds at once for 8 images, HQ left out."""
+    pipeline = DegradationPipeline(ranges(resize_back="bicubic"), path="canvas")
+    hq = crops(8, size) * 2 - 1
+    with Recorder() as recorder:
+        pipeline(hq, torch.arange(8))
+    print(f"\n## Memory, canvas, 8 x {size} x {size}: {recorder.peak / 1e9:.2f} GB at most")
+
+
+def on_gpu(batch: int) -> None:
+    """Print milliseconds an image and peak memory on a GPU, with synchronisation an error."""
+    print(f"\n## {torch.cuda.get_device_name()}, batch {batch}, LQ brought back to HQ size")
+    print("| side | how | ms an image | peak GB |\n|---|---|---|---|")
+    for size in (512, 1024):
+        for how in (None, "cudagraphs", "inductor"):
+            pipeline = DegradationPipeline(
+                ranges(resize_back="bicubic"), path="canvas", compile=how
+            )
+            hq = (crops(batch, size) * 2 - 1).cuda()
+            params = [pipeline.draw(torch.arange(batch) + i, size=(size, size)) for i in range(23)]
+            for one in params[:3]:  # tables, compilation
+                pipeline.apply(hq, one)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            start.record()
+            for one in params[3:]:
+                pipeline.apply(hq, one)
+            end.record()
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+            spent = start.elapsed_time(end) / 20 / batch
+            peak = (torch.cuda.max_memory_allocated() - before) / 1e9
+            print(f"| {size} | {how or 'eager'} | {spent:.3f} | {peak:.2f} |")
 
 
 def main() -> None:
-    options = {"size": 512, "batch": 8, "batches": 30, "usm": 3}
+    options = {
+        "size": 512, "batch": 8, "batches": 30, "usm": 3, "canvas": 3, "memory": 0, "cuda": 0
+    }  # fmt: skip
     for word in sys.argv[1:]:
         name, _, value = word.partition("=")
         if name not in options:
@@ -277,12 +261,20 @@ def main() -> None:
         options[name] = int(value)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    np.random.seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor()}")
-    compare(options["size"], options["batch"], options["batches"], usm=False)
+    size, batch = options["size"], options["batch"]
+    if options["batches"]:
+        compare(size, batch, options["batches"], usm=False)
+        parts(size, batch, options["batches"])
     if options["usm"]:
-        compare(options["size"], options["batch"], options["usm"], usm=True)
-    host_cost(options["size"], options["batch"])
+        compare(size, batch, options["usm"], usm=True)
+    if options["canvas"]:
+        canvas_cost(size, batch, options["canvas"])
+        launches(size, batch)
+    if options["memory"]:
+        memory(options["memory"])
+    if options["cuda"]:
+        on_gpu(batch)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
-from benchmarks.bench_degradation import reference
+from benchmarks.degradation_peer import reference
 from src.degradation import DegradationParams, DegradationPipeline
 
 from .samples import config, photos
