@@ -57,7 +57,7 @@ demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and 
 		output=data/demo/prior.safetensors format=sdxl
 	$(PY) -m src.train experiment=robust_encoder
 	$(PY) -m src.train experiment=robust_encoder \
-		"weights.robust_encoder=$(call newest,robust_encoder)" $(FURTHER) max_steps=3000
+		"weights.robust_encoder=$(call newest,robust_encoder)" max_steps=3000 optim.lr=5e-4
 	$(PY) -m src.convert "input=$(call newest,robust_encoder)" $(PACK) \
 		output=$(SHIPPED) format=supir
 

@@ -52,7 +52,7 @@ PASSWORD = "OPEN_SUPIR_PASSWORD"
 
 def build_page(studio: Studio, examples: list[str]) -> Any:
     """Return the Gradio page over a studio."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
 
@@ -253,7 +253,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
         ValueError: The host is not this machine's loopback, and there is no password.
     """
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401 # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError("the page needs gradio: pip install -e '.[web]'") from error
     password = os.environ.get(PASSWORD)

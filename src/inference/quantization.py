@@ -22,7 +22,7 @@ def quantize_weights(unet: UNet, kind: str) -> None:
         ValueError: `kind` is unknown, or the device does not support it.
     """
     try:
-        from torchao.quantization import (
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
             Float8WeightOnlyConfig,
             Int8WeightOnlyConfig,
             quantize_,
