@@ -3,8 +3,9 @@
 Shapes: B batch, H W image size, N number of 8 x 8 blocks. Images are in [0, 1].
 
 Why not Kornia's codec: it rounds coefficients softly so that gradients pass, high frequencies leak
-through, and its output is 0.1 to 0.9 dB closer to the original than any real JPEG. A restorer
-trained on that meets other images later.
+through, and its output is up to 0.9 dB closer to the original than libjpeg's (four photographs,
+qualities 30 to 95) and 41 to 48 dB from it; this one is within .03 dB, and 51 to 58 dB from it. A
+restorer trained on softer JPEGs meets other images later.
 """
 
 import math

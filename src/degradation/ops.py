@@ -58,8 +58,10 @@ def blur(image: Tensor, kernel: Tensor, *, separable: bool = False) -> Tensor:
 
     On the CPU by stencil where the window is small or the kernel separable, else by real FFT.
     Milliseconds an image at 512 x 512, one thread, windows 7 / 13 / 21: separable stencil 1.4 / 1.8
-    / 2.4, stencil 1.3 / 2.7 / 9.0, FFT 3.9 / 3.6 / 4.0, Kornia's `filter2d` 5.4 / 10 / 23. On other
-    devices `filter2d`, since each new size costs an FFT plan there. They differ by about 1e-6.
+    / 2.4, stencil 1.3 / 2.7 / 9.0, FFT 3.9 / 3.6 / 4.0, Kornia's `filter2d` 5.4 / 10 / 23; at 21
+    its `filter2d_separable` 9.6, its `fft_conv` 12 (it does not look for lengths with small
+    factors). On other devices `filter2d`, since each new size costs an FFT plan there. They differ
+    by about 1e-6.
 
     Args:
         image: (B, 3, H, W).
@@ -118,7 +120,8 @@ def resize(
 
     Aligned at the borders, so content stays where it is. With `scale`, coordinates step by 1 /
     scale from the top left corner instead, as `F.interpolate(scale_factor=...)` does: at x.15 the
-    far side of a 512 image drifts by 6 pixels.
+    far side of a 512 image drifts by 6 pixels. (Kornia's resize is the same call, but for its
+    antialiasing: a Gaussian blur before it instead of torch's widened filter.)
 
     Args:
         image: (B, 3, H, W).
@@ -137,6 +140,8 @@ def resize(
 
 def gaussian_noise(image: Tensor, sigma: Tensor, keys: Tensor, *, gray: bool = False) -> Tensor:
     """Add normal noise and clip to [0, 1].
+
+    Kornia's `RandomGaussianNoise` has one deviation for a batch, no grey noise and no clipping.
 
     Args:
         image: (B, 3, H, W).
@@ -175,7 +180,7 @@ def shot_noise(image: Tensor, bits: Tensor, *, floor: int, shared: Tensor | None
     """Return Poisson(value * levels) / levels - value, for values rounded to multiples of 1/255.
 
     `levels` is the number of distinct values rounded up to a power of two, counted by presence
-    flags: `torch.unique` and `bincount` would wait for the device.
+    flags: `torch.unique` and `bincount` would wait for the device. Kornia has no such noise.
 
     Args:
         image: (B, C, H, W).
@@ -235,7 +240,8 @@ def unsharp(image: Tensor) -> Tensor:
     """Sharpen as Real-ESRGAN's USM: add half of what a sigma 8 blur takes, where it is much.
 
     The two blurs of 51 x 51 go by FFT, which gives the dense kernel's result to 3e-4 (a pixel may
-    fall on the other side of the threshold) in a few hundredths of its time.
+    fall on the other side of the threshold) in a few hundredths of its time. Kornia's
+    `unsharp_mask` has neither threshold nor soft mask: 28 dB from this on a photograph.
     """
     kernel = get_gaussian_kernel2d((51, 51), (8.0, 8.0)).to(image.device, non_blocking=True)
     residual = image - fft_filter(reflect_pad(image, 25), kernel)
