@@ -4,9 +4,9 @@
 
 Writes random weights under the official names (6.9 GB of SDXL in fp16, 5.3 GB of SUPIR in fp32 as
 a pickle), loads them in bf16 into networks built without memory, restores with them once (text,
-encoder, one joint forward at 64x64 latents, decoder), starts a training run from them, exports,
-loads the exports again and compares bit by bit. Each step is a process of its own, so that its peak
-memory is its own. FOLDER needs 25 GB of disk; memory peaks near 12 GB. `small` shrinks the
+encoder, one joint forward at 64x64 latents, decoder), starts a training run from them, converts,
+exports, loads the exports again and compares bit by bit. Each step is a process of its own, so that
+its peak memory is its own. FOLDER needs 28 GB of disk; memory peaks near 12 GB. `small` shrinks the
 networks, to try the script out.
 """
 
@@ -163,6 +163,20 @@ def export(folder: Path, small: bool) -> dict[str, float]:
     return {"SUPIR file, GB": supir.stat().st_size / 1e9, "diffusers folder, GB": size / 1e9}
 
 
+def convert(folder: Path, small: bool) -> dict[str, float]:
+    """Turn the fp32 pickle into a half-precision safetensors file that names its base's SHA-256."""
+    from omegaconf import OmegaConf
+
+    from src.convert import convert as run
+
+    settings = OmegaConf.to_container(OmegaConf.load(CONFIG / "convert.yaml"))
+    assert isinstance(settings, dict)
+    files = {"input": "supir.ckpt", "output": "converted.safetensors", "base": "sdxl.safetensors"}
+    paths = {key: str(folder / name) for key, name in files.items()}
+    path = run({**settings, **paths, "dtype": "float16", "overwrite": True})
+    return {"file, GB": path.stat().st_size / 1e9}
+
+
 def compare(folder: Path, small: bool) -> dict[str, float]:
     """Load the exports again, a part at a time; every tensor must equal the first load's, bit by
     bit.
@@ -184,7 +198,7 @@ def compare(folder: Path, small: bool) -> dict[str, float]:
     return {"tensors equal": compared}
 
 
-STEPS = {step.__name__: step for step in (write, load, restore, train, export, compare)}
+STEPS = {step.__name__: step for step in (write, load, restore, train, convert, export, compare)}
 
 
 def main() -> None:

@@ -39,6 +39,13 @@ def evaluate(cfg: DictConfig) -> str:
     checkpoint = find_checkpoint(cfg)
     run = run_folder(checkpoint)
     config = OmegaConf.create(read_config(run))
+    if not config:  # a SUPIR file, or one that was moved
+        lost = [key for key in ("data_root", "output", "degradation") if not cfg.get(key)]
+        if lost:
+            raise ValueError(
+                f"{checkpoint} lies in no run folder, whose configuration would say more; "
+                f"set {', '.join(f'{key}=...' for key in lost)}"
+            )
     out_dir = Path(cfg.output or run / "eval")
     restorer = Restorer.from_checkpoint(
         checkpoint,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from src.base_weights import load_base_weights
 from src.checkpoints import inspect_checkpoint
 from src.convert import convert, sha256
+from src.evaluate import evaluate
 from src.inference import Restorer
 from src.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
 from src.networks.build import build_on_meta
@@ -89,6 +90,25 @@ def test_exported_file_restores_as_the_checkpoint_does(
     )(image, seed=3)  # fmt: skip
     assert again.settings == first.settings
     assert torch.equal(again.restored, first.restored)
+
+
+def test_exported_file_is_evaluated_where_it_is_told_all_that_a_run_would_say(
+    exported: Path, workplace: Path, composed_in: Compose, tmp_path: Path
+) -> None:
+    settings = [
+        f"checkpoint={exported}",
+        f"weights.sdxl={workplace / 'prior.safetensors'}",
+        "weights.robust_encoder=clean",
+        "metrics.names=[psnr]",
+        "protocol.repeats=1",
+        "protocol.limit=1",
+        "device=cpu",
+    ]
+    with pytest.raises(ValueError, match="set data_root=..., output=..., degradation=..."):
+        evaluate(composed_in("evaluate", *settings))
+    places = [f"data_root={workplace / 'shards'}", f"output={tmp_path / 'eval'}"]
+    table = evaluate(composed_in("evaluate", *settings, *places, "degradation=bicubic"))
+    assert "| restored" in table and (tmp_path / "eval/table.csv").is_file()
 
 
 def test_exported_file_without_its_base_asks_for_it(exported: Path) -> None:

@@ -1,0 +1,51 @@
+"""The switches of time and memory in a real run: the same steps come out."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.train import train
+from tests.integration.conftest import Compose
+from tests.integration.test_road import assert_equal, checkpoint, losses
+
+STEPS = ("max_steps=2", "val_every=2", "sampler.num_steps=1", "module.val_draws=1")
+
+
+def run(composed_in: Compose, experiment: str, name: str, *switches: str) -> None:
+    train(composed_in("train", f"experiment={experiment}", *STEPS, *switches, run=name))
+
+
+@pytest.mark.parametrize("experiment", ["zerosft_released", "cross_attention"])
+def test_checkpointing_trains_the_same_weights(
+    composed_in: Compose, tmp_path: Path, experiment: str
+) -> None:
+    run(composed_in, experiment, "kept")
+    run(composed_in, experiment, "computed_again", "checkpointing=full")
+    states = [checkpoint(tmp_path / name)["state_dict"] for name in ("kept", "computed_again")]
+    assert_equal(*states)
+
+
+def test_memory_layout_changes_rounding_alone(composed_in: Compose, tmp_path: Path) -> None:
+    run(composed_in, "zerosft", "last")
+    run(composed_in, "zerosft", "first", "channels_last=false")
+    first, last = (losses(tmp_path / name) for name in ("first", "last"))
+    assert first == pytest.approx(last, rel=1e-4)  # fp32, of losses through a random network
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+@pytest.mark.parametrize("mode", ["regional", "full"])
+def test_compiled_run_has_the_losses_of_an_eager_one(
+    composed_in: Compose, tmp_path: Path, mode: str
+) -> None:
+    torch._dynamo.reset()
+    run(composed_in, "zerosft", "eager")
+    run(composed_in, "zerosft", "compiled", f"compile={mode}", "checkpointing=transformer")
+    eager, compiled = (losses(tmp_path / name) for name in ("eager", "compiled"))
+    assert compiled == pytest.approx(eager, rel=1e-4)
+    assert list(checkpoint(tmp_path / "eager")["state_dict"]) == list(
+        checkpoint(tmp_path / "compiled")["state_dict"]
+    )
+    torch._dynamo.reset()
