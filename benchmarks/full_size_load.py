@@ -169,8 +169,7 @@ def convert(folder: Path, small: bool) -> dict[str, float]:
 
     from src.convert import convert as run
 
-    settings = OmegaConf.to_container(OmegaConf.load(CONFIG / "convert.yaml"))
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "convert.yaml"))
     files = {"input": "supir.ckpt", "output": "converted.safetensors", "base": "sdxl.safetensors"}
     paths = {key: str(folder / name) for key, name in files.items()}
     path = run({**settings, **paths, "dtype": "float16", "overwrite": True})
