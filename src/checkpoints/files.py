@@ -36,7 +36,7 @@ DTYPES = {
 FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-REMAP_BYTES = 256 << 20
+REMAP_BYTES = 128 << 20
 
 # Full precision before half, one file before many, safetensors before pickles.
 _WEIGHT_FILES = tuple(
@@ -76,6 +76,9 @@ class Checkpoint(Mapping[str, Tensor]):
         """Return shape and dtype of a tensor without reading it."""
         return self.specs[key]
 
+    def release(self) -> None:
+        """Let go of the file's pages that only this object keeps; reading on maps them anew."""
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
 
@@ -100,10 +103,16 @@ class SafetensorsFile(Checkpoint):
     def __getitem__(self, key: str) -> Tensor:
         spec = self.specs[key]
         # A fresh mapping now and then lets go of pages whose tensors were converted and dropped.
-        if self._handle is None or self._bytes_read > REMAP_BYTES:
-            self._handle, self._bytes_read = _open_safetensors(self.path), 0
+        if self._bytes_read > REMAP_BYTES:
+            self.release()
+        if self._handle is None:
+            self._handle = _open_safetensors(self.path)
         self._bytes_read += spec.dtype.itemsize * max(1, _numel(spec.shape))
         return self._handle.get_tensor(key)
+
+    def release(self) -> None:
+        """Unmap what no tensor holds."""
+        self._handle, self._bytes_read = None, 0
 
 
 class PickledFile(Checkpoint):
@@ -122,9 +131,14 @@ class PickledFile(Checkpoint):
     def __getitem__(self, key: str) -> Tensor:
         tensor = self._tensors[key]
         self._bytes_read += tensor.nbytes
-        if self._can_remap and self._bytes_read > REMAP_BYTES:
-            self._tensors, self._bytes_read = read_pickle(self.path)[0], 0
+        if self._bytes_read > REMAP_BYTES:
+            self.release()
         return tensor
+
+    def release(self) -> None:
+        """Map the file anew, untouched."""
+        if self._can_remap and self._bytes_read:
+            self._tensors, self._bytes_read = read_pickle(self.path)[0], 0
 
 
 class Folder(Checkpoint):
@@ -154,6 +168,11 @@ class Folder(Checkpoint):
     def __getitem__(self, key: str) -> Tensor:
         file, name = self._files[key]
         return file[name]
+
+    def release(self) -> None:
+        """Release every file."""
+        for file in {id(file): file for file, _ in self._files.values()}.values():
+            file.release()
 
 
 def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:

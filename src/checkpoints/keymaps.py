@@ -47,6 +47,7 @@ DROPPED = (
     "*.position_ids",  # a buffer of old transformers versions
     "*mask_LQ",  # left over from an unreleased variant of SUPIR
     "*.logit_scale",  # CLIP's contrastive temperature
+    "conditioner.embedders.0.transformer.text_projection.weight",  # CLIP-L's pooling, unused here
     "denoiser.*",  # the noise table, computed here
     "model_ema.*",
     "first_stage_model.loss.*",

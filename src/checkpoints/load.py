@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints.files import open_checkpoint
+from src.checkpoints.files import Checkpoint, open_checkpoint
 from src.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from src.checkpoints.keymaps import PARTS
 from src.checkpoints.parts import Contents, read_contents
@@ -119,7 +119,7 @@ def load_all(loads: Iterable[Load]) -> list[LoadReport]:
     return [_run(load, *prepared) for load, prepared in [(load, _prepare(load)) for load in loads]]
 
 
-def _prepare(load: Load) -> tuple[Contents, dict[str, PartPlan]]:
+def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
     origins = {part: load.taken_from.get(part, part) for part in load.parts}
     wrong = sorted({*load.parts, *origins.values()} - set(PARTS))
     if wrong:
@@ -151,13 +151,16 @@ def _prepare(load: Load) -> tuple[Contents, dict[str, PartPlan]]:
         )
     for plan in plans.values():
         plan.check()
-    return contents, plans
+    return checkpoint, contents, plans
 
 
-def _run(load: Load, contents: Contents, plans: Mapping[str, PartPlan]) -> LoadReport:
+def _run(
+    load: Load, checkpoint: Checkpoint, contents: Contents, plans: Mapping[str, PartPlan]
+) -> LoadReport:
     for part, module in load.parts.items():
         for name, (tensors, source) in plans[part].sources.items():
             _assign(module, name, tensors[source], dtype=load.dtype, device=load.device)
+    checkpoint.release()
     report = LoadReport(
         path=Path(load.path),
         loaded={part: tuple(plan.sources) for part, plan in plans.items()},

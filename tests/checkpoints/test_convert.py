@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from src.checkpoints import inspect_checkpoint
 from src.checkpoints.keymaps import is_dropped
-from src.convert import convert, sha256
+from src.convert import convert, main, sha256
 from tests.checkpoints.standins import official_sdxl, official_supir
 
 CONFIG = Path(__file__).parents[2] / "conf" / "convert.yaml"
@@ -80,3 +80,40 @@ def test_mistakes_are_named(tmp_path: Path, sdxl_file: Path, supir_file: Path) -
         convert(_settings(input=supir_file, output=sdxl_file))
     with pytest.raises(ValueError, match="must end in .safetensors"):
         convert(_settings(input=supir_file, output=tmp_path / "out.ckpt"))
+
+
+def test_command_line_inspects_converts_and_answers_mistakes_in_one_line(
+    tmp_path: Path,
+    supir_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["convert", *arguments])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # a run leaves it behind
+        main()
+        return capsys.readouterr().out
+
+    told = run(f"inspect={supir_file}")
+    assert "SUPIR weights" in told and "connector: zerosft" in told and "float32" in told
+    assert "control adaptor's depth: [0, 1], third" in told
+    assert "missing for restoring with it: unet, vae, clip_l, clip_g" in told
+
+    output = tmp_path / "out.safetensors"
+    assert "layout: supir" in run(f"input={supir_file}", f"output={output}")
+    with pytest.raises(SystemExit, match=f"error: {output} exists; say overwrite=true"):
+        run(f"input={supir_file}", f"output={output}")
+    output.write_bytes(output.read_bytes()[:-10])
+    with pytest.raises(SystemExit, match="error: .*truncated, its header promises"):
+        run(f"inspect={output}")
+
+
+def test_folder_as_base_has_a_hash_of_all_its_weights(tmp_path: Path) -> None:
+    for name in ("unet/a.safetensors", "vae/b.safetensors", "unet/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    before = sha256(tmp_path)
+    (tmp_path / "unet/config.json").write_text("other")
+    assert sha256(tmp_path) == before
+    (tmp_path / "vae/b.safetensors").write_text("other")
+    assert sha256(tmp_path) != before

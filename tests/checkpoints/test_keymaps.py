@@ -45,6 +45,7 @@ def test_official_names_map_both_ways(official: str, ours: str) -> None:
     [
         f"{HF}embeddings.position_ids",
         "conditioner.embedders.1.model.logit_scale",
+        "conditioner.embedders.0.transformer.text_projection.weight",
         "model.control_model.mask_LQ",
         "denoiser.sigmas",
         "model_ema.decay",

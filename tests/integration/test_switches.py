@@ -17,21 +17,11 @@ def run(composed_in: Compose, experiment: str, name: str, *switches: str) -> Non
     train(composed_in("train", f"experiment={experiment}", *STEPS, *switches, run=name))
 
 
-@pytest.mark.parametrize("experiment", ["zerosft_released", "cross_attention"])
-def test_checkpointing_trains_the_same_weights(
-    composed_in: Compose, tmp_path: Path, experiment: str
-) -> None:
-    run(composed_in, experiment, "kept")
-    run(composed_in, experiment, "computed_again", "checkpointing=full")
+def test_checkpointing_trains_the_same_weights(composed_in: Compose, tmp_path: Path) -> None:
+    run(composed_in, "zerosft_released", "kept")
+    run(composed_in, "zerosft_released", "computed_again", "checkpointing=full")
     states = [checkpoint(tmp_path / name)["state_dict"] for name in ("kept", "computed_again")]
     assert_equal(*states)
-
-
-def test_memory_layout_changes_rounding_alone(composed_in: Compose, tmp_path: Path) -> None:
-    run(composed_in, "zerosft", "last")
-    run(composed_in, "zerosft", "first", "channels_last=false")
-    first, last = (losses(tmp_path / name) for name in ("first", "last"))
-    assert first == pytest.approx(last, rel=1e-4)  # fp32, of losses through a random network
 
 
 @pytest.mark.slow

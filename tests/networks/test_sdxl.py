@@ -74,6 +74,7 @@ def test_text_towers_have_no_visual_half() -> None:
     ]
     assert counts == [123_060_480, 694_659_840]  # bigG without its logit_scale
     assert not [name for name in conditioner.state_dict() if "visual" in name]
+    assert (conditioner.context_dim, conditioner.vector_dim) == (2048, 2816)
 
 
 def test_unknown_options_are_answered_with_the_known_ones() -> None:

@@ -97,7 +97,7 @@ def test_checkpointing_can_be_switched_off_again(network: ControlledUNet) -> Non
     assert saved_numbers(network) == before
 
 
-@pytest.mark.parametrize("mode", ["regional", "full"])
+@pytest.mark.parametrize("mode", ["regional", pytest.param("full", marks=pytest.mark.slow)])
 def test_traced_network_computes_the_same(network: ControlledUNet, mode: Any) -> None:
     """The graphs that `torch.compile` captures, forward and backward, run without its code."""
     torch._dynamo.reset()
