@@ -88,7 +88,8 @@ def stencil(padded: Tensor, *kernels: Tensor) -> Tensor:
     edge = sum(kernel.shape[1] - 1 for kernel in kernels)
     count = 4 if height - edge >= 4 * edge else 1
     rows = -(-(height - edge) // count)
-    padded = F.pad(padded, (0, 0, 0, rows * count + edge - height))
+    if rows * count + edge > height:  # padding by nothing would copy the image
+        padded = F.pad(padded, (0, 0, 0, rows * count + edge - height))
     strips = padded.unfold(2, rows + edge, rows).movedim(-1, 3)  # (B, 3, count, rows + edge, W)
     x = strips.reshape(1, -1, rows + edge, padded.shape[-1])
     x = x.contiguous(memory_format=torch.channels_last)
