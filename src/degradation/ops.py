@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from kornia.filters import filter2d, get_gaussian_kernel2d
+from kornia.filters import filter2d, get_gaussian_kernel1d
 from torch import Tensor
 
 from src.degradation.cached import cached
@@ -101,11 +101,20 @@ def stencil(padded: Tensor, *kernels: Tensor) -> Tensor:
 
 def fft_filter(padded: Tensor, kernel: Tensor) -> Tensor:
     """Convolve (B, C, H + k - 1, W + k - 1) with (B, k, k) kernels to (B, C, H, W)."""
-    edge = kernel.shape[-1] - 1
-    size = [fast_length(side) for side in padded.shape[-2:]]
+    height, width = _fast_size(padded)
     # Most of the kernel's rows are padding: they are left out of the first pass.
-    response = torch.fft.fft(torch.fft.rfft(kernel, n=size[1]), n=size[0], dim=-2)
-    spectrum = torch.fft.rfft2(padded, s=size).mul_(response[:, None])
+    response = torch.fft.fft(torch.fft.rfft(kernel, n=width), n=height, dim=-2)
+    return _filter(padded, response[:, None], kernel.shape[-1] - 1)
+
+
+def _fast_size(padded: Tensor) -> list[int]:
+    return [fast_length(side) for side in padded.shape[-2:]]
+
+
+def _filter(padded: Tensor, response: Tensor, edge: int) -> Tensor:
+    """Multiply spectra, and cut off `edge` rows and columns that wrapped around."""
+    size = _fast_size(padded)
+    spectrum = torch.fft.rfft2(padded, s=size).mul_(response)
     return torch.fft.irfft2(spectrum, s=size)[..., edge : padded.shape[-2], edge : padded.shape[-1]]
 
 
@@ -244,9 +253,12 @@ def unsharp(image: Tensor) -> Tensor:
     fall on the other side of the threshold) in a few hundredths of its time. Kornia's
     `unsharp_mask` has neither threshold nor soft mask: 28 dB from this on a photograph.
     """
-    kernel = get_gaussian_kernel2d((51, 51), (8.0, 8.0)).to(image.device, non_blocking=True)
-    residual = image - fft_filter(reflect_pad(image, 25), kernel)
+    padded = reflect_pad(image, 25)
+    height, width = _fast_size(padded)
+    taps = get_gaussian_kernel1d(51, 8.0)[0].to(image.device, non_blocking=True)
+    response = torch.fft.fft(taps, n=height)[:, None] * torch.fft.rfft(taps, n=width)
+    residual = image - _filter(padded, response, 50)
     mask = (residual.abs() > 10 / 255).float()
-    mask = fft_filter(reflect_pad(mask, 25), kernel)
+    mask = _filter(reflect_pad(mask, 25), response, 50)
     sharp = residual.mul_(0.5).add_(image).clamp_(0, 1)
     return torch.lerp(image, sharp, mask)
