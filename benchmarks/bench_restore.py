@@ -72,8 +72,12 @@ def tiny_restorer() -> Restorer:
         "clip_l": parts["conditioner"].clip_l,
         "clip_g": parts["conditioner"].clip_g,
     }
-    load_parts(ROOT / "data/demo/prior.safetensors", base, dtype=torch.float32)
-    parts["control"].initialise_from(parts["unet"])
+    prior = ROOT / "data/demo/prior.safetensors"
+    load_parts(prior, base, dtype=torch.float32)
+    load_parts(
+        prior, {"control": parts["control"]}, taken_from={"control": "unet"},
+        expected_missing=("control.input_hint_block.*",), dtype=torch.float32,
+    )  # fmt: skip
     restorer = assemble(parts, size_condition=(128, 128))
     for part in (restorer.network, restorer.vae, restorer.robust_encoder):
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
