@@ -6,7 +6,7 @@ One process a size. The networks are those of a stage-2 checkpoint, or the demo'
 untrained adaptor. Everything is tiled, with the same tiles at all sizes, and the autoencoder's
 attention sees small windows, as it must where an image is too large for it.
 
-The image is made of overlapping pieces of photographs at random places, so that one pixel is like
+The image is made of overlapping discs of photographs at random places, so that one pixel is like
 any other: what differs at the borders of tiles is the tiles' doing.
 
 Memory: resident set, by the kernel, at each stage's peak, less that before the call and less the
@@ -14,9 +14,8 @@ image's own buffers, which are what the stage holds by design (`OWN`); the highe
 work space.
 
 Seams: the mean absolute difference of neighbouring pixels across the borders of tiles (the
-autoencoder's and the sampler's) over that across all other borders of latent pixels, less 1, with
-its standard error: from the scatter of the other lines' means, over the root of how many lines
-there are at borders.
+autoencoder's and the sampler's), in percent above that across all other borders of latent pixels,
+with its standard error: from how much the means of the other lines scatter.
 """
 
 import dataclasses
@@ -42,29 +41,39 @@ from src.inference import Restorer
 from src.inference.result import Run
 from src.networks import tiled_vae
 
-VAE_TILE, TILE, WINDOW = 1024, 64, 32  # pixels; latent pixels; side of the attention's windows
-PIECE = 160  # pixels; mean side of the pieces of the image
+VAE_TILE, TILE, WINDOW = 512, 64, 32  # pixels; latent pixels; side of the attention's windows
+DISC = 160  # pixels; mean diameter of the pieces of the image
 OWN = {  # images and latents in float32 that a stage holds besides the input
-    "encode": (1, 2),  # the image in [-1, 1], then the cleaned one; both latents
-    "decode": (2, 3),  # the cleaned and the restored one; the degraded, center's and new latents
+    "encode": (
+        1,
+        5,
+    ),  # the image in [-1, 1] or the cleaned one; both latents, the new one's moments
+    "decode": (2, 4),  # the cleaned and the restored one; the three latents, one unscaled
+    "caption": (1, 1),  # the cleaned one; the degraded one's latent
     "sample": (1, 9),  # the cleaned one; those three and the sampler's six
     "finish": (3, 3),  # besides, the one with its colours put right
 }
 
 
 def picture(side: int, seed: int = 0) -> Tensor:
-    """Return (3, side, side) in [0, 1]: pieces of photographs, the later ones over the others."""
+    """Return (3, side, side) in [0, 1]: discs of photographs, the later ones over the others."""
     random = np.random.default_rng(seed)
     photos = [data.coffee(), data.chelsea(), data.astronaut()]
     canvas = np.zeros((side, side, 3), np.uint8)
-    for _ in range(12 * (side // PIECE + 1) ** 2):  # nothing stays bare, but by rare chance
+    for _ in range(16 * (side // DISC + 1) ** 2):
         photo = photos[random.integers(len(photos))]
-        height, width = random.integers(PIECE // 2, PIECE * 3 // 2, 2)
-        top, left = (random.integers(0, s - p) for s, p in zip(photo.shape, (height, width)))  # noqa: B905
-        piece = photo[top : top + height, left : left + width]
-        y, x = (random.integers(-p + 1, side) for p in (height, width))
-        place = canvas[max(y, 0) : y + height, max(x, 0) : x + width]
-        place[:] = piece[max(-y, 0) :, max(-x, 0) :][: place.shape[0], : place.shape[1]]
+        size = random.integers(DISC // 2, DISC * 3 // 2)
+        top, left = (random.integers(0, length - size) for length in photo.shape[:2])
+        y, x = random.integers(-size + 1, side, 2)
+        rows, columns = slice(max(y, 0), y + size), slice(max(x, 0), x + size)
+        place = canvas[rows, columns]
+        own = slice(max(-y, 0), None), slice(max(-x, 0), None)
+        centred = np.arange(size) - (size - 1) / 2
+        disc = centred[:, None] ** 2 + centred**2 < (size / 2) ** 2
+        shape = place.shape[0], place.shape[1]
+        disc = disc[own][: shape[0], : shape[1]]
+        piece = photo[top : top + size, left : left + size][own][: shape[0], : shape[1]]
+        place[disc] = piece[disc]
     return torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255)
 
 
@@ -122,10 +131,9 @@ def seams(image: Tensor, factor: int) -> dict[str, list[float]]:
     mean, scatter = lines[:, others].mean(), lines[:, others].std()
     found = {}
     for kind, places in borders.items():
-        if places:
-            excess = lines[:, [at - 1 for at in places]].mean() / mean - 1
-            error = scatter / mean / (2 * len(places)) ** 0.5
-            found[kind] = [round(100 * value.item(), 2) for value in (excess, error)]
+        at = lines[:, [place - 1 for place in places]]
+        excess, error = at.mean() / mean - 1, scatter / mean / max(1, at.numel()) ** 0.5
+        found[kind] = [at.numel(), *(round(100 * value.item(), 2) for value in (excess, error))]
     return found
 
 
@@ -159,6 +167,7 @@ def measure(side: int, steps: int, cfg: float, checkpoint: str | None) -> dict:
     rest = {
         stage: above[stage] - images * image.nbytes - latents * latent
         for stage, (images, latents) in OWN.items()
+        if stage in above  # else it was over at once
     }
     return {
         "side": side,

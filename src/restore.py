@@ -9,10 +9,12 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -49,35 +51,43 @@ def main(cfg: DictConfig) -> None:
 
 
 def restore(cfg: DictConfig) -> list[str]:
-    """Restore every image of the input into the output folder; returns one line a failure."""
+    """Restore every image of the input into the output folder; returns one line a failure.
+
+    Under torchrun this is a process's share, and the first process returns everyone's failures.
+    """
+    rank, world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    together = world > 1 and dist.is_torchelastic_launched()
+    if together:
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    failed = _restore_share(cfg, rank, world)
+    if not together:
+        return failed
+    # torchrun ends all processes when one ends badly: none may before all are done
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, failed)
+    dist.destroy_process_group()
+    return [line for lines in gathered for line in lines] if rank == 0 else []
+
+
+def _restore_share(cfg: DictConfig, rank: int, world: int) -> list[str]:
+    """Restore one process's share of the images; returns one line a failure."""
     quieten_readers()
     source, output = Path(cfg.input), Path(cfg.output)
     root, paths, failed = find_photos(source, output)
     checkpoint = find_checkpoint(cfg)
     options, model = options_of(cfg, checkpoint), model_of(cfg, checkpoint)
     key = job_key(options, model | {"captioner": str(cfg.captioner)})
-    rank, world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    failed = failed if rank == 0 else []  # folders that cannot be read are everyone's
     jobs = plan_jobs(paths, root, output, options)[rank::world]
-    texts = instantiate(cfg.captioner) if "FileCaptioner" in cfg.captioner._target_ else None
-    done = set()
-    for job in [] if cfg.overwrite else jobs:
-        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
-        if is_done(job, key, caption):
-            done.add(job.record)
-    for job in jobs:
-        if cfg.dry_run or job.record in done:
-            what = "done already" if job.record in done else "would be restored"
-            targets = ", ".join(map(printable, job.targets))
-            log.info("%s -> %s: %s", printable(job.source), targets, what)
-    left = [job for job in jobs if job.record not in done]
+    left = _not_done(cfg, jobs, key)
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d done already", len(left), len(done))
+        log.info("%d to restore, %d done already", len(left), len(jobs) - len(left))
         return failed
 
     restorer = build_restorer(cfg, checkpoint, options)
     output.mkdir(parents=True, exist_ok=True)
     total = options.settings.num_steps * options.num_samples
-    with _progress() as progress, _stop_after_this_image() as stopped:
+    with _progress(rank) as progress, _stop_after_this_image() as stopped:
         steps = progress.add_task("restoring", total=len(left))
         for number, job in enumerate(left):
             if stopped:
@@ -91,6 +101,22 @@ def restore(cfg: DictConfig) -> list[str]:
             failed += [line] if line else []
             progress.update(steps, completed=number + 1)
     return failed
+
+
+def _not_done(cfg: DictConfig, jobs: list[Job], key: str) -> list[Job]:
+    """Return the jobs that are left, and say what is done, or would be."""
+    texts = instantiate(cfg.captioner) if "FileCaptioner" in cfg.captioner._target_ else None
+    left = []
+    for job in jobs:
+        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
+        done = not cfg.overwrite and is_done(job, key, caption)
+        if not done:
+            left.append(job)
+        if done or cfg.dry_run:
+            what = "done already" if done else "would be restored"
+            targets = ", ".join(map(printable, job.targets))
+            log.info("%s -> %s: %s", printable(job.source), targets, what)
+    return left
 
 
 def _restore_one(
@@ -171,7 +197,7 @@ def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -
     )
 
 
-def _progress() -> Progress:
+def _progress(rank: int) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -179,6 +205,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=rank > 0,
     )
 
 

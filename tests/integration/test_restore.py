@@ -192,6 +192,30 @@ def test_shares_of_several_processes_are_whole_and_apart(
     assert done == [["1.png"], ["0.png", "1.png", "2.png"]]
 
 
+@pytest.mark.slow
+def test_torchrun_shares_a_folder_and_one_bad_file_stops_nobody(
+    stage_2: Path, tmp_path: Path
+) -> None:
+    """The first process is done at once, with a failure; the second one has work left then."""
+    for number in range(6):
+        _photo(tmp_path / f"in/{number}.png", (64, 64) if number % 2 else (20, 28), seed=number)
+    (tmp_path / "in/4.png").write_bytes(b"<html>")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "src.restore", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}",
+        f"checkpoint={stage_2}", "device=cpu", "sampler.num_steps=20",
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert [name for name in _files(tmp_path / "out") if name.endswith(".png")] == [
+        f"{number}.png" for number in (0, 1, 2, 3, 5)
+    ]
+    assert ended.stderr.count("error: 1 failed:") == 1, ended.stderr
+    (tmp_path / "in/4.png").unlink()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "0 to restore, 3 done already" in again.stdout
+
+
 def test_nothing_is_written_through_links_in_the_output(run, tmp_path: Path) -> None:
     _photo(tmp_path / "in/sub/a.png")
     (tmp_path / "elsewhere").mkdir()
