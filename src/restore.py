@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.cli import command, pick_device
+from src.diffusion import RestoreSettings
 from src.evaluate import find_checkpoint, sha256
 from src.inference import RestoreOptions, Restorer
 from src.inference.caption_cache import CachedCaptioner
@@ -153,15 +154,16 @@ def options_of(cfg: DictConfig, checkpoint: Path) -> RestoreOptions:
         ValueError: One is out of its range.
     """
     recorded = dict(read_recipe(checkpoint)["restore"])
-    sampler = instantiate(cfg.get("sampler"), _convert_="all")
-    if sampler is None:
-        sampler = instantiate({"_target_": "src.diffusion.RestoreSettings", **recorded["settings"]})
+    asked: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+    asked = {name: value for name, value in asked.items() if value != "???"}
+    if asked.pop("_target_", None) is None:  # sampler=recorded, and what replaces parts of it
+        asked = {**recorded["settings"], **asked}
     given: Any = OmegaConf.to_container(cfg.options, resolve=True)
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        return RestoreOptions(**{**recorded, **given, "settings": sampler})
+        return RestoreOptions(**{**recorded, **given, "settings": RestoreSettings(**asked)})
     except TypeError as error:  # an unknown name added by +options.NAME
-        raise ValueError(f"options: {error}") from error
+        raise ValueError(f"options or sampler: {error}") from error
 
 
 def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:

@@ -270,9 +270,28 @@ def test_limits_are_kept_and_named(run, tmp_path: Path) -> None:
     assert "112x80 pixels, limit 5000" in line
 
 
+def test_settings_of_the_command_line_replace_those_of_the_checkpoint(run, tmp_path: Path) -> None:
+    """The checkpoint records two steps with tau 0.5; presets are their own."""
+    _photo(tmp_path / "in/a.png")
+
+    def settings(*overrides: str) -> list:
+        assert run(*overrides) == []
+        record = json.loads((tmp_path / "out/a.png.json").read_text())
+        return [record["options"]["settings"][name] for name in ("num_steps", "tau", "cfg_scale")]
+
+    assert settings() == [2, 0.5, 1.2]
+    assert settings("sampler.num_steps=1", "sampler.tau=null") == [1, None, 1.2]
+    assert settings("preset=quality", "sampler.num_steps=1", "sampler.tau=3") == [1, 3, 6]
+
+
 @pytest.mark.parametrize(
     "override, message",
-    [("options.strength=2", "strength"), ("+options.colour=1", "colour"), ("dtype=half", "dtype")],
+    [
+        ("options.strength=2", "strength"),
+        ("+options.colour=1", "colour"),
+        ("dtype=half", "dtype"),
+        ("sampler.tile=7", "tile"),
+    ],
 )
 def test_wrong_options_are_refused_by_name(
     run, tmp_path: Path, override: str, message: str
