@@ -24,6 +24,7 @@ from src.inference.result import Restoration
 # What a bad file, a full disk, a captioner or a lack of memory may raise. RuntimeError is torch's
 # word for much else too: a folder of thousands is not given up for one image.
 FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
+RUN = "restoring"  # the name of a run's thread
 PREVIEWS = 8  # while one image is sampled
 # what the page's dials change, in their order
 OPTION_DIALS = ("scale", "strength", "seed", "num_samples", "color_fix", "format", "bits")
@@ -109,7 +110,7 @@ class Studio:
                 events.put(error)
 
         with self.busy:
-            thread = threading.Thread(target=work, daemon=True)
+            thread = threading.Thread(target=work, name=RUN, daemon=True)
             thread.start()
             try:
                 while True:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.inference.photo import read_photo
+from src.inference.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
 from tests.test_configs import CONF
 
@@ -200,15 +202,36 @@ def test_cancel_stops_the_run_and_the_next_one_goes_through(browser: Browser, ph
     browser.upload("#upload input[type=file]", photo)
     browser.wait_for("!!document.querySelector('#upload img')")
     _open_sampling(browser)
-    _set_steps(browser, "200")
+    _set(browser, "Steps", "200")
     browser.click("#restore")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('sampling')")
     browser.click("#cancel")
     browser.wait_for(f"document.querySelector({STATUS!r}).value == 'cancelled'")
     assert browser.evaluate("document.querySelectorAll('#slider img').length") == 0
-    _set_steps(browser, "2")
+    _set(browser, "Steps", "2")
     browser.click("#restore")
     browser.wait_for(f"/^[0-9.]+ s$/.test(document.querySelector({STATUS!r}).value)")
+
+
+@pytest.mark.slow  # the server notices after seconds
+@in_chromium
+def test_leaving_the_page_ends_its_run(
+    browser: Browser, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[object] = []
+    monkeypatch.setattr(Studio, "save", lambda *given: saved.append(given))
+    browser.upload("#upload input[type=file]", photo)
+    browser.wait_for("!!document.querySelector('#upload img')")
+    _open_sampling(browser)
+    _set(browser, "Steps", "200")
+    _set(browser, "Samples", "8")
+    browser.click("#restore")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('sampling')")
+    browser.open("about:blank")
+    while RUN in [thread.name for thread in threading.enumerate()]:
+        time.sleep(0.05)
+    time.sleep(0.5)  # in which a run that came to its end would be saved
+    assert not saved
 
 
 @in_chromium
@@ -270,12 +293,12 @@ def _open_sampling(browser: Browser) -> None:
     browser.wait_for(f"!!document.querySelector({STEPS!r})")
 
 
-def _set_steps(browser: Browser, steps: str) -> None:
+def _set(browser: Browser, dial: str, value: str) -> None:
     """Type until the slider beside the number follows: just after it appeared it does not."""
     for _ in range(20):
-        browser.type(STEPS, steps)
+        browser.type(f"input[aria-label='number input for {dial}']", value)
         time.sleep(0.2)
-        if browser.value("input[aria-label='range slider for Steps']") == steps:
+        if browser.value(f"input[aria-label='range slider for {dial}']") == value:
             return
     raise AssertionError("the dial does not take what is typed")
 
