@@ -284,6 +284,15 @@ def test_settings_of_the_command_line_replace_those_of_the_checkpoint(run, tmp_p
     assert settings("preset=quality", "sampler.num_steps=1", "sampler.tau=3") == [1, 3, 6]
 
 
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "conf/preset").glob("*.yaml")))
+def test_every_preset_restores(run, tmp_path: Path, preset: str) -> None:
+    """With fewer steps, and `released` at less than its 1024 pixels."""
+    _photo(tmp_path / "in/a.png")
+    assert run(f"preset={preset}", "sampler.num_steps=2", "options.min_size=32") == []
+    record = json.loads((tmp_path / "out/a.png.json").read_text())
+    assert record["is_exact"] and read_photo(tmp_path / "out/a.png").rgb.shape == (3, 20, 28)
+
+
 @pytest.mark.parametrize(
     "override, message",
     [

@@ -1,5 +1,6 @@
 """The page over a tiny checkpoint: its interface by Gradio's client, and by hand in Chromium."""
 
+import importlib.util
 import io
 import json
 import os
@@ -23,8 +24,8 @@ from src.inference.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
 from tests.test_configs import CONF
 
-gradio_client = pytest.importorskip("gradio_client", reason="the page needs the extra `web`")
-pytest.importorskip("gradio", reason="the page needs the extra `web`")
+if importlib.util.find_spec("gradio") is None:  # importing it takes seconds: not at collection
+    pytest.skip("the page needs the extra `web`", allow_module_level=True)
 
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 OWN = "as the checkpoint says"
@@ -84,12 +85,20 @@ def photo(tmp_path: Path) -> Path:
 
 
 def _client(url: str):
-    return gradio_client.Client(url, verbose=False)
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+def _file(path: Path):
+    from gradio_client import handle_file
+
+    return handle_file(str(path))
 
 
 def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path) -> None:
     job = _client(url).submit(
-        gradio_client.handle_file(str(photo)), "a cat", OWN, *DIALS,
+        _file(photo), "a cat", OWN, *DIALS,
         api_name="/restore",
     )  # fmt: skip
     result = job.result(timeout=120)
@@ -106,7 +115,7 @@ def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path
 def test_batch_gives_an_archive_and_one_line_a_file(url: str, photo: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"<html>")
-    files = [gradio_client.handle_file(str(p)) for p in (photo, bad)]
+    files = [_file(p) for p in (photo, bad)]
     packed, report = _client(url).predict(files, OWN, *DIALS, api_name="/batch")
     assert [row[0] for row in report["data"]] == ["photo.png", "bad.png"]
     assert report["data"][0][1] == "restored" and "cannot be read" in report["data"][1][1]
@@ -129,7 +138,7 @@ def test_too_many_pixels_are_refused(url: str, tmp_path: Path) -> None:
     Image.new("RGB", (1000, 1000)).save(tmp_path / "big.png")
     with pytest.raises(Exception, match="limit 500000"):
         _client(url).predict(
-            gradio_client.handle_file(str(tmp_path / "big.png")), "", OWN,
+            _file(tmp_path / "big.png"), "", OWN,
             *DIALS, api_name="/restore",
         )  # fmt: skip
 
@@ -140,13 +149,13 @@ def test_too_large_files_are_refused(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "big.png").stat().st_size > 2**20
     with pytest.raises(Exception, match="413|(?i:large)"):
         _client(url).predict(
-            gradio_client.handle_file(str(tmp_path / "big.png")), "", OWN, *DIALS,
+            _file(tmp_path / "big.png"), "", OWN, *DIALS,
             api_name="/restore",
         )  # fmt: skip
 
 
 def test_requests_wait_for_each_other_and_too_many_are_refused(url: str, photo: Path) -> None:
-    client, file = _client(url), gradio_client.handle_file(str(photo))
+    client, file = _client(url), _file(photo)
     slow = [*DIALS[:7], 25, *DIALS[8:]]
     jobs = [client.submit(file, "", OWN, *slow, api_name="/restore") for _ in range(6)]
     ended = [job.exception(timeout=120) for job in jobs]
