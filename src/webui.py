@@ -156,9 +156,9 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
                     with gr.Row():
                         image = gr.Image(type="filepath", sources=["upload", "clipboard"],
                                          image_mode=None, format="png", label="Image",
-                                         height=260, elem_id="upload")  # fmt: skip
+                                         height=260, buttons=[], elem_id="upload")  # fmt: skip
                         preview = gr.Image(label="Preview", interactive=False, format="png",
-                                           height=260)  # fmt: skip
+                                           height=260, buttons=[])  # fmt: skip
                     if examples:
                         gr.Examples(examples, image, label="Examples", cache_examples=False)
                     caption = gr.Textbox(label=words, elem_id="caption")

@@ -214,6 +214,8 @@ def test_cancel_stops_the_run_and_the_next_one_goes_through(browser: Browser, ph
     _set(browser, "Steps", "200")
     browser.click("#restore")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('sampling')")
+    labels = browser.evaluate("[...document.querySelectorAll('button')].map(b => b.ariaLabel)")
+    assert "Remove Image" in labels and "Share" not in labels  # which would send the preview away
     browser.click("#cancel")
     browser.wait_for(f"document.querySelector({STATUS!r}).value == 'cancelled'")
     assert browser.evaluate("document.querySelectorAll('#slider img').length") == 0
