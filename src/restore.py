@@ -7,6 +7,7 @@ one line, and the others go on. Under torchrun each process takes its share of t
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     """Run the command line; exit status 1 if any image failed."""
     failed = restore(cfg)
     if failed:
-        raise ValueError(f"{len(failed)} failed:\n" + "\n".join(failed))
+        sys.exit(f"error: {len(failed)} failed:\n" + "\n".join(failed))  # Hydra has no say in it
 
 
 def restore(cfg: DictConfig) -> list[str]:
