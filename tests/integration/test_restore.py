@@ -350,7 +350,7 @@ def test_a_killed_command_goes_on_and_an_interrupted_one_ends_well(
 def test_records_are_strict_json(run, tmp_path: Path) -> None:
     """Infinity, the default of s_tmax, is no JSON."""
     _photo(tmp_path / "in/a.png")
-    assert run() == []
+    assert run("sampler.s_tmax=inf") == []
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
