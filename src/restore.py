@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.cli import command, pick_device
+from src.convert import sha256
 from src.diffusion import RestoreSettings
-from src.evaluate import find_checkpoint, sha256
+from src.evaluate import find_checkpoint
 from src.inference import RestoreOptions, Restorer
 from src.inference.caption_cache import CachedCaptioner
 from src.inference.checkpoint import read_recipe
@@ -168,15 +169,21 @@ def options_of(cfg: DictConfig, checkpoint: Path) -> RestoreOptions:
 
 
 def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:
-    """Return what names the model in records: the checkpoint's hash, and what replaces parts."""
-    replaced = {f"weights.{name}": value for name, value in cfg.weights.items() if value}
-    return {
+    """Return what names the model in records: the checkpoint, and what replaces parts of it, by
+    name and hash; folders of this machine are nobody's business.
+    """
+    model = {
         "checkpoint": checkpoint.name,
         "sha256": sha256(checkpoint),
         "dtype": cfg.dtype,
         "quantize": cfg.quantize,
-        **replaced,
     }
+    for name, value in cfg.weights.items():
+        if value:
+            file = Path(value)
+            known = sha256(file) if file.exists() else None  # "clean", or an error in a moment
+            model |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
+    return model
 
 
 def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -> Restorer:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from src import restore as restore_module
 from src.inference.folder import printable
@@ -121,6 +123,30 @@ def test_what_is_done_is_skipped_until_something_changed(
     assert again("options.seed=1") == ["a.png", "b.png"]
     assert again("options.seed=1") == []
     assert again("options.seed=1", "overwrite=true") == ["a.png", "b.png"]
+
+
+def test_other_weights_are_told_by_content_and_not_by_place(
+    run, workplace: Path, tmp_path: Path
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    record, robust = tmp_path / "out/a.png.json", workplace / "robust.safetensors"
+
+    def restored(weights: Path) -> dict:
+        assert run(f"weights.robust_encoder={weights}") == []
+        return json.loads(record.read_text())
+
+    first = restored(robust)
+    assert first["model"]["weights.robust_encoder"] == robust.name
+    assert str(tmp_path) not in record.read_text()
+    (tmp_path / "moved").mkdir()
+    moved = tmp_path / "moved" / robust.name
+    shutil.copy(robust, moved)
+    before = record.stat().st_mtime_ns
+    restored(moved)
+    assert record.stat().st_mtime_ns == before  # it was done
+    tensors = load_file(robust)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, moved)
+    assert restored(moved)["key"] != first["key"]
 
 
 def test_file_captions_that_changed_are_taken_up(run, tmp_path: Path) -> None:
