@@ -20,7 +20,7 @@ from src.data.samples import (
     Sample,
     SampleError,
     crop_sample,
-    decode_training_image,
+    open_training_image,
 )
 from src.data.shards import RawSample, ShardFolder, StorageError
 
@@ -80,7 +80,7 @@ class SampleReader:
         """
         caption = read_caption(raw.text, config.missing_caption)
         meta = read_meta(raw.meta)
-        image = decode_training_image(raw.image, self.limits)
+        image = open_training_image(raw.image, self.limits)
         rng = keyed_rng("sample", self.seed, position)
         crop = crop_sample(image, self.crop_size, self.crop, rng)
         is_negative = config.is_negative or meta.get("is_negative") is True
