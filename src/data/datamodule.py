@@ -16,6 +16,7 @@ from src.data.order import BLOCK_SHARDS, CYCLE, StepSampler
 from src.data.pairs import FolderDataset, PairDataset, collate_pairs
 from src.data.plan import DataPlan, make_plan, plan_changes
 from src.data.samples import Batch, CropPolicy, ImageLimits, collate
+from src.data.storage import is_remote
 from src.data.stream import StreamDataset, source_urls
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class RestorationDataModule(LightningDataModule):
     The trainer must run with `use_distributed_sampler=False`: the order already knows its ranks.
 
     Args:
-        root: Folder with one subfolder of shards a source.
+        root: Folder with one subfolder of shards a source, or an fsspec address (s3://...).
         sources: Name -> weight, folder and rules of each source.
         crop_size: Side of a training crop in pixels.
         global_batch: Samples of one optimiser step, over all ranks and accumulation steps.
@@ -90,7 +91,7 @@ class RestorationDataModule(LightningDataModule):
             raise ValueError("the data module needs at least one source")
         if reader not in ("index", "stream"):
             raise ValueError(f"reader must be index or stream, got {reader!r}")
-        self.root = Path(root)
+        self.root = str(root) if is_remote(root) else Path(root)
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.num_workers, self.seed, self.worker_timeout = num_workers, seed, worker_timeout
@@ -116,7 +117,7 @@ class RestorationDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make the shards if there are none and it is known how; runs on one process a node."""
-        if self.root.is_dir():
+        if isinstance(self.root, str) or self.root.is_dir():
             return
         if self.prepare is None:
             raise FileNotFoundError(f"no data folder {self.root}; set data.root to your shards")
@@ -135,7 +136,7 @@ class RestorationDataModule(LightningDataModule):
                 fraction=self.fraction,
                 cycle=self.cycle,
                 block_shards=self.block_shards,
-                check_sizes=self._rank == 0,
+                check=self._rank == 0,
             )
         name = f"bad_samples_rank{self._rank}.jsonl" if self._rank else "bad_samples.jsonl"
         path = self._log_folder() / name

@@ -14,6 +14,7 @@ import simplejpeg
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from src.data.jpeg_rows import decode_rows
 from src.images import DECODE_ERRORS
@@ -283,9 +284,10 @@ def size_condition(
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch; `hq` stays (B, H, W, 3) in memory, seen as (B, 3, H, W)."""
-    pixels = np.stack([s["hq"] for s in samples])
+    # default_collate stacks in shared memory where it runs in a worker: one copy less.
+    pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])
     return Batch(
-        hq=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+        hq=pixels.permute(0, 3, 1, 2),
         caption=[s["caption"] for s in samples],
         sizes=torch.from_numpy(np.stack([s["sizes"] for s in samples])),
         is_negative=torch.tensor([s["is_negative"] for s in samples], dtype=torch.bool),

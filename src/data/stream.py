@@ -21,7 +21,8 @@ from src.data.dataset import SampleReader, SourceConfig
 from src.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
 from src.data.order import keyed_hash, keyed_rng
 from src.data.samples import Sample, SampleError
-from src.data.shards import RawSample, StorageError
+from src.data.shards import RawSample
+from src.data.storage import StorageError, below, open_files
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +97,20 @@ def raw_samples(
     return iter(DataPipeline(shards, read, mix))
 
 
-def source_urls(root: Path, name: str, config: SourceConfig) -> list[str]:
+def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
     """List the tars of a source: its `urls`, or all in its folder.
 
     Raises:
         FileNotFoundError: There are none.
     """
-    folder = root / (config.folder or name)
-    urls = list(config.urls or sorted(str(path) for path in folder.glob("*.tar")))
+    folder = below(root, config.folder or name)
+    urls = list(config.urls or [])
+    if not urls:
+        try:
+            names = sorted(name for name in open_files(folder).sizes() if name.endswith(".tar"))
+        except FileNotFoundError:
+            names = []
+        urls = [str(below(folder, name)) for name in names]
     if not urls:
         raise FileNotFoundError(f"source {name!r}: no tars in {folder}")
     return urls
