@@ -1,5 +1,6 @@
 """RestorationDataModule: training from shards, validation from folders of photographs."""
 
+import gc
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -225,6 +226,7 @@ class RestorationDataModule(LightningDataModule):
             dataset,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
             timeout=self.worker_timeout if self.num_workers else 0,
             **options,
         )
@@ -276,6 +278,14 @@ class RestorationDataModule(LightningDataModule):
             log.warning("data.reader=stream cannot resume exactly: shards are drawn anew")
         self.consumed = int(state_dict["consumed"])
         self._saved_accumulation = int(state_dict["accumulation"])
+
+
+def prepare_worker(number: int) -> None:
+    """Keep the garbage collector of a forked worker off what it shares with its parent.
+
+    A collection writes to every object it looks at, and so copies the page it lies in.
+    """
+    gc.freeze()
 
 
 def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:

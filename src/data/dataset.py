@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from src.data.captions import CaptionPolicy, approximate_tokens, choose_caption
@@ -141,7 +142,7 @@ class ShardDataset(Dataset[Sample]):
         reader: SampleReader,
         counters: LoaderCounters,
         *,
-        shards: Sequence[Sequence[int]],
+        shards: Sequence[np.ndarray],
     ) -> None:
         """Join order, storage and reader; `shards` maps the shards of each order to files."""
         self.mixture, self.folders, self.configs = mixture, folders, configs
@@ -155,13 +156,14 @@ class ShardDataset(Dataset[Sample]):
         """
         for attempt in range(ATTEMPTS):
             place = self.mixture.locate(position, attempt)
-            folder, shard = self.folders[place.source], self.shards[place.source][place.shard]
+            folder = self.folders[place.source]
+            shard = int(self.shards[place.source][place.shard])
             name = self.mixture.sources[place.source].name
             raw = folder.read(shard, place.sample)
             try:
                 sample, truncated = self.reader(raw, name, self.configs[place.source], position)
             except SampleError as error:
-                where = {"shard": folder.entries[shard].name, "key": raw.key, "position": position}
+                where = {"shard": folder.name(shard), "key": raw.key, "position": position}
                 self.counters.count_skip(place.source, error, where)
                 continue
             self.counters.count_sample(truncated=truncated)

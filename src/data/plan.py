@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.data.dataset import SourceConfig
 from src.data.order import BLOCK_SHARDS, CYCLE, Mixture, SourceOrder, nested_fraction
 from src.data.shards import ShardFolder, read_manifest
@@ -21,7 +23,7 @@ class DataPlan:
 
     mixture: Mixture
     folders: Sequence[ShardFolder]
-    shards: Sequence[Sequence[int]]
+    shards: Sequence[np.ndarray]
     settings: Mapping[str, Any]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def make_plan(
     orders, folders, shards = [], [], []
     for name, config in sources.items():
         path = below(root, config.folder or name)
-        entries = read_manifest(path)
+        entries = read_manifest(path, statistics=False)
         chosen = nested_fraction([entry.name for entry in entries], fraction)
         folder = ShardFolder(path, entries)
         if check:
@@ -66,7 +68,7 @@ def make_plan(
         counts = [entries[i].count for i in chosen]
         orders.append(SourceOrder(name, counts, block=block_shards, seed=seed))
         folders.append(folder)
-        shards.append(chosen)
+        shards.append(np.array(chosen))
         log.info("source %s: %d samples in %d shards", name, sum(counts), len(counts))
     weights = [config.weight for config in sources.values()]
     settings = {

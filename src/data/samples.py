@@ -105,7 +105,7 @@ def decode_training_image(data: bytes, limits: ImageLimits) -> np.ndarray:
 
 def array_image(pixels: np.ndarray) -> TrainingImage:
     """Wrap decoded (H, W, 3) pixels."""
-    return TrainingImage(*pixels.shape[:2], lambda top, bottom: pixels[top:bottom])
+    return TrainingImage(pixels.shape[0], pixels.shape[1], lambda top, bottom: pixels[top:bottom])
 
 
 def _open_jpeg(data: bytes, limits: ImageLimits) -> TrainingImage:
