@@ -1,4 +1,4 @@
-"""Index files: `NAME.index.npy` beside `NAME.tar`, read whole or row by row, and never unpickled."""
+"""Index files, `NAME.index.npy` beside `NAME.tar`: read whole or row by row, never unpickled."""
 
 import functools
 import io
