@@ -19,6 +19,13 @@ T = TypeVar("T")
 class StorageError(OSError):
     """The storage failed, not one sample: stops the run."""
 
+    def __str__(self) -> str:
+        """Return the one line of the message, also where a DataLoader put a traceback before it."""
+        text = super().__str__()
+        return (
+            text.rstrip().splitlines()[-1].partition("StorageError: ")[2] if "\n" in text else text
+        )
+
 
 class Files(Protocol):
     """Read-only files of one folder; copies in other processes make their own connections."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +153,17 @@ def test_random_texts_never_exceed_the_budget() -> None:
         words = ["".join(rng.choice(list("abc.,1! "), 6)) for _ in range(rng.integers(1, 60))]
         text = compose(" ".join(words), "sharp, clean", CaptionPolicy(max_tokens=30), count_words)
         assert count_words(text.text) <= 30 and text.text.endswith("sharp, clean")
+
+
+def test_full_scale_configuration_counts_the_tokens_of_clip() -> None:
+    """Not the estimate: the budget then keeps every quality word, to the token."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    conf = OmegaConf.load(Path(__file__).parents[2] / "conf/data/shards.yaml")
+    data = instantiate(OmegaConf.merge(conf, {"root": "nowhere", "heldout": "nowhere", "seed": 0}))
+    reader = data.sample_reader
+    words = reader.captions.quality_words
+    assert reader.count_tokens(words) == 53  # of the released positive prompt, by CLIP
+    text = compose(LONG, words, reader.captions, reader.count_tokens).text
+    assert text.endswith(words) and 60 < reader.count_tokens(text) <= 75
