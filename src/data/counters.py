@@ -26,6 +26,7 @@ REASONS = (
     "json damaged",
     "member refused",
     "damaged tar",
+    "not precomputed",
     "other",
 )
 

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from src.data.dataset import SampleReader, ShardDataset, SourceConfig
 from src.data.order import BLOCK_SHARDS, CYCLE, StepSampler
 from src.data.pairs import FolderDataset, PairDataset, collate_pairs
 from src.data.plan import DataPlan, make_plan, plan_changes
+from src.data.precomputed import Precomputed, check_policies
 from src.data.samples import Batch, CropPolicy, ImageLimits, collate
 from src.data.storage import is_remote
 from src.data.stream import StreamDataset, source_urls
@@ -40,6 +41,7 @@ class RestorationDataModule(LightningDataModule):
         crop: How crops are cut.
         captions: How captions are chosen, unless a source has its own policy.
         count_tokens: Counts CLIP tokens; by default an estimate.
+        precomputed: What to read of what `src.precompute` stored: "latents", "text", or both.
         reader: "index" reads at random and resumes exactly; "stream" reads tars without index.
         prepare: Makes the shards when `root` does not exist; called with `root`.
         heldout: Folder of validation photographs, never trained on.
@@ -71,6 +73,7 @@ class RestorationDataModule(LightningDataModule):
         crop: CropPolicy | None = None,
         captions: CaptionPolicy | None = None,
         count_tokens: Callable[[str], int] = approximate_tokens,
+        precomputed: Sequence[str] = (),
         reader: str = "index",
         prepare: Callable[[Path], None] | None = None,
         heldout: str | Path | None = None,
@@ -104,6 +107,10 @@ class RestorationDataModule(LightningDataModule):
             limits=image_limits or ImageLimits(),
             count_tokens=count_tokens,
         )
+        self.precomputed = list(precomputed)
+        check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
+        if self.precomputed and reader == "stream":
+            raise ValueError("reader=stream cannot find what is precomputed; use reader=index")
         self.reader, self.prepare, self.skip_limits = reader, prepare, skip_limits
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
@@ -115,6 +122,11 @@ class RestorationDataModule(LightningDataModule):
         self._saved_accumulation: int | None = None
         self.plan: DataPlan | None = None
         self.counters: LoaderCounters | None = None
+
+    def caption_policies(self) -> list[CaptionPolicy]:
+        """Return the policy of each source."""
+        common = self.sample_reader.captions
+        return [source.captions or common for source in self.sources.values()]
 
     def prepare_data(self) -> None:
         """Make the shards if there are none and it is known how; runs on one process a node."""
@@ -183,6 +195,7 @@ class RestorationDataModule(LightningDataModule):
             self.sample_reader,
             self.counters,
             shards=self.plan.shards,
+            precomputed=self._stored(self.plan) if self.precomputed else (),
         )
         sampler = StepSampler(
             self.consumed,
@@ -192,6 +205,15 @@ class RestorationDataModule(LightningDataModule):
             world=world,
         )
         return self._loader(dataset, batch_sampler=sampler, collate_fn=collate)
+
+    def _stored(self, plan: DataPlan) -> list[Precomputed]:
+        """Open what is precomputed for each source; the first rank checks that it is all there."""
+        stored = []
+        for folder, shards in zip(plan.folders, plan.shards, strict=True):
+            stored.append(Precomputed(folder.folder, folder.entries, self.precomputed))
+            if self._rank == 0:
+                stored[-1].check(shards.tolist())
+        return stored
 
     def _micro_batch(self, world: int) -> int:
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1

@@ -7,7 +7,7 @@ by another of its block of shards; positions never shift.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from src.data.captions import CaptionPolicy, approximate_tokens, choose_caption
 from src.data.counters import LoaderCounters
 from src.data.order import Mixture, keyed_hash, keyed_rng
+from src.data.precomputed import Precomputed
 from src.data.samples import (
     CropPolicy,
     ImageLimits,
@@ -143,10 +144,15 @@ class ShardDataset(Dataset[Sample]):
         counters: LoaderCounters,
         *,
         shards: Sequence[np.ndarray],
+        precomputed: Sequence[Precomputed] = (),
     ) -> None:
-        """Join order, storage and reader; `shards` maps the shards of each order to files."""
+        """Join order, storage and reader; `shards` maps the shards of each order to files.
+
+        `precomputed`: for each source, what is stored beside its samples.
+        """
         self.mixture, self.folders, self.configs = mixture, folders, configs
         self.reader, self.counters, self.shards = reader, counters, shards
+        self.precomputed = precomputed
 
     def __getitem__(self, position: int) -> Sample:
         """Read the sample of `position`, or its first readable replacement.
@@ -162,6 +168,10 @@ class ShardDataset(Dataset[Sample]):
             raw = folder.read(shard, place.sample)
             try:
                 sample, truncated = self.reader(raw, name, self.configs[place.source], position)
+                if self.precomputed:
+                    stored = self.precomputed[place.source]
+                    found = stored.read(shard, place.sample, sample["caption"])
+                    sample = cast(Sample, {**sample, **found})
             except SampleError as error:
                 where = {"shard": folder.name(shard), "key": raw.key, "position": position}
                 self.counters.count_skip(place.source, error, where)

@@ -7,7 +7,7 @@ import io
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import simplejpeg
@@ -20,6 +20,7 @@ from src.data.jpeg_rows import decode_rows
 from src.images import DECODE_ERRORS
 
 Rng = np.random.Generator
+PRECOMPUTED = ("latents", "context", "pooled")
 
 
 class Batch(TypedDict):
@@ -32,6 +33,9 @@ class Batch(TypedDict):
     source: list[str]
     key: list[str]
     seed: Tensor  # (B,) int64 on the CPU, from (run seed, position)
+    latents: NotRequired[Tensor]  # (B, z, h, w) of hq, where they are precomputed
+    context: NotRequired[Tensor]  # (B, T, D) of the captions, where they are precomputed
+    pooled: NotRequired[Tensor]  # (B, P), with context
 
 
 class Sample(TypedDict):
@@ -44,6 +48,9 @@ class Sample(TypedDict):
     source: str
     key: str
     seed: int
+    latents: NotRequired[Tensor]
+    context: NotRequired[Tensor]
+    pooled: NotRequired[Tensor]
 
 
 class SampleError(ValueError):
@@ -286,7 +293,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch; `hq` stays (B, H, W, 3) in memory, seen as (B, 3, H, W)."""
     # default_collate stacks in shared memory where it runs in a worker: one copy less.
     pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])
-    return Batch(
+    batch = Batch(
         hq=pixels.permute(0, 3, 1, 2),
         caption=[s["caption"] for s in samples],
         sizes=torch.from_numpy(np.stack([s["sizes"] for s in samples])),
@@ -295,3 +302,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         key=[s["key"] for s in samples],
         seed=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
     )
+    for name in PRECOMPUTED:
+        if name in samples[0]:
+            stored = [s[name] for s in samples]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            batch[name] = default_collate(stored)
+    return batch
