@@ -41,16 +41,22 @@ Columns = Callable[[ShardFolder, int, SourceConfig], dict[str, Tensor]]
 @command("train")
 def main(cfg: DictConfig) -> None:
     """Precompute what `data.precomputed` lists, for all shards of the run."""
+    precompute_all(cfg)
+
+
+def precompute_all(cfg: DictConfig) -> int:
+    """Write all files that are missing or of another make; returns how many."""
     kinds = list(cfg.data.precomputed)
     if not kinds:
         raise ValueError("nothing to precompute; say data.precomputed=[latents,text]")
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")
-    device = pick_device("auto")
+    device, written = pick_device("auto"), 0
     for kind in kinds:
         columns, recipe = (latents if kind == "latents" else text)(cfg, data, device)
-        precompute(data, kind, columns, recipe)
+        written += precompute(data, kind, columns, recipe)
+    return written
 
 
 def precompute(data: RestorationDataModule, kind: str, columns: Columns, recipe: str) -> int:
@@ -78,7 +84,8 @@ def latents(
     """Return what encodes the images of a shard that are one whole crop, and its recipe."""
     vae: AutoencoderKL = instantiate(cfg.vae).to(device).requires_grad_(False).eval()
     path, key = cfg.weights.vae or cfg.weights.sdxl, "weights.vae"
-    load_parts(path, {"vae": vae}, key=key if cfg.weights.vae else "weights.sdxl")
+    key = key if cfg.weights.vae else "weights.sdxl"
+    load_parts(path, {"vae": vae}, dtype=torch.float32, key=key)
     size, limits = data.sample_reader.crop_size, data.sample_reader.limits
 
     def columns(folder: ShardFolder, shard: int, source: SourceConfig) -> dict[str, Tensor]:
@@ -107,7 +114,7 @@ def text(cfg: DictConfig, data: RestorationDataModule, device: torch.device) -> 
     parts: dict[str, torch.nn.Module] = {
         "clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g,
     }  # fmt: skip
-    load_parts(cfg.weights.sdxl, parts, key="weights.sdxl")
+    load_parts(cfg.weights.sdxl, parts, dtype=torch.float32, key="weights.sdxl")
     count_tokens = data.sample_reader.count_tokens
     constants = constant_texts(data.caption_policies(), count_tokens)
 
