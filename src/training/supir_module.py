@@ -86,7 +86,7 @@ class SupirModule(TrainedParts):
         if "latents" not in batch:
             return self.vae.encode(self.degradation.target(hq))
         if self.degradation.config.sharpen:
-            raise ValueError("precomputed latents are not sharpened: degradation.config.sharpen=false")
+            raise ValueError("precomputed latents need degradation.config.sharpen=false")
         return batch["latents"].to(hq.dtype)
 
     def conditioning(self, batch: Batch) -> Conditioning:

@@ -167,3 +167,21 @@ def test_full_scale_configuration_counts_the_tokens_of_clip() -> None:
     assert reader.count_tokens(words) == 53  # of the released positive prompt, by CLIP
     text = compose(LONG, words, reader.captions, reader.count_tokens).text
     assert text.endswith(words) and 60 < reader.count_tokens(text) <= 75
+
+
+@pytest.mark.parametrize("data", ["demo", "shards"])
+def test_open_questions_of_the_paper_are_keys_that_a_sweep_sets(data: str) -> None:
+    """Every rule of the policy stands in the configuration, so that no override needs a plus."""
+    from dataclasses import asdict
+
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    conf = OmegaConf.load(Path(__file__).parents[2] / f"conf/data/{data}.yaml")
+    swept = ["captions.partial=quadrant", "captions.min_visible=0.5",
+             "captions.drop_negatives=true", "captions.negative_content_prob=0.5"]  # fmt: skip
+    OmegaConf.set_struct(conf, True)
+    policy = asdict(instantiate(OmegaConf.merge(conf, OmegaConf.from_dotlist(swept)).captions))
+    assert (policy["partial"], policy["min_visible"]) == ("quadrant", 0.5)
+    assert policy["drop_negatives"] and policy["negative_content_prob"] == 0.5
+    assert set(asdict(CaptionPolicy())) - set(conf["captions"]) == {"max_tokens"}
