@@ -84,8 +84,14 @@ def straight(order: Mixture, start: int, count: int) -> list[list[tuple[int, Pla
     ]
 
 
-@pytest.mark.parametrize("workers", range(5))
-@pytest.mark.parametrize("world", range(1, 9))
+TOPOLOGIES = [  # the largest start 15 to 32 processes each
+    pytest.param(world, workers, marks=pytest.mark.slow if world > 4 and workers > 2 else ())
+    for world in range(1, 9)
+    for workers in range(5)
+]
+
+
+@pytest.mark.parametrize(("world", "workers"), TOPOLOGIES)
 def test_every_topology_reads_the_same_disjoint_global_batches(world: int, workers: int) -> None:
     """And resumes at any step from any other: the state is the step alone."""
     rng = random.Random(world * 10 + workers)
