@@ -126,11 +126,11 @@ def test_every_source_is_covered_once_an_epoch_and_to_its_quota(shards: int) -> 
             assert set(part) == everything
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_chain_of_resumes_on_random_topologies_equals_the_straight_run(seed: int) -> None:
     rng = random.Random(seed)
     order = mixture(rng.randint(1, 37))
-    step, end = 0, 12
+    step, end = 0, 9
     while step < end:
         world, workers = rng.randint(1, 8), rng.choice([0, 0, 1, 2])
         micro = rng.choice(micro_batches(world))
