@@ -63,8 +63,8 @@ class SupirModule(TrainedParts):
         self.negative_prompt = negative_prompt
         self.val_draws = val_draws
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of one batch, and what it is the mean of."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
@@ -76,9 +76,8 @@ class SupirModule(TrainedParts):
         x = z + append_dims(sigma, z.ndim) * noise
         denoised = self.denoiser(self.network, x, sigma, cond, z_lq)
         error = (denoised - z).square().mean(dim=(1, 2, 3))
-        loss = (self.noise.weight(sigma) * error).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        losses = self.noise.weight(sigma) * error  # (B,)
+        return {"loss": losses.mean(), "losses": losses.detach(), "sigma": sigma}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""

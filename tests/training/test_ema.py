@@ -15,7 +15,7 @@ def test_average_follows_its_formula_and_leaves_frozen_parts_out() -> None:
     ema, trainer = TrainedEMA(0.5), SimpleNamespace(global_step=0)
     with torch.no_grad():
         module.weight.fill_(1.0)
-    ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
     with torch.no_grad():
         module.weight.fill_(2.0)
     trainer.global_step = 1
@@ -31,7 +31,7 @@ def test_validation_sees_the_average_and_training_the_raw_weights() -> None:
     module: Any = torch.nn.Linear(1, 1, bias=False)
     ema = TrainedEMA(0.5)
     trainer = SimpleNamespace(global_step=0, state=SimpleNamespace(fn="fit"))
-    ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
     average = ema.average["weight"].clone()
     with torch.no_grad():
         module.weight.fill_(7.0)
