@@ -146,7 +146,9 @@ def replay(record_path: str, run_dir: Path) -> None:
     """
     path = Path(record_path)
     if not path.is_file():
-        raise FileNotFoundError(f"replay={path}: no such file; records are runs/*/*/odd_steps/*.json")
+        raise FileNotFoundError(
+            f"replay={path}: no such file; records lie in runs/*/*/odd_steps"
+        )
     record = json.loads(path.read_text(encoding="utf-8"))
     run = Path(record["run"])
     if not (run / "config.yaml").is_file():

@@ -20,8 +20,8 @@ def accumulation_steps(global_batch: int, *, ranks: int, micro_batch: int) -> in
         fitting = [n for n in range(1, share + 1) if share % n == 0]
         advice = f"use data.micro_batch of {_some(fitting, micro_batch)}"
     raise ValueError(
-        f"global_batch {global_batch} = {ranks} ranks x {micro_batch} samples x accumulation has no "
-        f"whole solution ({global_batch} / {at_once} = {global_batch / at_once:.3f}): {advice}"
+        f"global_batch {global_batch} = {ranks} ranks x {micro_batch} samples x accumulation has "
+        f"no whole solution ({global_batch} / {at_once} = {global_batch / at_once:.3f}): {advice}"
     )
 
 

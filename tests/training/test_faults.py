@@ -53,7 +53,9 @@ def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(
     for _ in range(kills):
         before = len(committed(folder)) and committed(folder)[0]
         with Processes(workers.heavy_task, 1, broken, width, steps=steps) as processes:
-            wait_for(lambda before=before: bool(committed(folder)) and committed(folder)[0] != before)
+            wait_for(
+                lambda before=before: bool(committed(folder)) and committed(folder)[0] != before
+            )
             time.sleep(moments.uniform(0, 0.25))
             processes.kill(0)
         found = committed(folder)
@@ -153,9 +155,7 @@ def test_a_signal_to_any_rank_stops_all_after_the_same_step(
     tmp_path: Path, who: tuple[int, ...], offset: float
 ) -> None:
     folder = tmp_path / "run"
-    with Processes(
-        workers.slow_task, 2, folder, 2, steps=10_000, every=10_000
-    ) as processes:
+    with Processes(workers.slow_task, 2, folder, 2, steps=10_000, every=10_000) as processes:
         wait_for(lambda: all((folder / f"trace_{r}.jsonl").exists() for r in (0, 1)))
         for number, rank in enumerate(who):
             time.sleep(offset if number or len(who) == 1 else 0)
@@ -196,7 +196,9 @@ def test_nans_in_a_row_stop_all_ranks_before_anything_good_is_overwritten(tmp_pa
     assert [path.name for path in committed(folder / "checkpoints")][0] == "step_0000004.ckpt"
     assert all(t.isfinite().all() for t in state(folder, 4)["state_dict"].values())
     for rank in (0, 1):
-        assert "FloatingPointError: 3 steps in a row" in (tmp_path / f"run.rank{rank}.log").read_text()
+        assert (
+            "FloatingPointError: 3 steps in a row" in (tmp_path / f"run.rank{rank}.log").read_text()
+        )
 
 
 def test_an_exception_on_one_rank_ends_all(tmp_path: Path) -> None:

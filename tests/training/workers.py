@@ -30,6 +30,7 @@ from src.training.guard import StepGuard
 from src.training.interruption import StopOnSignal
 from src.training.optim import OptimSettings
 from src.training.saving import SaveCheckpoints
+from src.training.sharding import ShardedStrategy
 from src.training.topology import keep_global_batch
 from src.training.trained_parts import TrainedParts
 
@@ -124,6 +125,8 @@ def fit(
     stop = StopOnSignal()
     if strategy is None:
         strategy = "auto" if ranks == 1 else DDPStrategy(static_graph=True)
+    if strategy == "sharded":
+        strategy = ShardedStrategy()
     rank = int(os.environ.get("RANK", 0))
     folder.mkdir(parents=True, exist_ok=True)
     trainer = pl.Trainer(
