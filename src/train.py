@@ -146,9 +146,7 @@ def replay(record_path: str, run_dir: Path) -> None:
     """
     path = Path(record_path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"replay={path}: no such file; records lie in runs/*/*/odd_steps"
-        )
+        raise FileNotFoundError(f"replay={path}: no such file; records lie in runs/*/*/odd_steps")
     record = json.loads(path.read_text(encoding="utf-8"))
     run = Path(record["run"])
     if not (run / "config.yaml").is_file():
@@ -170,8 +168,8 @@ def replay(record_path: str, run_dir: Path) -> None:
     cfg.trainer.default_root_dir = str(run_dir)
     cfg.data.micro_batch = len(record["micro_batches"][0]["keys"])
     cfg.logger = {}
-    guard = cfg.callbacks.guard | {"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9}
-    cfg.callbacks = {"guard": guard, "progress": cfg.callbacks.progress}
+    cfg.callbacks = {"guard": cfg.callbacks.guard, "progress": cfg.callbacks.progress}
+    cfg.callbacks.guard.update({"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9})
     look = ReplayStep(record, run_dir / "replay.json")
     module, datamodule, trainer, _ = build(cfg, look)
     trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)

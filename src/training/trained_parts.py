@@ -73,7 +73,7 @@ class TrainedParts(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW over the trained parameters and its schedule, stepped every step."""
-        optimizer, schedule = build_optimizer(self.parameters(), self.optim)
+        optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
