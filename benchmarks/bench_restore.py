@@ -58,9 +58,7 @@ def assemble(parts: dict[str, Any], **options: Any) -> Restorer:
     """Make a restorer of built networks."""
     network = ControlledUNet(parts["unet"], parts["control"], parts["connector"])
     vae = parts["vae"]
-    return Restorer(
-        network, Denoiser(), parts["conditioner"], vae, RobustEncoder(vae), **options
-    )
+    return Restorer(network, Denoiser(), parts["conditioner"], vae, RobustEncoder(vae), **options)
 
 
 def tiny_restorer() -> Restorer:

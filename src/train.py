@@ -64,7 +64,7 @@ def train(cfg: DictConfig) -> float | None:
     log.info("%s into %s", cfg.name, run_dir)
     module, datamodule, trainer, recipe = build(cfg)
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        logger.log_hyperparams(_plain(cfg))
 
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
@@ -168,8 +168,9 @@ def replay(record_path: str, run_dir: Path) -> None:
     cfg.trainer.default_root_dir = str(run_dir)
     cfg.data.micro_batch = len(record["micro_batches"][0]["keys"])
     cfg.logger = {}
-    cfg.callbacks = {"guard": cfg.callbacks.guard, "progress": cfg.callbacks.progress}
-    cfg.callbacks.guard.update({"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9})
+    guard: Any = cfg.callbacks.guard
+    guard.update({"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9})
+    cfg.callbacks = {"guard": guard, "progress": cfg.callbacks.progress}
     look = ReplayStep(record, run_dir / "replay.json")
     module, datamodule, trainer, _ = build(cfg, look)
     trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)
@@ -200,10 +201,16 @@ def git_commit() -> str | None:
 
 
 def quieten_lightning() -> None:
-    """Hide what a person training with this code need not read."""
+    """Hide what a person training with this code need not read, and all but one rank's log."""
+    if rank_zero_only.rank != 0:
+        logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def _values(node: DictConfig) -> dict[str, Any]:

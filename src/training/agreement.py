@@ -1,5 +1,7 @@
 """Ranks: how the processes of a run come to one decision, at the same step, without a device."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,7 +15,7 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
 
     def join(self) -> None:
         """Make the group; every rank calls this at the same place."""

@@ -69,7 +69,8 @@ class ValidationPictures(pl.Callback):
                 if lines:
                     writer.add_text("val/degradation", "\n\n".join(lines), step)
             elif hasattr(logger, "log_image"):  # Weights & Biases; MLflow takes the file
-                logger.log_image("val/pictures", [str(path)], caption=["\n".join(lines)])
+                wandb: Any = logger
+                wandb.log_image("val/pictures", [str(path)], caption=["\n".join(lines)])
             elif isinstance(logger, MLFlowLogger):
                 logger.experiment.log_artifact(logger.run_id, str(path), "pictures")
 

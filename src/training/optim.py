@@ -115,7 +115,7 @@ def build_optimizer(
 
 def _adamw_8bit() -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise ValueError(
             "optim.kind=adamw_8bit needs bitsandbytes: pip install open-supir[eight_bit]"
