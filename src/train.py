@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.base_weights import load_base_weights
-from src.cli import command
+from src.cli import ROOT, command
 from src.data import RestorationDataModule
 from src.networks.switches import checkpoint_activations, compile_networks
 from src.resume import resolve_checkpoint
@@ -41,6 +41,9 @@ def main(cfg: DictConfig) -> float | None:
     """Run one experiment; returns its last validation loss or PSNR, for sweepers."""
     if cfg.replay is not None:
         return replay(cfg.replay, Path(cfg.run_dir))
+    if OmegaConf.is_missing(cfg, "name"):
+        known = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+        raise ValueError(f"name an experiment, as experiment=zerosft; known: {', '.join(known)}")
     return train(cfg)
 
 
