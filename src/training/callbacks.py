@@ -45,11 +45,15 @@ class ValidationPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the grid of the first batch."""
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+        # the parts of a sharded network work only together
+        takes_part = trainer.is_global_zero or getattr(pl_module, "is_sharded", False)
+        if batch_idx or trainer.sanity_checking or not takes_part:
             return
         batch = first_rows(batch, self.num_images)
         with trainer.precision_plugin.val_step_context():  # hooks run outside of autocast
             columns: dict[str, Tensor] = pl_module.pictures(batch)
+        if not trainer.is_global_zero:
+            return
         rows = [list(images) for images in zip(*columns.values(), strict=True)]
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"

@@ -72,7 +72,7 @@ class SaveCheckpoints(Checkpoint):
     def save(self, trainer: pl.Trainer) -> Path:
         """Write a checkpoint now; every rank calls this. Returns its path."""
         path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
             point_to(self.folder / LAST, path)

@@ -131,7 +131,9 @@ def shard_trained(
         for layer in reversed(list(child.modules())):
             if isinstance(layer, LAYERS) and layer is not child:
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(child, mesh=mesh, mp_policy=policy)
+        # the outermost too gives its weights back after a forward without a backward: validation
+        # is followed by reading and writing shards
+        fully_shard(child, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         for method in ("prepare",):  # called by the sampler, outside of forward
             if isinstance(getattr(child, method, None), Callable):
                 register_fsdp_forward_method(child, method)

@@ -5,31 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from src.data.order import StepSampler
 from src.networks import AutoencoderKL, Conditioner, UNet
 from src.networks.conditioner import TextTowerConfig
 from tests.conftest import TRUNK, randomise
 from tests.training import workers
 from tests.training.modules import supir_module
-from tests.training.workers import GLOBAL_BATCH, Data, loss_of, run
-
-
-class Crops(Data):
-    """Random crops, each from its position."""
-
-    def train_dataloader(self) -> DataLoader:
-        trainer: Any = self.trainer
-        micro = GLOBAL_BATCH // (trainer.world_size * trainer.accumulate_grad_batches)
-        sampler = StepSampler(
-            trainer.global_step * GLOBAL_BATCH,
-            global_batch=GLOBAL_BATCH,
-            micro_batch=micro,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-        )
-        return DataLoader(Positions(), batch_sampler=sampler, collate_fn=crops)  # type: ignore[arg-type]
+from tests.training.workers import Data, loss_of, run
 
 
 class Positions(torch.utils.data.Dataset):
@@ -42,7 +24,7 @@ class Positions(torch.utils.data.Dataset):
 def crops(positions: list[int]) -> dict[str, Any]:
     """Return a batch whose samples depend on their positions only."""
     images = [
-        torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(p))
+        torch.randint(0, 256, (3, 32, 32), generator=torch.Generator().manual_seed(p % 2**31))
         for p in positions
     ]
     count = len(positions)
@@ -71,7 +53,9 @@ def supir() -> Any:
 def supir_task(folder: Path, ranks: int, *, pictures: bool = False, **options: Any) -> int:
     """Train the real module; then make validation pictures, on all ranks together."""
     module = supir()
-    trainer, code = workers.fit(folder, ranks=ranks, module=module, data=Crops(), **options)
+    trainer, code = workers.fit(
+        folder, ranks=ranks, module=module, data=Data(Positions(), crops), **options
+    )
     if pictures:
         columns = module.pictures(crops([1, 2]))
         torch.save(columns["restored"], folder / f"restored_{trainer.global_rank}.pt")

@@ -1,5 +1,6 @@
 """DDP and FSDP2 train as one process does; their checkpoints are the same files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ TOLERANCE = 1e-5
 def test_two_ranks_have_the_losses_and_weights_of_one_process(
     tmp_path: Path, strategy: str | None
 ) -> None:
-    workers.fit(tmp_path / "one", steps=5)
-    two = tmp_path / "two"
-    assert run(workers.train_task, 2, two, 2, steps=5, strategy=strategy) == [0, 0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    workers.fit(one, steps=5, val_every=2)
+    assert run(workers.train_task, 2, two, 2, steps=5, val_every=2, strategy=strategy) == [0, 0]
+    losses = [json.loads(f.read_text())["val/loss"] for f in sorted(tmp_path.glob("*/metrics_*"))]
+    assert len(losses) == 3 and losses == pytest.approx([losses[0]] * 3, rel=TOLERANCE)
     assert loss_of(two) == pytest.approx(loss_of(tmp_path / "one"), rel=TOLERANCE)
     a, b = state(tmp_path / "one", 5), state(two, 5)
     assert list(a["state_dict"]) == list(b["state_dict"])

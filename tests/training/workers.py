@@ -48,9 +48,22 @@ class Samples(Dataset):
 
 
 class Data(pl.LightningDataModule):
-    """Endless batches from the consumed samples on."""
+    """Endless batches from the consumed samples on; validation on positions that are not trained.
+
+    Args:
+        dataset: Position -> sample.
+        collate: Samples -> batch.
+    """
 
     sources = ("s",)
+
+    def __init__(self, dataset: Dataset | None = None, collate: Any = None) -> None:
+        super().__init__()
+        self.dataset, self.collate = dataset or Samples(), collate
+
+    def val_dataloader(self) -> DataLoader:
+        positions = [[-1, -2], [-3, -4]]
+        return DataLoader(self.dataset, batch_sampler=positions, collate_fn=self.collate)
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
@@ -63,7 +76,7 @@ class Data(pl.LightningDataModule):
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
-        return DataLoader(Samples(), batch_sampler=sampler)
+        return DataLoader(self.dataset, batch_sampler=sampler, collate_fn=self.collate)
 
 
 class Small(TrainedParts):
@@ -89,6 +102,10 @@ class Small(TrainedParts):
         if self.hook is not None:
             loss = self.hook(self, batch, loss)
         return {"loss": loss, "losses": losses.detach()}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        loss = self.training_step(batch, batch_idx)["loss"]
+        self.log("val/loss", loss, sync_dist=True)
 
 
 class Trace(pl.Callback):
@@ -116,6 +133,7 @@ def fit(
     ckpt_path: str | None = None,
     every: int = 1,
     stop_after: int = 10,
+    val_every: int | None = None,
     module: TrainedParts | None = None,
     strategy: Any = None,
     data: Any = None,
@@ -141,7 +159,10 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         gradient_clip_val=1.0,
-        limit_val_batches=0,
+        limit_val_batches=2 if val_every else 0,
+        val_check_interval=val_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
         plugins=[VerifiedCheckpointIO()],
         callbacks=[
             stop,
@@ -153,6 +174,9 @@ def fit(
     )
     keep_global_batch(trainer, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
     trainer.fit(module or Small(), data or Data(), ckpt_path=ckpt_path, weights_only=True)
+    if val_every:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (folder / f"metrics_{rank}.json").write_text(json.dumps(metrics))
     if stop.exit_code is not None:
         trainer.strategy.barrier("end")
     return trainer, stop.exit_code or 0
