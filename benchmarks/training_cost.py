@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -36,8 +37,27 @@ SETUPS = (  # name, device, devices, GB of each
 )
 
 
+class FusedAttention(torch.autograd.Function):
+    """Attention's products, without keeping what a fused kernel computes again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the shape of softmax(q k) v."""
+        out = (q @ k.mT) @ v
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients' shapes: five products."""
+        q, k, v, _ = ctx.saved_tensors
+        weights = q @ k.mT
+        inner = grads[0] @ v.mT
+        return inner @ k, inner.mT @ q, weights.mT @ grads[0]
+
+
 def networks(depth: str) -> tuple[ControlledUNet, Any]:
-    """Return the controlled UNet and the VAE on meta: frozen in bfloat16, trained in float32."""
+    """Return the controlled UNet and the VAE on meta, in the type that they compute in."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = ["experiment=zerosft", "scale=sdxl", f"control={depth}"]
         cfg = compose("train", overrides=[*overrides, "runs_dir=/tmp", "run_dir=/tmp"])
@@ -46,7 +66,7 @@ def networks(depth: str) -> tuple[ControlledUNet, Any]:
         return build_network(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
 
     with torch.device("meta"):
-        network = ControlledUNet(part("unet").bfloat16(), part("control"), part("connector"))
+        network = ControlledUNet(part("unet"), part("control"), part("connector")).bfloat16()
         return network, part("vae").bfloat16().requires_grad_(False)
 
 
@@ -66,9 +86,8 @@ def step_cost(network: ControlledUNet, crop: int) -> tuple[float, float]:
         return tensor
 
     with FlopCounterMode(display=False) as counter:
-        with torch.autocast("meta", dtype=torch.bfloat16):
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                out = network(z, t, cond, z)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = network(z, t, cond, z)
         out.sum().backward()
     shapes = sum(t.numel() * t.element_size() for t in kept.values())
     network.zero_grad()
@@ -87,6 +106,7 @@ def main() -> None:
     """Print counts, then what they mean on some machines."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     steps, batch = int(options.get("steps", "40000")), int(options.get("batch", "256"))
+    F.scaled_dot_product_attention = FusedAttention.apply  # type: ignore[assignment]
     depths = options.get("depth", "half,full").split(",")
     crops = [int(crop) for crop in options.get("crop", "512,1024").split(",")]
     print("| adaptor | crop | checkpointing | TFLOP a sample | with both encodes | kept, GB |")

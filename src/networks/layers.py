@@ -44,6 +44,11 @@ def run_module(module: nn.Module, *inputs: object) -> Tensor:
     return module(*inputs)
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Say whether autocast is on where `x` is; there is none for meta tensors."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 class GroupNorm(nn.GroupNorm):
     """Group norm in its input's type, also under autocast.
 
@@ -53,7 +58,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Normalise (B, C, h, w)."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if not is_autocast(x):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -65,7 +70,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Normalise (..., C)."""
-        if not torch.is_autocast_enabled(x.device.type):
+        if not is_autocast(x):
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)

@@ -10,6 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.naive_step import naive_loss, train_everything
 from src.networks import AutoencoderKL, Conditioner, UNet
+from src.networks.layers import BasicTransformerBlock
 from tests.conftest import randomise
 from tests.training.modules import batch, robust_module, supir_module
 
@@ -119,3 +120,14 @@ def test_norms_stay_in_their_type_under_autocast(module: Any) -> None:
     assert kinds == {"GroupNorm": {torch.bfloat16}, "LayerNorm": {torch.bfloat16}}
     norm = module.network.control.input_blocks[1][0].in_layers[0]
     assert norm.weight.dtype == norm.weight.grad.dtype == torch.float32
+
+
+def test_the_compiled_block_is_one_graph_under_autocast() -> None:
+    """What `compile=regional` compiles; a break in the graph would cost its speed."""
+    torch._dynamo.reset()
+    block = BasicTransformerBlock(32, context_width=32, heads=1)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    x, context = torch.randn(1, 4, 32), torch.randn(1, 7, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(x, context), block(x, context))
+    torch._dynamo.reset()
