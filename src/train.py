@@ -65,6 +65,7 @@ def train(cfg: DictConfig) -> float | None:
     if rank_zero_only.rank == 0:
         write_config(run_dir, cfg)
     log.info("%s into %s", cfg.name, run_dir)
+    keep_earlier_metrics(run_dir, resumed)
     module, datamodule, trainer, recipe = build(cfg)
     for logger in trainer.loggers:
         logger.log_hyperparams(_plain(cfg))
@@ -191,6 +192,13 @@ def end_if_interrupted(trainer: pl.Trainer, *, requeue: bool) -> None:
                 requeue_slurm_job()
             trainer.strategy.barrier("end")  # a launcher ends the others once one rank has ended
             raise SystemExit(callback.exit_code)
+
+
+def keep_earlier_metrics(run_dir: Path, resumed: str | None) -> None:
+    """Set aside the CSV of a run that goes on in its own folder: the logger starts a new one."""
+    metrics = run_dir / "csv/metrics.csv"
+    if resumed is not None and rank_zero_only.rank == 0 and metrics.is_file():
+        metrics.replace(metrics.with_name(f"metrics_until_{Path(resumed).stem}.csv"))
 
 
 def git_commit() -> str | None:

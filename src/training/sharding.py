@@ -128,6 +128,7 @@ def shard_trained(
     for name, child in module.named_children():
         if not any(p.requires_grad for p in child.parameters()):
             continue
+        child.to(memory_format=torch.contiguous_format)  # FSDP2 takes no channels_last weights
         for layer in reversed(list(child.modules())):
             if isinstance(layer, LAYERS) and layer is not child:
                 fully_shard(layer, mesh=mesh, mp_policy=policy)

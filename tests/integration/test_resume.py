@@ -36,6 +36,8 @@ def test_auto_starts_anew_then_goes_on_in_the_same_folder(
     assert_equal(a["state_dict"], b["state_dict"])
     names = [path.name for path in committed(tmp_path / "a/checkpoints")]
     assert names == ["step_0000004.ckpt", "step_0000002.ckpt"]
+    files = {path.name for path in (tmp_path / "a/csv").glob("*.csv")}
+    assert files == {"metrics.csv", "metrics_until_step_0000002.csv"}
 
 
 def test_last_falls_back_and_a_named_file_never_does(

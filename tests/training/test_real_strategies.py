@@ -47,7 +47,8 @@ def supir() -> Any:
         ch=8, ch_mult=[1, 1, 2], num_res_blocks=1, z_channels=4, scale_factor=0.5, groups=4
     )
     tower = TextTowerConfig(width=16, layers=2, heads=1)
-    return supir_module(unet, vae, Conditioner(clip_l=tower, clip_g=tower, size_channels=4))
+    module = supir_module(unet, vae, Conditioner(clip_l=tower, clip_g=tower, size_channels=4))
+    return module.to(memory_format=torch.channels_last)
 
 
 def supir_task(folder: Path, ranks: int, *, pictures: bool = False, **options: Any) -> int:
