@@ -31,7 +31,7 @@ def test_first_ctrl_c_saves_after_the_step_and_stops(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     stop, save = StopOnSignal(), SaveCheckpoints(str(tmp_path), every=1000)
     trainer = pl.Trainer(
-        max_steps=50, accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_steps=50, accelerator="cpu", logger=False,
         enable_progress_bar=False, callbacks=[stop, save], enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Toy(), DataLoader(torch.randn(64, 2), batch_size=1))
