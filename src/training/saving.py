@@ -8,7 +8,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from src.training.agreement import Ranks
-from src.training.checkpoint_io import committed, remove_stale_temporaries
+from src.training.checkpoint_io import (
+    VerifiedCheckpointIO,
+    committed,
+    remove_stale_temporaries,
+)
 
 LAST = "last.ckpt"
 
@@ -45,8 +49,11 @@ class SaveCheckpoints(Checkpoint):
         """Clear what a killed process left, and see that all ranks are at the same step.
 
         Raises:
-            RuntimeError: They resumed from different checkpoints.
+            TypeError: Checkpoints are written without manifests, so none would be kept.
+            RuntimeError: The ranks resumed from different checkpoints.
         """
+        if not isinstance(trainer.strategy.checkpoint_io, VerifiedCheckpointIO):
+            raise TypeError("SaveCheckpoints needs trainer.plugins=[VerifiedCheckpointIO]")
         self.saved_step = trainer.global_step
         if trainer.is_global_zero and self.folder.is_dir():
             remove_stale_temporaries(self.folder)

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from src.training.checkpoint_io import VerifiedCheckpointIO
 from src.training.interruption import StopOnSignal
 from src.training.saving import SaveCheckpoints
 
@@ -33,6 +34,7 @@ def test_first_ctrl_c_saves_after_the_step_and_stops(tmp_path: Path) -> None:
     trainer = pl.Trainer(
         max_steps=50, accelerator="cpu", logger=False,
         enable_progress_bar=False, callbacks=[stop, save], enable_model_summary=False,
+        plugins=[VerifiedCheckpointIO()],
     )  # fmt: skip
     trainer.fit(Toy(), DataLoader(torch.randn(64, 2), batch_size=1))
     assert stop.received == signal.SIGINT and stop.exit_code == 130
