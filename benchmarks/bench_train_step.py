@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from naive_step import naive_loss, train_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from train_step_peer import NaiveControlledUNet, naive_loss
 
 from src.base_weights import load_base_weights
 from src.data.samples import Batch
@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "compiled": ("compile=full",),
     "transformer": ("checkpointing=transformer",),
     "checkpointed": ("checkpointing=full",),
+    "eight_bit": ("optim.kind=adamw_8bit",),
 }
 
 
@@ -107,7 +108,11 @@ def our_step(cfg: DictConfig, device: torch.device, *, bfloat16: bool, loaded: b
     compile_networks(module, cfg.compile)
     optimizer = module.configure_optimizers()["optimizer"]
     return Step(
-        module, lambda batch: module.training_step(batch, 0), optimizer, bfloat16, crop_of(cfg)
+        module,
+        lambda batch: module.training_step(batch, 0)["loss"],
+        optimizer,
+        bfloat16,
+        crop_of(cfg),
     )
 
 
@@ -115,9 +120,7 @@ def naive_step(cfg: DictConfig, device: torch.device, *, bfloat16: bool, loaded:
     """Return the naive step."""
     module = build(cfg, device, torch.float32, loaded=loaded)
     trained = [p for p in module.parameters() if p.requires_grad]
-    network = module.network
-    module.network = NaiveControlledUNet(network.unet, network.control, network.connector)
-    module.requires_grad_(True)
+    train_everything(module)
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=False, foreach=False)
     return Step(module, lambda batch: naive_loss(module, batch), optimizer, bfloat16, crop_of(cfg))
 

@@ -3,22 +3,32 @@
 Compose, build, load the base weights, fit. What a step does is in src/training/*_module.py.
 """
 
+import json
 import logging
+import signal
+import subprocess
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from src.base_weights import load_base_weights
-from src.cli import command
+from src.cli import ROOT, command
+from src.data import RestorationDataModule
 from src.networks.switches import checkpoint_activations, compile_networks
-from src.runs import newest_checkpoint, write_config, write_summary
-from src.training.interruption import INTERRUPTED_EXIT, StopOnSignal
+from src.resume import resolve_checkpoint
+from src.runs import write_config, write_summary
+from src.training.checkpoint_io import committed, read_manifest
+from src.training.interruption import StopOnSignal, requeue_slurm_job
+from src.training.replay import ReplayStep
+from src.training.topology import keep_global_batch
+from src.training.trained_parts import TrainedParts
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +39,21 @@ ARCHITECTURE = ("unet", "control", "connector", "vae", "conditioner", "denoiser"
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Run one experiment; returns its last validation loss or PSNR, for sweepers."""
+    if cfg.replay is not None:
+        return replay(cfg.replay, Path(cfg.run_dir))
+    if OmegaConf.is_missing(cfg, "name"):
+        known = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+        raise ValueError(f"name an experiment, as experiment=zerosft; known: {', '.join(known)}")
     return train(cfg)
+
+
+class Run(NamedTuple):
+    """What a configuration builds."""
+
+    module: TrainedParts
+    datamodule: RestorationDataModule
+    trainer: pl.Trainer
+    recipe: dict[str, Any]
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -37,16 +61,67 @@ def train(cfg: DictConfig) -> float | None:
     quieten_lightning()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     run_dir = Path(cfg.run_dir)
-    resumed = resolve_checkpoint(cfg)
-    write_config(run_dir, cfg)
+    cfg.ckpt_path = resumed = resolve_checkpoint(cfg)
+    if rank_zero_only.rank == 0:
+        write_config(run_dir, cfg)
     log.info("%s into %s", cfg.name, run_dir)
+    keep_earlier_metrics(run_dir, resumed)
+    module, datamodule, trainer, recipe = build(cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(_plain(cfg))
 
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    log.info("%.2fM parameters, of which %.2fM are trained", total / 1e6, trained / 1e6)
+    untrained = {} if resumed else trainer.validate(module, datamodule, verbose=False)[0]
+    start = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+    seconds = time.perf_counter() - start
+
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        write_summary(
+            run_dir,
+            {
+                "experiment": cfg.name,
+                "stage": cfg.stage,
+                "step": trainer.global_step,
+                "seconds": round(seconds, 1),
+                "parameters": total,
+                "trained_parameters": trained,
+                "weights": recipe["weights"],
+                "resumed": resumed,
+                **metrics,
+                **{f"{name}_untrained": float(value) for name, value in untrained.items()},
+            },
+        )
+    for name, value in untrained.items():
+        if name in metrics:  # not so where a signal came before the first validation
+            log.info(
+                "%s: %.4f untrained, %.4f after %d steps",
+                name,
+                value,
+                metrics[name],
+                trainer.global_step,
+            )
+    end_if_interrupted(trainer, requeue=cfg.requeue)
+    return metrics.get("val/loss", metrics.get("val/psnr"))
+
+
+def build(cfg: DictConfig, *extra: pl.Callback) -> Run:
+    """Build module, data and trainer, and load the base weights.
+
+    Args:
+        cfg: Of the run.
+        extra: Callbacks beside the configured ones, called before them.
+    """
     architecture = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ARCHITECTURE}
     recipe: dict[str, Any] = {
         "stage": cfg.stage,
         "architecture": architecture,
         "restore": {"settings": _values(cfg.sampler), **_values(cfg.restore)},
         "weights": {},
+        "commit": git_commit(),
     }
     module = instantiate(cfg.module, recipe=recipe, _convert_="all")
     recipe["weights"] = load_base_weights(module, cfg)
@@ -59,81 +134,99 @@ def train(cfg: DictConfig) -> float | None:
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     trainer: pl.Trainer = instantiate(
-        cfg.trainer, callbacks=callbacks, logger=loggers, _convert_="all"
+        cfg.trainer, callbacks=[*extra, *callbacks], logger=loggers, _convert_="all"
     )
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in module.parameters())
-    log.info("%.2fM parameters, of which %.2fM are trained", total / 1e6, trained / 1e6)
-    untrained = {} if resumed else trainer.validate(module, datamodule, verbose=False)[0]
-    start = time.perf_counter()
-    trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
-    seconds = time.perf_counter() - start
-
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    write_summary(
-        run_dir,
-        {
-            "experiment": cfg.name,
-            "stage": cfg.stage,
-            "step": trainer.global_step,
-            "seconds": round(seconds, 1),
-            "parameters": total,
-            "trained_parameters": trained,
-            "weights": recipe["weights"],
-            "resumed": None if resumed is None else str(resumed),
-            **metrics,
-            **{f"{name}_untrained": float(value) for name, value in untrained.items()},
-        },
+    keep_global_batch(
+        trainer, global_batch=datamodule.global_batch, micro_batch=datamodule.micro_batch
     )
-    for name, value in untrained.items():
-        log.info(
-            "%s: %.4f untrained, %.4f after %d steps",
-            name,
-            value,
-            metrics[name],
-            trainer.global_step,
-        )
-    for callback in callbacks:
-        if isinstance(callback, StopOnSignal) and callback.received is not None:
-            raise SystemExit(INTERRUPTED_EXIT)
-    return metrics.get("val/loss", metrics.get("val/psnr"))
+    return Run(module, datamodule, trainer, recipe)
+
+
+def replay(record_path: str, run_dir: Path) -> None:
+    """Do a recorded step of a run again, on one device, from its last checkpoint before that step.
+
+    Raises:
+        FileNotFoundError: The record, its run or a checkpoint from before the step is not there.
+    """
+    path = Path(record_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"replay={path}: no such file; records lie in runs/*/*/odd_steps")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    run = Path(record["run"])
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is of the run {run}, which has no config.yaml any more")
+    cfg: Any = OmegaConf.load(run / "config.yaml")
+    before = [
+        checkpoint
+        for checkpoint in committed(run / "checkpoints")
+        if (manifest := read_manifest(checkpoint)) and manifest["step"] <= record["step"]
+    ]
+    start = str(before[0]) if before else cfg.ckpt_path
+    log.info(
+        "step %d of %s again, from %s", record["step"], run, start or "the beginning: no checkpoint"
+    )
+    quieten_lightning()
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    on_one_device = {"devices": 1, "num_nodes": 1, "strategy": "auto", "accumulate_grad_batches": 1}
+    cfg.trainer.update({**on_one_device, "max_steps": record["step"] + 1, "limit_val_batches": 0})
+    cfg.trainer.default_root_dir = str(run_dir)
+    cfg.data.micro_batch = len(record["micro_batches"][0]["keys"])
+    cfg.logger = {}
+    guard: Any = cfg.callbacks.guard
+    guard.update({"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9})
+    cfg.callbacks = {"guard": guard, "progress": cfg.callbacks.progress}
+    look = ReplayStep(record, run_dir / "replay.json")
+    module, datamodule, trainer, _ = build(cfg, look)
+    trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)
+
+
+def end_if_interrupted(trainer: pl.Trainer, *, requeue: bool) -> None:
+    """Leave with the signal's exit code, if one stopped training.
+
+    Raises:
+        SystemExit: 130 for ctrl-C, 143 for SIGTERM, and so on.
+    """
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, StopOnSignal) and callback.exit_code is not None:
+            if requeue and trainer.is_global_zero and callback.received != signal.SIGINT:
+                requeue_slurm_job()
+            trainer.strategy.barrier("end")  # a launcher ends the others once one rank has ended
+            raise SystemExit(callback.exit_code)
+
+
+def keep_earlier_metrics(run_dir: Path, resumed: str | None) -> None:
+    """Set aside the CSV of a run that goes on in its own folder: the logger starts a new one."""
+    metrics = run_dir / "csv/metrics.csv"
+    if resumed is not None and rank_zero_only.rank == 0 and metrics.is_file():
+        metrics.replace(metrics.with_name(f"metrics_until_{Path(resumed).stem}.csv"))
+
+
+def git_commit() -> str | None:
+    """Return the commit of this code, where it is a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
 
 
 def quieten_lightning() -> None:
-    """Hide what a person training with this code need not read."""
+    """Hide what a person training with this code need not read, and all but one rank's log."""
+    if rank_zero_only.rank != 0:
+        logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
 
 
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
 def _values(node: DictConfig) -> dict[str, Any]:
     values: Any = OmegaConf.to_container(node, resolve=True)
     return {key: value for key, value in values.items() if key != "_target_"}
-
-
-def resolve_checkpoint(cfg: DictConfig) -> str | None:
-    """Return the checkpoint to resume from; `last` is the experiment's newest.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
-    if cfg.ckpt_path is None:
-        return None
-    if cfg.ckpt_path == "last":
-        path = newest_checkpoint(cfg.runs_dir, stage=cfg.stage, name=cfg.name)
-        if path is None:
-            raise FileNotFoundError(
-                f"ckpt_path=last, but {cfg.runs_dir}/{cfg.name} holds no checkpoint to resume from"
-            )
-    else:
-        path = Path(cfg.ckpt_path)
-        if not path.is_file():
-            raise FileNotFoundError(f"ckpt_path={path}: no such file")
-    log.info("resuming from %s", path)
-    return str(path)
 
 
 if __name__ == "__main__":

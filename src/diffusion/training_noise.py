@@ -17,6 +17,7 @@ from src.diffusion.schedule import NUM_TABLE_SIGMAS, index_to_sigma
 
 SIGMA_STREAM = 1  # which numbers of a seed each use takes; two uses never share a stream
 NOISE_STREAM = 2
+OFFSET_STREAM = 3
 
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)  # splitmix64's constants, as signed 64-bit integers
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -45,6 +46,23 @@ def seeded_randn(
     angle = (words & _LOW_32).double() * (2 * math.pi / 2**32)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)  # (B, n, 2)
     return pairs.flatten(1)[:, :count].float().reshape(tuple(shape))
+
+
+def seeded_noise(
+    seeds: Tensor, shape: Sequence[int], *, offset: float = 0.0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return the noise (B, C, h, w) of training samples.
+
+    Args:
+        seeds, shape, device: See `seeded_randn`.
+        offset: Strength of a part that is constant over each channel of an image, so that its mean
+            is learned as well (Guttenberg 2023; SDXL was refined with 0.05). 0 is plain noise.
+    """
+    noise = seeded_randn(seeds, shape, device=device)
+    if not offset:
+        return noise
+    constant = seeded_randn(seeds, (*shape[:2], 1, 1), OFFSET_STREAM, device)
+    return noise + offset * constant
 
 
 def seeded_uniform(

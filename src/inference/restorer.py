@@ -195,8 +195,16 @@ class Restorer:
         size = options.output_size(*batch.shape[-2:])
         if options.strength == 0:
             untouched = resized(batch, size).to(image.device)
-            samples, result = [untouched] * options.num_samples, Restoration(
-                samples=(), cleaned=untouched, caption="", prompt="", options=options, seconds={}
+            samples, result = (
+                [untouched] * options.num_samples,
+                Restoration(
+                    samples=(),
+                    cleaned=untouched,
+                    caption="",
+                    prompt="",
+                    options=options,
+                    seconds={},
+                ),
             )
         else:
             result = self._with_ladder(run, options)

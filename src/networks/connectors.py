@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from src.networks.layers import Attention, run_module, zero_init
+from src.networks.layers import Attention, GroupNorm, run_module, zero_init
 from src.networks.unet import Join, Layout, PlainJoin
 
 SFT_HIDDEN = 128  # channels between a control feature and its gain and bias, as released
@@ -41,9 +41,7 @@ class ZeroSFT(nn.Module):
     ) -> None:
         super().__init__()
         joined = skip_channels + decoder_channels
-        self.param_free_norm = nn.GroupNorm(
-            32, joined
-        )  # affine all the same, in the released weights
+        self.param_free_norm = GroupNorm(32, joined)  # affine all the same, in the released weights
         self.mlp_shared = nn.Sequential(
             nn.Conv2d(control_channels, hidden, 3, padding=1), nn.SiLU()
         )
@@ -75,8 +73,8 @@ class ZeroCrossAttention(nn.Module):
         self, channels: int, control_channels: int, *, head_channels: int, zero: bool = False
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, channels)
-        self.norm2 = nn.GroupNorm(32, control_channels)
+        self.norm1 = GroupNorm(32, channels)
+        self.norm2 = GroupNorm(32, control_channels)
         self.attn = Attention(
             channels, context_width=control_channels, heads=channels // head_channels
         )

@@ -120,9 +120,7 @@ class ControlledUNet(nn.Module):
         elif self.control.sees_text:
             features = self.control(x, t, cond, Hint(_repeated(hint.features, len(x))))
         else:
-            features = [
-                _repeated(c, len(x)) for c in self.control(x[:rows], t[:rows], cond, hint)
-            ]
+            features = [_repeated(c, len(x)) for c in self.control(x[:rows], t[:rows], cond, hint)]
         with (
             torch.no_grad()
         ):  # control enters after the middle block: the frozen encoder needs no graph

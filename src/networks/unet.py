@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from src.networks.conditioner import Conditioning
 from src.networks.layers import (
     Downsample,
+    GroupNorm,
     ResBlock,
     SpatialTransformer,
     Upsample,
@@ -213,7 +214,7 @@ class UNet(Trunk):
                 block.append(Upsample(plan.out_channels))
             self.output_blocks.append(nn.ModuleList(block))
         self.out = nn.Sequential(
-            nn.GroupNorm(32, self.model_channels),
+            GroupNorm(32, self.model_channels),
             nn.SiLU(),
             zero_init(nn.Conv2d(self.model_channels, out_channels, 3, padding=1)),
         )

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from src.networks.layers import zero_init
+from src.networks.layers import GroupNorm, zero_init
 
 SDXL_LATENT_SCALE = 0.13025
 MANY_TOKENS = 4096  # from where on attention pays for the copies that let it need little memory
@@ -279,4 +279,4 @@ class RobustEncoder(nn.Module):
 
 
 def _norm(groups: int, channels: int) -> nn.Module:
-    return nn.GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
+    return GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()

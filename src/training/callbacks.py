@@ -1,4 +1,4 @@
-"""What a person watches: a progress bar, images a second, validation pictures."""
+"""What a person watches: a progress bar and validation pictures."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -19,59 +19,11 @@ from src.training.degradation_log import describe
 log = logging.getLogger(__name__)
 
 
-class Throughput(pl.Callback):
-    """Logs images a second of whole steps, and the share of time spent waiting for data.
-
-    Args:
-        every: Steps between two figures.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.images = 0
-        self.waited = 0.0
-        self.since = self.last_end = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self.since = self.last_end = time.perf_counter()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the time since the last step as waiting."""
-        self.waited += time.perf_counter() - self.last_end
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
-    ) -> None:
-        """Log, every so many steps."""
-        self.images += len(batch["hq"]) * trainer.world_size
-        self.last_end = time.perf_counter()
-        if (batch_idx + 1) % self.every:
-            return
-        elapsed = self.last_end - self.since
-        pl_module.log_dict(
-            {"perf/images_per_s": self.images / elapsed, "perf/data_wait": self.waited / elapsed}
-        )
-        self.images, self.waited, self.since = 0, 0.0, self.last_end
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave validation out of the figures."""
-        self.images, self.waited = 0, 0.0
-        self.since = self.last_end = time.perf_counter()
-
-
 class ValidationPictures(pl.Callback):
     """Writes a grid of the first validation images, one row an image, and logs it.
 
     The module's `pictures(batch)` says what the columns are. Beside the PNG lies a text file with a
-    line a row: how its LQ was made.
+    line a row: how its LQ was made, and its caption.
 
     Args:
         dirpath: Folder of the PNG files, named by step.
@@ -93,26 +45,38 @@ class ValidationPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the grid of the first batch."""
-        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero:
+        # the parts of a sharded network work only together
+        takes_part = trainer.is_global_zero or getattr(pl_module, "is_sharded", False)
+        if batch_idx or trainer.sanity_checking or not takes_part:
             return
         batch = first_rows(batch, self.num_images)
         with trainer.precision_plugin.val_step_context():  # hooks run outside of autocast
             columns: dict[str, Tensor] = pl_module.pictures(batch)
+        if not trainer.is_global_zero:
+            return
         rows = [list(images) for images in zip(*columns.values(), strict=True)]
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"
         write_image(path, grid, metadata={"columns": " | ".join(columns)})
         degraded = describe(pl_module, batch)
-        if degraded:
+        lines = [
+            f"{line} | {caption}" for line, caption in zip(degraded, batch["caption"], strict=False)
+        ]
+        if lines:
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("\n".join(degraded) + "\n", encoding="utf-8")
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
             temporary.replace(path.with_suffix(".txt"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, trainer.global_step
                 writer.add_image(f"val/{' | '.join(columns)}", grid, step)
-                if degraded:
-                    writer.add_text("val/degradation", "\n\n".join(degraded), step)
+                if lines:
+                    writer.add_text("val/degradation", "\n\n".join(lines), step)
+            elif hasattr(logger, "log_image"):  # Weights & Biases; MLflow takes the file
+                wandb: Any = logger
+                wandb.log_image("val/pictures", [str(path)], caption=["\n".join(lines)])
+            elif isinstance(logger, MLFlowLogger):
+                logger.experiment.log_artifact(logger.run_id, str(path), "pictures")
 
 
 class TrainingProgress(ProgressBar):

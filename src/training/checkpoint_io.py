@@ -1,32 +1,208 @@
-"""AtomicCheckpointIO: a checkpoint is whole under its final name, or not there."""
+"""Checkpoints that are whole and verified: streamed, flushed, renamed, and sealed by a manifest.
 
+Beside `step_0001000.ckpt` lies `step_0001000.ckpt.json` with its size and sha256. The manifest is
+written last, so that a checkpoint without one was never finished; and a file that does not match
+its own is damaged: neither torch.load nor safetensors notices a flipped bit.
+"""
+
+import hashlib
+import json
 import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+MANIFEST_VERSION = 1
+FOREIGN_TEMPORARY_AGE_S = 3600.0  # another machine's process may still be writing a younger one
+SPARE_BYTES = 64 << 20  # of free disk beyond two checkpoints: logs and pictures go on
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name beside the target, flushes to disk, then renames.
+
+class VerifiedCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints that can be trusted, and reads what their manifests confirm.
 
     Lightning's own writer stages in the system's temporary folder and moves across file systems,
-    which is not atomic.
+    which is not atomic, and holds the file in memory. This one streams to a temporary name beside
+    the target, flushes it to disk, renames, and writes the manifest last.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        """Write `checkpoint` to `path`."""
+        """Write `checkpoint` to `path`, then its manifest.
+
+        Raises:
+            OSError: The disk is too full or the folder cannot be written; nothing is left of it.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        remove_stale_temporaries(target.parent)
+        needed = 2 * tensor_bytes(checkpoint) + SPARE_BYTES
+        free = shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise OSError(
+                f"{target}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed (twice the "
+                "checkpoint). Make room, then go on with ckpt_path=last"
+            )
+        temporary = temporary_name(target)
         try:
             with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
+                hashing = _HashingWriter(file)
+                torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # needs write and flush only
                 file.flush()
                 os.fsync(file.fileno())
+                size = file.tell()
+            # a manifest of an older file of this name must not outlive it
+            manifest_path(target).unlink(missing_ok=True)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+        _sync_folder(target.parent)
+        recipe = checkpoint.get("recipe", {})
+        _write_manifest(
+            target,
+            {
+                "version": MANIFEST_VERSION,
+                "file": target.name,
+                "size": size,
+                "sha256": hashing.sha256.hexdigest(),
+                "step": int(checkpoint.get("global_step", 0)),
+                "saved_at": time.time(),
+                "commit": recipe.get("commit"),
+                "recipe_sha256": hashlib.sha256(
+                    json.dumps(recipe, sort_keys=True, default=str).encode()
+                ).hexdigest(),
+                "torch": torch.__version__,
+            },
+        )
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Read a checkpoint as data: nothing in it is ever executed.
+
+        The caller has verified it: see `verify`.
+        """
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        """Delete a checkpoint, its manifest first."""
+        manifest_path(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def manifest_path(checkpoint: Path) -> Path:
+    """Return where the manifest of a checkpoint is."""
+    return checkpoint.with_name(checkpoint.name + ".json")
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's manifest, or None if it has none that can be read."""
+    try:
+        manifest = json.loads(manifest_path(checkpoint).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "sha256" in manifest else None
+
+
+def verify(checkpoint: Path) -> str | None:
+    """Compare a checkpoint with its manifest; return what is wrong, or None.
+
+    Reads the whole file.
+    """
+    manifest = read_manifest(checkpoint)
+    if manifest is None:
+        return "no manifest, so its writing was never finished"
+    if not checkpoint.is_file():
+        return "the file is missing"
+    size = checkpoint.stat().st_size
+    if size != manifest["size"]:
+        return f"{size} bytes in place of {manifest['size']}"
+    with open(checkpoint, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != manifest["sha256"]:
+        return f"sha256 {found[:12]} in place of {manifest['sha256'][:12]}"
+    return None
+
+
+def committed(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder that have a manifest, the newest first."""
+    found = []
+    for path in folder.glob("*.ckpt"):
+        manifest = None if path.is_symlink() else read_manifest(path)
+        if manifest is not None:
+            found.append((manifest["saved_at"], path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def temporary_name(target: Path) -> Path:
+    """Return the name under which this process writes `target`."""
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder."""
+    for path in folder.glob(".*.tmp"):
+        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+        if host.endswith("." + socket.gethostname()) and pid.isdigit():
+            stale = int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists()
+        else:
+            stale = time.time() - path.stat().st_mtime > FOREIGN_TEMPORARY_AGE_S
+        if stale:
+            path.unlink(missing_ok=True)
+
+
+def tensor_bytes(content: Any) -> int:
+    """Return the bytes of all tensors in nested dicts, lists and tuples."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(tensor_bytes(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return sum(tensor_bytes(value) for value in content)
+    return 0
+
+
+class _HashingWriter:
+    """A file to write to that hashes what passes, so that a checkpoint is not read back."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
+    path = manifest_path(target)
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries: a rename is on disk only then."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -14,40 +14,52 @@ class TrainedEMA(pl.Callback):
 
     Args:
         decay: Of the average, per optimiser step.
+        every: Optimiser steps between two updates; the decay is raised to their number.
+        device: "cpu" keeps the average off the device, for a copy of the weights at each update;
+            None keeps it where the parameters are.
 
     Raises:
-        ValueError: `decay` is not in [0, 1).
+        ValueError: `decay` is not in [0, 1), or `every` is not positive.
     """
 
-    def __init__(self, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay = decay
+    def __init__(self, decay: float, *, every: int = 1, device: str | None = None) -> None:
+        if not 0 <= decay < 1 or every < 1:
+            raise ValueError(f"need 0 <= decay < 1 and every >= 1, got {decay} and {every}")
+        self.decay, self.every, self.device = decay, every, device
         self.updates = 0
         self.average: dict[str, Tensor] = {}
         self._swapped = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the current parameters, unless a checkpoint has brought an average."""
         for name, parameter in self._trained(pl_module).items():
-            average = self.average.get(name, parameter.detach())
-            self.average[name] = average.float().clone().to(parameter.device)
+            own = _local(parameter)
+            average = self.average.get(name)
+            if average is None:
+                average = own
+            elif average.shape != own.shape:  # a whole average, for a sharded parameter
+                average = _local(_shard_like(average.to(own.device), parameter))
+            self.average[name] = average.float().clone().to(self.device or own.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Move the average after every optimiser step."""
-        if trainer.global_step == self.updates:
+        """Move the average after every so many optimiser steps."""
+        if trainer.global_step == self.updates or trainer.global_step % self.every:
             return  # an accumulation step: nothing has changed
         self.updates = trainer.global_step
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = [p.detach().float() for p in self._trained(pl_module).values()]
+        updates = self.updates // self.every
+        decay = min(self.decay**self.every, (1 + updates) / (10 + updates))
         averages = list(self.average.values())
+        current = [
+            _local(p).to(average.device).float()
+            for p, average in zip(self._trained(pl_module).values(), averages, strict=True)
+        ]
         torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate the average."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and self.average:
             self._swap(pl_module)
             self._swapped = True
 
@@ -60,8 +72,12 @@ class TrainedEMA(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store the average beside the raw parameters, as `ema`."""
-        checkpoint["ema"] = {name: average.clone() for name, average in self.average.items()}
+        """Store the average beside the raw parameters, as `ema`; whole, if they are sharded."""
+        checkpoint["ema"] = {
+            name: _whole(self.average[name], parameter).cpu()
+            for name, parameter in self._trained(pl_module).items()
+            if name in self.average
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -70,13 +86,43 @@ class TrainedEMA(pl.Callback):
         self.average = dict(checkpoint.get("ema", {}))
         self.updates = int(checkpoint.get("global_step", 0))
 
+    @torch.no_grad()
     def _swap(self, module: pl.LightningModule) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trained(module).items():
-                raw = parameter.detach().clone()
-                parameter.copy_(self.average[name])
-                self.average[name].copy_(raw)
+        for name, parameter in self._trained(module).items():
+            own, average = _local(parameter), self.average[name]
+            raw = own.clone()
+            own.copy_(average)
+            average.copy_(raw)
 
     @staticmethod
     def _trained(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """Return the values that this rank holds: a shard of a sharded parameter, else all of it."""
+    parameter = parameter.detach()
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]
+
+
+def _whole(shard: Tensor, parameter: Tensor) -> Tensor:
+    """Return all values of a parameter's average, of which `shard` is this rank's part."""
+    if not hasattr(parameter, "to_local"):
+        return shard.clone()
+    from torch.distributed.tensor import DTensor
+
+    shard = shard.to(_local(parameter).device)
+    return DTensor.from_local(
+        shard,
+        parameter.device_mesh,  # type: ignore[attr-defined]
+        parameter.placements,  # type: ignore[attr-defined]
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    ).full_tensor()
+
+
+def _shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """Return `whole`, sharded as `parameter` is."""
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]

@@ -1,15 +1,17 @@
 """Optimiser and learning-rate schedule of the trained parts."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 Decay = Literal["constant", "cosine"]
+Kind = Literal["adamw", "adamw_8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,10 @@ class OptimSettings:
         decay: What happens after the warm-up.
         decay_steps: Step at which the cosine ends; needed by cosine only.
         final_lr_ratio: Where the cosine ends, as a share of `lr`.
+        kind: "adamw", fused; or "adamw_8bit", whose state takes a quarter of the memory
+            (bitsandbytes).
+        start_steps: Parts that join later: beginning of their parameters' names -> step at which
+            their warm-up starts. Until then they stay as they are.
 
     Raises:
         ValueError: A value is out of its range, or cosine lacks its end.
@@ -37,6 +43,8 @@ class OptimSettings:
     decay: Decay = "constant"
     decay_steps: int | None = None
     final_lr_ratio: float = 0.05
+    kind: Kind = "adamw"
+    start_steps: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.weight_decay >= 0 and self.warmup_steps >= 0):
@@ -46,13 +54,19 @@ class OptimSettings:
             )
         if self.decay not in get_args(Decay):
             raise ValueError(f"unknown decay {self.decay!r}; known: {', '.join(get_args(Decay))}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"unknown kind {self.kind!r}; known: {', '.join(get_args(Kind))}")
+        if any(step < 0 for step in self.start_steps.values()):
+            raise ValueError(f"start_steps must be at least 0, got {dict(self.start_steps)}")
         if self.decay == "cosine" and not self.decay_steps:
             raise ValueError("decay=cosine needs decay_steps, the step at which it ends")
 
-    def factor(self, step: int) -> float:
-        """Return the share of `lr` in use at `step`."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+    def factor(self, step: int, start: int = 0) -> float:
+        """Return the share of `lr` in use at `step`, for parameters that join at step `start`."""
+        if step < start:
+            return 0.0
+        if step - start < self.warmup_steps:
+            return (step - start + 1) / self.warmup_steps
         if self.decay == "constant" or self.decay_steps is None:
             return 1.0
         span = max(1, self.decay_steps - self.warmup_steps)
@@ -60,29 +74,50 @@ class OptimSettings:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine
 
+    def start_of(self, name: str) -> int:
+        """Return the step at which the parameter of that name joins."""
+        return max((s for part, s in self.start_steps.items() if name.startswith(part)), default=0)
+
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], settings: OptimSettings
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """Return AdamW over the parameters that require a gradient, and its schedule, one call a step.
+    parameters: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Return AdamW over the named parameters that require a gradient, and its schedule, one call a
+    step.
 
     Raises:
-        ValueError: Nothing is trainable.
+        ValueError: Nothing is trainable, or `start_steps` names nothing that is.
     """
-    trained = [p for p in parameters if p.requires_grad]
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
     if not trained:
         raise ValueError("no parameter requires a gradient; nothing to train")
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.lr,
-        betas=settings.betas,
-        fused=True,
-    )
-    # Lightning refuses to clip the gradients of an optimiser that unscales them in its step, as
-    # fused ones do under fp16's loss scaling: let it be done before the step
-    optimizer._step_supports_amp_scaling = False
-    return optimizer, LambdaLR(optimizer, settings.factor)
+    for part in settings.start_steps:
+        if not any(name.startswith(part) for name, _ in trained):
+            raise ValueError(f"start_steps names {part!r}, but no trained parameter begins so")
+    groups: list[dict[str, Any]] = []
+    for start in sorted({settings.start_of(name) for name, _ in trained}):
+        joined = [p for name, p in trained if settings.start_of(name) == start]
+        for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
+            members = [p for p in joined if (p.ndim > 1) == is_matrix]
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "start": start})
+    options: dict[str, Any] = {"lr": settings.lr, "betas": tuple(settings.betas)}
+    if settings.kind == "adamw_8bit":
+        optimizer: torch.optim.Optimizer = _adamw_8bit()(groups, **options)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True, **options)
+        # Lightning refuses to clip the gradients of an optimiser that unscales them in its step, as
+        # fused ones do under fp16's loss scaling: let it be done before the step
+        optimizer._step_supports_amp_scaling = False
+    factors = [partial(settings.factor, start=group["start"]) for group in groups]
+    return optimizer, LambdaLR(optimizer, factors)
+
+
+def _adamw_8bit() -> Any:
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            "optim.kind=adamw_8bit needs bitsandbytes: pip install open-supir[eight_bit]"
+        ) from error
+    return AdamW8bit

@@ -55,7 +55,6 @@ class VAEModule(TrainedParts):
         mse = F.mse_loss(decoded, hq)
         loss = mse + self.l1_weight * F.l1_loss(decoded, hq) + self.kl_weight * posterior.kl()
         self.log("train/psnr", -10 * (mse.detach() / 4).log10())
-        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -116,7 +115,6 @@ class PriorModule(TrainedParts):
         with torch.no_grad():
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         loss = self.denoising_loss(batch, z, batch["seed"])
-        self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

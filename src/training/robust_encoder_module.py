@@ -56,8 +56,8 @@ class RobustEncoderModule(TrainedParts):
         self.degradation = degradation
         self.latent_weight = latent_weight
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of one batch, and what it is the mean of."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
@@ -65,12 +65,11 @@ class RobustEncoderModule(TrainedParts):
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
         error = (self.vae.decode(z_lq) - hq).square().mean(dim=(1, 2, 3))
-        pixel_loss = (error + ERROR_FLOOR).log().mean()
+        losses = (error + ERROR_FLOOR).log()  # (B,)
         latent_loss = F.mse_loss(z_lq, z)
-        loss = pixel_loss + self.latent_weight * latent_loss
-        self.log_dict({"train/pixel_loss": pixel_loss, "train/latent_loss": latent_loss})
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        loss = losses.mean() + self.latent_weight * latent_loss
+        self.log_dict({"train/pixel_loss": losses.mean(), "train/latent_loss": latent_loss})
+        return {"loss": loss, "losses": losses.detach()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the PSNR in dB of both encoders' decodes against the held-out HQ."""

@@ -13,7 +13,7 @@ from src.degradation import DegradationPipeline
 from src.diffusion import Denoiser, RestoreSettings, TableNoise, restore_latent
 from src.diffusion.denoiser import append_dims
 from src.diffusion.restoration import image_noise
-from src.diffusion.training_noise import seeded_randn
+from src.diffusion.training_noise import seeded_noise, seeded_randn
 from src.images import to_signed, to_unit
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from src.networks.conditioner import Conditioning
@@ -33,6 +33,8 @@ class SupirModule(TrainedParts):
         sampler: Settings of the validation pictures.
         negative_prompt: Its words, for the validation pictures' guidance.
         val_draws: Noise levels drawn for every validation image; fixed by its seed.
+        offset_noise: Strength of the noise's part that is constant over an image; see
+            `seeded_noise`.
         optim, recipe: See TrainedParts.
     """
 
@@ -49,6 +51,7 @@ class SupirModule(TrainedParts):
         sampler: RestoreSettings,
         negative_prompt: str,
         val_draws: int,
+        offset_noise: float = 0.0,
         optim: OptimSettings,
         recipe: dict[str, Any],
     ) -> None:
@@ -63,9 +66,10 @@ class SupirModule(TrainedParts):
         self.sampler = sampler
         self.negative_prompt = negative_prompt
         self.val_draws = val_draws
+        self.offset_noise = offset_noise
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss of one batch, and what it is the mean of."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
@@ -73,13 +77,12 @@ class SupirModule(TrainedParts):
             z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
             cond = self.conditioning(batch)
         sigma = self.noise.sample(batch["seed"], z.device)  # (B,)
-        noise = seeded_randn(batch["seed"], z.shape, device=z.device)
+        noise = seeded_noise(batch["seed"], z.shape, offset=self.offset_noise, device=z.device)
         x = z + append_dims(sigma, z.ndim) * noise
         denoised = self.denoiser(self.network, x, sigma, cond, z_lq)
         error = (denoised - z).square().mean(dim=(1, 2, 3))
-        loss = (self.noise.weight(sigma) * error).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        losses = self.noise.weight(sigma) * error  # (B,)
+        return {"loss": losses.mean(), "losses": losses.detach(), "sigma": sigma}
 
     def target_latents(self, batch: Batch, hq: Tensor) -> Tensor:
         """Encode what the network learns to restore, or take it where it was precomputed."""

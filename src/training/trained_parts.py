@@ -3,9 +3,11 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from src.training.optim import OptimSettings, build_optimizer
+from src.training.sharding import ShardedStrategy, shard_trained
 
 CHECKPOINT_FORMAT = "open-supir"
 
@@ -27,6 +29,7 @@ class TrainedParts(pl.LightningModule):
         self.strict_loading = False  # frozen keys are absent by design; load_state_dict checks
         self.optim = optim
         self.recipe = recipe
+        self.is_sharded = False
 
     def trained_names(self) -> list[str]:
         """Return the names of the trained parameters, in order."""
@@ -60,9 +63,17 @@ class TrainedParts(pl.LightningModule):
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["recipe"] = self.recipe
 
+    def configure_model(self) -> None:
+        """Shard what is trained, under `ShardedStrategy`; nothing under others."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not self.is_sharded:
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard_trained(self, mesh, compute_dtype=dtype)
+            self.is_sharded = True
+
     def configure_optimizers(self) -> Any:
         """Return AdamW over the trained parameters and its schedule, stepped every step."""
-        optimizer, schedule = build_optimizer(self.parameters(), self.optim)
+        optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -7,6 +7,7 @@ from src.diffusion.schedule import sigma_table
 from src.diffusion.training_noise import (
     LogNormalNoise,
     TableNoise,
+    seeded_noise,
     seeded_randn,
     seeded_uniform,
 )
@@ -133,3 +134,14 @@ def test_edm_weight_is_the_papers() -> None:
 def test_impossible_options_are_refused(build) -> None:
     with pytest.raises(ValueError):
         build()
+
+
+def test_offset_noise_moves_the_mean_of_each_channel_and_nothing_else() -> None:
+    """Variance of a channel's mean is 1 / n of plain noise, and offset ** 2 more with it."""
+    seeds, shape = torch.arange(500), (500, 4, 16, 16)
+    plain, moved = (seeded_noise(seeds, shape, offset=o) for o in (0.0, 0.5))
+    assert torch.equal(plain, seeded_randn(seeds, shape))
+    difference = moved - plain
+    assert torch.allclose(difference, difference[..., :1, :1].expand(shape), atol=1e-6)
+    # 2000 draws: the standard error of a variance is sqrt(2 / 2000) of it, 3 %; four of them
+    assert difference[..., 0, 0].var() == pytest.approx(0.25, rel=0.13)

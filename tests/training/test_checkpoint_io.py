@@ -1,26 +1,31 @@
 """Checkpoints are whole under their final name, or not there."""
 
+import os
+import pickle
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from src.training import checkpoint_io
-from src.training.checkpoint_io import AtomicCheckpointIO
+from src.training.checkpoint_io import VerifiedCheckpointIO, remove_stale_temporaries, verify
+from src.training.saving import SaveCheckpoints
 
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "sub/last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
+    VerifiedCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.json"}
+    assert verify(path) is None
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+    VerifiedCheckpointIO().save_checkpoint({"a": 1}, path)
 
     def disk_full(content: object, file: object) -> None:
         file.write(b"half of it")  # type: ignore[attr-defined]
@@ -28,7 +33,40 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(
 
     monkeypatch.setattr(checkpoint_io.torch, "save", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint({"a": 2}, path)
+        VerifiedCheckpointIO().save_checkpoint({"a": 2}, path)
     monkeypatch.undo()
     assert torch.load(path, weights_only=True) == {"a": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"last.ckpt", "last.ckpt.json"}
+    assert verify(path) is None
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    """weights_only, whatever the caller asks for."""
+    path = tmp_path / "evil.ckpt"
+    torch.save({"a": print}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        VerifiedCheckpointIO().load_checkpoint(path, weights_only=False)
+
+
+def test_a_dead_writer_s_temporary_file_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead = tmp_path / f".a.ckpt.{host}.{2**22 + 1}.tmp"  # beyond the highest process number
+    living = tmp_path / f".a.ckpt.{host}.{os.getppid()}.tmp"
+    elsewhere = tmp_path / ".a.ckpt.other-host.1.tmp"
+    old = tmp_path / ".b.ckpt.other-host.1.tmp"
+    for path in (dead, living, elsewhere, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    remove_stale_temporaries(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {living.name, elsewhere.name}
+
+
+def test_milestones_stay_and_a_single_checkpoint_is_refused(tmp_path: Path) -> None:
+    saver = SaveCheckpoints(str(tmp_path), every=1, keep=2, milestones=2)
+    for step in range(1, 6):
+        VerifiedCheckpointIO().save_checkpoint(
+            {"global_step": step}, tmp_path / f"step_{step}.ckpt"
+        )
+    assert {path.name for path in saver._superfluous()} == {"step_1.ckpt", "step_3.ckpt"}
+    with pytest.raises(ValueError, match="at least 2"):
+        SaveCheckpoints(str(tmp_path), every=1, keep=1)

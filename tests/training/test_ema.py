@@ -15,7 +15,7 @@ def test_average_follows_its_formula_and_leaves_frozen_parts_out() -> None:
     ema, trainer = TrainedEMA(0.5), SimpleNamespace(global_step=0)
     with torch.no_grad():
         module.weight.fill_(1.0)
-    ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
     with torch.no_grad():
         module.weight.fill_(2.0)
     trainer.global_step = 1
@@ -31,7 +31,7 @@ def test_validation_sees_the_average_and_training_the_raw_weights() -> None:
     module: Any = torch.nn.Linear(1, 1, bias=False)
     ema = TrainedEMA(0.5)
     trainer = SimpleNamespace(global_step=0, state=SimpleNamespace(fn="fit"))
-    ema.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
     average = ema.average["weight"].clone()
     with torch.no_grad():
         module.weight.fill_(7.0)
@@ -44,3 +44,17 @@ def test_validation_sees_the_average_and_training_the_raw_weights() -> None:
 def test_decay_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="decay"):
         TrainedEMA(1.0)
+
+
+def test_an_average_on_the_cpu_every_few_steps_follows_the_raised_decay() -> None:
+    module: Any = torch.nn.Linear(1, 1, bias=False)
+    ema, trainer = TrainedEMA(0.5, every=2, device="cpu"), SimpleNamespace(global_step=0)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    ema.on_train_start(trainer, module)  # type: ignore[arg-type]
+    with torch.no_grad():
+        module.weight.fill_(2.0)
+    for trainer.global_step in (1, 2):
+        ema.on_train_batch_end(trainer, module)  # type: ignore[arg-type]
+    decay = min(0.5**2, 2 / 11)  # one update
+    assert ema.average["weight"].item() == pytest.approx(decay * 1.0 + (1 - decay) * 2.0)

@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from src.training.checkpoint_io import VerifiedCheckpointIO
 from src.training.interruption import StopOnSignal
+from src.training.saving import SaveCheckpoints
 
 
 class Toy(pl.LightningModule):
@@ -28,13 +30,14 @@ class Toy(pl.LightningModule):
 
 def test_first_ctrl_c_saves_after_the_step_and_stops(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    stop = StopOnSignal(str(tmp_path))
+    stop, save = StopOnSignal(), SaveCheckpoints(str(tmp_path), every=1000)
     trainer = pl.Trainer(
-        max_steps=50, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, callbacks=[stop], enable_model_summary=False,
+        max_steps=50, accelerator="cpu", logger=False,
+        enable_progress_bar=False, callbacks=[stop, save], enable_model_summary=False,
+        plugins=[VerifiedCheckpointIO()],
     )  # fmt: skip
     trainer.fit(Toy(), DataLoader(torch.randn(64, 2), batch_size=1))
-    assert stop.received == signal.SIGINT
+    assert stop.received == signal.SIGINT and stop.exit_code == 130
     assert trainer.global_step == 4
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4

@@ -25,7 +25,9 @@ def test_constant_stays_at_the_peak() -> None:
 def test_norms_and_biases_have_no_weight_decay() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     module[0].requires_grad_(True)
-    optimizer, _ = build_optimizer(module.parameters(), OptimSettings(lr=1.0, weight_decay=0.3))
+    optimizer, _ = build_optimizer(
+        module.named_parameters(), OptimSettings(lr=1.0, weight_decay=0.3)
+    )
     decayed, free = optimizer.param_groups
     assert decayed["weight_decay"] == 0.3 and [p.shape for p in decayed["params"]] == [(4, 4)]
     assert free["weight_decay"] == 0.0 and all(p.ndim == 1 for p in free["params"])
@@ -34,14 +36,20 @@ def test_norms_and_biases_have_no_weight_decay() -> None:
 def test_frozen_parameters_are_left_out() -> None:
     frozen, trained = nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 2)
     optimizer, _ = build_optimizer(
-        [*frozen.parameters(), *trained.parameters()], OptimSettings(lr=1.0)
+        [*frozen.named_parameters(), *trained.named_parameters()], OptimSettings(lr=1.0)
     )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in trained.parameters()}
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"lr": 1.0, "decay": "linear"}, {"lr": 1.0, "decay": "cosine"}]
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"lr": 1.0, "decay": "linear"},
+        {"lr": 1.0, "decay": "cosine"},
+        {"lr": 1.0, "kind": "sgd"},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError):
@@ -50,4 +58,47 @@ def test_wrong_settings_are_refused(wrong: dict) -> None:
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
-        build_optimizer([torch.zeros(1)], OptimSettings(lr=1.0))  # type: ignore[list-item]
+        build_optimizer([("x", torch.zeros(1))], OptimSettings(lr=1.0))  # type: ignore[list-item]
+
+
+def test_a_part_that_joins_later_stays_as_it_is_until_then() -> None:
+    module = nn.ModuleDict({"late": nn.Linear(2, 2), "early": nn.Linear(2, 2)})
+    settings = OptimSettings(lr=0.1, warmup_steps=2, start_steps={"late": 3})
+    optimizer, schedule = build_optimizer(module.named_parameters(), settings)
+    before = module["late"].weight.clone()
+    for step in range(5):
+        rates = {group["start"]: group["lr"] for group in optimizer.param_groups}
+        assert rates[0] == pytest.approx(0.1 * min(1, (step + 1) / 2))
+        assert rates[3] == pytest.approx([0, 0, 0, 0.05, 0.1][step])
+        for parameter in module.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        schedule.step()
+        assert torch.equal(module["late"].weight, before) == (step < 3)
+
+
+def test_a_part_that_does_not_exist_cannot_join() -> None:
+    settings = OptimSettings(lr=1.0, start_steps={"network.controll": 3})
+    with pytest.raises(ValueError, match="network.controll"):
+        build_optimizer(nn.Linear(2, 2).named_parameters(), settings)
+
+
+def test_eight_bit_adamw_takes_a_quarter_of_the_state_and_nearly_the_same_steps() -> None:
+    """Two states of a byte an element, and a scale a block, against two of four bytes."""
+    pytest.importorskip("bitsandbytes")
+    modules = [nn.Linear(128, 128, bias=False) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    sizes = []
+    for module, kind in zip(modules, ("adamw", "adamw_8bit"), strict=True):
+        settings = OptimSettings(lr=1e-3, kind=kind)  # type: ignore[arg-type]
+        optimizer, _ = build_optimizer(module.named_parameters(), settings)
+        torch.manual_seed(0)
+        for _ in range(10):
+            module.weight.grad = torch.randn(128, 128)
+            optimizer.step()
+        state = optimizer.state[module.weight].values()
+        moments = [t for t in state if torch.is_tensor(t) and t.shape == module.weight.shape]
+        sizes.append(sum(t.numel() * t.element_size() for t in moments))
+    assert sizes[1] * 4 == sizes[0]
+    moved = (modules[0].weight - modules[1].weight).abs().mean()
+    assert moved < 0.1 * 10 * 1e-3  # a tenth of what ten steps of that rate move at most

@@ -28,7 +28,7 @@ def test_loss_is_the_error_of_predicted_noise(module) -> None:
     x = (z + sigma * noise) / (sigma**2 + 1).sqrt()
     predicted = module.network(x, index, cond, z_lq)
     expected = (predicted - noise).square().mean()
-    assert torch.allclose(module.training_step(given, 0), expected, rtol=1e-4)
+    assert torch.allclose(module.training_step(given, 0)["loss"], expected, rtol=1e-4)
 
 
 def module_table() -> torch.Tensor:
@@ -42,13 +42,13 @@ def test_a_sample_has_the_same_loss_in_any_batch(module) -> None:
     """All randomness comes from the samples' own seeds."""
     whole = batch(4)
     halves = [{k: v[i : i + 2] for k, v in whole.items()} for i in (0, 2)]
-    together = module.training_step(whole, 0)
-    apart = sum(module.training_step(half, 0) for half in halves) / 2
+    together = module.training_step(whole, 0)["loss"]
+    apart = sum(module.training_step(half, 0)["loss"] for half in halves) / 2
     assert torch.allclose(together, apart, rtol=1e-5)  # fp32 sums in another order
 
 
 def test_only_adaptor_and_connector_are_trained(module) -> None:
-    module.training_step(batch(), 0).backward()
+    module.training_step(batch(), 0)["loss"].backward()
     prefixes = ("network.control.", "network.connector.")
     assert all(name.startswith(prefixes) for name in module.trained_names())
     for name, parameter in module.named_parameters():

@@ -1,0 +1,118 @@
+"""Figures of a running experiment, against sums by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.data.counters import LoaderCounters
+from src.data.samples import SampleError
+from src.networks.sdxl import sdxl_architecture
+from src.training.flops import step_flops
+from src.training.guard import SPIKE_WARMUP, StepGuard, squared_norms
+from src.training.monitoring import DataCounters, LossBreakdown, Throughput
+
+
+class Logger:
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.metrics |= metrics
+
+
+def trainer_with(**attributes: Any) -> Any:
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_should_accumulate=lambda: False))
+    defaults: dict[str, Any] = dict(
+        global_step=1, global_rank=0, world_size=1, loggers=[Logger()], fit_loop=loop,
+        datamodule=SimpleNamespace(sources={"photos": 0, "face": 0}),
+    )  # fmt: skip
+    return SimpleNamespace(**{**defaults, **attributes})
+
+
+MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
+
+
+def test_losses_are_told_apart_by_noise_and_source() -> None:
+    breakdown, trainer = LossBreakdown(every=1, edges=(1.0,)), trainer_with()
+    breakdown.on_train_start(trainer, MODULE)
+    batch = {
+        "source": ["photos", "face", "photos", "photos"],
+        "is_negative": torch.tensor([False, False, True, False]),
+    }
+    outputs = {
+        "losses": torch.tensor([1.0, 2.0, 4.0, float("nan")]),
+        "sigma": torch.tensor([0.5, 1.0, 3.0, 0.1]),
+    }
+    breakdown.on_train_batch_end(trainer, MODULE, outputs, batch, 0)
+    assert trainer.loggers[0].metrics == {  # the sample that is not a number is left out
+        "train/loss_by/sigma/0-1": 1.0,
+        "train/loss_by/sigma/1-inf": 3.0,
+        "train/loss_by/source/face": 2.0,
+        "train/loss_by/source/photos": 2.5,
+        "train/loss_by/negative": 4.0,
+        "train/loss_by/positive": 1.5,
+    }
+
+
+def test_skipped_samples_are_logged_by_reason() -> None:
+    counters = LoaderCounters(["photos"], path=None)
+    counters.count_sample(truncated=False)
+    counters.count_skip(0, SampleError("too small"), {})
+    trainer = trainer_with(datamodule=SimpleNamespace(counters=counters))
+    DataCounters(every=1).on_train_batch_end(trainer, MODULE)
+    assert trainer.loggers[0].metrics == {
+        "data/samples": 1.0,
+        "data/captions_truncated": 0.0,
+        "data/skipped": 1.0,
+        "data/skipped/photos/too small": 1.0,
+    }
+
+
+def test_flops_are_put_against_the_peak() -> None:
+    logged: dict[str, float] = {}
+    recipe = {"stage": "robust_encoder", "architecture": sdxl_architecture()}
+    module: Any = SimpleNamespace(
+        device=torch.device("cpu"),
+        log_dict=lambda metrics, **_: logged.update(metrics),
+        recipe=recipe,
+    )
+    throughput = Throughput(every=1, peak_tflops=1e-6)
+    trainer = trainer_with(global_step=0, is_global_zero=True)
+    throughput.on_train_start(trainer, module)
+    batch = {"hq": torch.zeros(4, 3, 64, 64)}
+    throughput.on_train_batch_start(trainer, module, batch, 0)
+    trainer.global_step += 1
+    throughput.on_train_batch_end(trainer, module, None, batch, 0)
+    flops = step_flops(recipe["architecture"], stage="robust_encoder", crop=64)
+    assert flops is not None
+    tflops = logged["perf/images_per_s"] * sum(flops) / 1e12
+    assert logged["perf/tflops_per_device"] == pytest.approx(tflops)
+    assert logged["perf/mfu"] == pytest.approx(tflops / 1e-6)
+    assert 0 <= logged["perf/data_wait"] <= 1 and logged["perf/peak_memory_gb"] > 0.05
+
+
+def test_norms_are_by_part() -> None:
+    network = {"control": torch.nn.Linear(2, 1, bias=False), "connector": torch.nn.Linear(2, 2)}
+    module = torch.nn.ModuleDict({"network": torch.nn.ModuleDict(network)})
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 2.0)
+    squares, is_sharded = squared_norms(module)
+    found = {part: float(square) for part, square in squares.items()}
+    assert found == pytest.approx({"network.control": 8.0, "network.connector": 24.0})
+    assert not is_sharded
+
+
+def test_a_loss_far_above_its_mean_is_an_alarm_and_a_record(tmp_path: Any) -> None:
+    guard = StepGuard(str(tmp_path), spike=6.0)
+    trainer = trainer_with(default_root_dir=str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2 * SPIKE_WARMUP):
+        guard._watch(trainer, 1.0 + 0.1 * float(torch.randn((), generator=generator)), {})
+    assert guard.spikes == 0
+    guard._watch(trainer, 3.0, {"network.control": 1.0})
+    assert guard.spikes == 1 and (tmp_path / "step_0000001_rank0.json").is_file()
+    again = StepGuard(str(tmp_path))
+    again.load_state_dict(guard.state_dict())
+    assert again.mean == guard.mean and again.spikes == 1
