@@ -91,7 +91,7 @@ def test_a_line_a_row_stands_beside_validation_pictures(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "pictures/step_0000007.png").height > 3 * 32
     lines = (tmp_path / "pictures/step_0000007.txt").read_text().splitlines()
     expected = module.degradation.draw(given["seed"][:3], size=(32, 32)).summaries()
-    assert lines == [f"{i}: {line}" for i, line in enumerate(expected, start=1)]
+    assert lines == [f"{i}: {line} | a cat" for i, line in enumerate(expected, start=1)]
     assert all(re.search(r"jpeg \d\d", line) for line in lines)
     text = events(tmp_path, trainer).Tensors("val/degradation/text_summary")[0]
     assert lines[2] in text.tensor_proto.string_val[0].decode()

@@ -38,7 +38,7 @@ def assert_same_state(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(3, id="3"), pytest.param(20, id="20", marks=pytest.mark.slow)]
+    "kills", [pytest.param(2, id="2"), pytest.param(20, id="20", marks=pytest.mark.slow)]
 )
 def test_killed_again_and_again_a_run_ends_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int

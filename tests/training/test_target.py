@@ -36,5 +36,5 @@ def test_loss_is_against_the_target(
     for degradation in (darken, Shifted()):
         module = build(degradation)
         module.log = module.log_dict = lambda *args, **kwargs: None
-        losses.append(float(module.training_step(batch(), 0).detach()))
+        losses.append(float(module.training_step(batch(), 0)["loss"].detach()))
     assert abs(losses[0] - losses[1]) > 1e-3
