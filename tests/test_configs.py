@@ -20,7 +20,8 @@ GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")
     if path.parent.name not in (
-        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset",
+        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset", "runner",
+        "prior",
     )  # fmt: skip
 )
 

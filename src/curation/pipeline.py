@@ -1,0 +1,258 @@
+"""The pipeline: which units each step has, what is left to do, and what became of it."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.curation.card import write_card
+from src.curation.dedup import DedupStep
+from src.curation.runners import LocalRunner, Runner
+from src.curation.selection import SelectStep, kept_rows
+from src.curation.sources import InputSettings, plan_units
+from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
+from src.curation.thresholds import MEASURES, Thresholds
+from src.curation.work import DONE, Step, Unit, digest, digest_all, is_done, read_done, unit_folder
+from src.curation.write_shards import (
+    ShardPlanStep,
+    ShardStep,
+    finish_shards,
+    missing_tars,
+    shard_units,
+)
+
+log = logging.getLogger(__name__)
+
+STEPS = ("filter", "score", "dedup", "select", "caption", "negatives", "shards")
+HERE = LocalRunner(num_workers=0)
+LOG_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSettings:
+    """What each step does; None leaves a step out.
+
+    `rescan` looks for new and changed input; `retry_failed` asks again for captions that failed;
+    `num_negatives` are made; `prefix` replaces the positives' shard names.
+    """
+
+    input: InputSettings
+    filter: FilterStep
+    score: ScoreStep | None
+    dedup: DedupStep | None
+    thresholds: Thresholds
+    caption: CaptionStep
+    negatives: NegativeStep | None
+    num_negatives: int
+    positives: ShardPlanStep
+    negative_shards: ShardPlanStep
+    output: str
+    rescan: bool = False
+    retry_failed: bool = False
+    prefix: str | None = None
+
+
+class UnitsFailed(RuntimeError):
+    """Some units could not be done; the others are."""
+
+
+class Pipeline:
+    """Runs steps over an output folder: `work/` holds the units, `shards/` the result."""
+
+    def __init__(self, settings: PipelineSettings, runner: Runner) -> None:
+        known = [*MEASURES, *(settings.score.metrics if settings.score else ())]
+        settings.thresholds.check(known)
+        self.settings, self.runner = settings, runner
+        self.output = Path(settings.output)
+        self.root = self.output / "work"
+        self.failed: list[str] = []
+
+    def run(self, steps: Sequence[str]) -> None:
+        """Run steps in their order.
+
+        Raises:
+            UnitsFailed: After the last step, where units failed for good; lists them.
+            FileNotFoundError: A step before these has not been run.
+        """
+        self.plan = plan_units(self.settings.input, self.root, rescan=self.settings.rescan)
+        for name in STEPS:
+            if name in steps:
+                getattr(self, f"_run_{name}")()
+        if self.failed:
+            raise UnitsFailed(
+                f"{len(self.failed)} units failed; run the same command again to retry:\n"
+                + "\n".join(self.failed)
+            )
+
+    def _run_filter(self) -> None:
+        self._do(self.settings.filter, self.plan)
+
+    def _run_score(self) -> None:
+        step = self.settings.score
+        if step is None:
+            return
+        thresholds = self.settings.thresholds.only(MEASURES).plain()["bounds"]
+        units = [
+            Unit(
+                name,
+                digest(done["key"], thresholds),
+                self._inputs(done) | {"bounds": thresholds, "filter": done["key"]},
+            )
+            for name, done in self._filtered()
+        ]
+        self._do(step, units)
+
+    def _run_dedup(self) -> None:
+        step = self.settings.dedup
+        if step is None:
+            return
+        files = [
+            [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+            for folder in step.against
+            for path in sorted(_folder(folder).rglob("*"))
+            if path.is_file()
+        ]
+        bounds = {"bounds": self.settings.thresholds.plain()["bounds"]}
+        self._do(step, [self._everything({"thresholds": bounds, "against": files})], here=True)
+
+    def _run_select(self) -> None:
+        step = SelectStep(thresholds=self.settings.thresholds)
+        dedup = self._need("dedup", "all")["key"] if self.settings.dedup is not None else None
+        changed = self._do(step, [self._everything({"dedup": dedup})], here=True)
+        report = self.output / "report" / "index.html"
+        if changed or not report.is_file():
+            from src.curation.report import write_report  # decodes the pictures that it shows
+
+            write_report(report, self.root, self.settings.thresholds)
+            log.info("report: %s", report)
+
+    def _run_caption(self) -> None:
+        units = self._caption_units()
+        if self.settings.retry_failed:
+            for unit in units:
+                folder = unit_folder(self.root, "caption", unit.name)
+                done = read_done(folder)
+                if done is not None and done["statistics"]["failed"]:
+                    (folder / DONE).unlink()
+        self._do(self.settings.caption, units)
+
+    def _caption_units(self) -> list[Unit]:
+        kept = self._need("select", "all")["statistics"]["units"]
+        return [
+            Unit(name, digest(done["key"], kept[name][1]), self._inputs(done))
+            for name, done in self._filtered()
+            if name in kept and kept[name][0]
+        ]
+
+    def _run_negatives(self) -> None:
+        step = self.settings.negatives
+        if step is None or not self.settings.num_negatives:
+            return
+        self._do(step, self._negative_units())
+
+    def _negative_units(self) -> list[Unit]:
+        """Pick the positives with the lowest hashes: more of them are a superset of fewer."""
+        step = self.settings.negatives
+        assert step is not None
+        names = [u.name for u in self._caption_units()]
+        filtered = dict(self._filtered())
+        ranked = sorted(
+            (digest("negative", step.seed, row["key"]), row["key"], name)
+            for name in names
+            for row in kept_rows(self.root, name)
+        )
+        chosen: dict[str, list[str]] = {}
+        for _, key, name in ranked[: self.settings.num_negatives]:
+            chosen.setdefault(name, []).append(key)
+        units = []
+        for name, keys in sorted(chosen.items()):
+            captioned = self._need("caption", name)
+            content = digest(filtered[name]["key"], captioned["key"], sorted(keys))
+            units.append(Unit(name, content, self._inputs(filtered[name]) | {"keys": keys}))
+        return units
+
+    def _run_shards(self) -> None:
+        settings = self.settings
+        plans = [(settings.positives, [u.name for u in self._caption_units()], settings.prefix)]
+        if settings.negatives is not None and settings.num_negatives:
+            plans.append((settings.negative_shards, [u.name for u in self._negative_units()], None))
+        entries = {}
+        for plan, names, prefix in plans:
+            step = "negatives" if plan.origin == "negatives" else "caption"
+            content = digest([self._need(step, name)["key"] for name in names], plan.scores)
+            inputs = {"root": str(self.root), "units": names, "with_scores": plan.scores}
+            self._do(plan, [Unit("all", content, inputs)], here=True)
+            if read_done(unit_folder(self.root, plan.name, "all")) is None:
+                continue
+            writer = ShardStep(plan=plan, output=str(self.output / "shards"))
+            units = shard_units(plan, self.root, prefix=prefix)
+            for unit in missing_tars(writer, units, self.root):
+                (unit_folder(self.root, writer.name, unit.name) / DONE).unlink()
+            failures = len(self.failed)
+            self._do(writer, units)
+            if len(self.failed) == failures:
+                entries[plan.source] = finish_shards(writer, units, self.root)
+        write_card(self.output / "shards", self.root, settings, entries)
+
+    def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return what `done.json` says of every unit that is filtered."""
+        found = [
+            (unit.name, read_done(unit_folder(self.root, "filter", unit.name)))
+            for unit in self.plan
+        ]
+        done = [(name, content) for name, content in found if content is not None]
+        if not done:
+            raise FileNotFoundError(f"nothing in {self.root / 'filter'}: run step=filter first")
+        return done
+
+    def _everything(self, extra: dict[str, Any]) -> Unit:
+        """Return the unit of a step that wants all filtered rows and their scores."""
+        filtered = self._filtered()
+        keys = [done["key"] for _, done in filtered]
+        names = [name for name, _ in filtered]
+        if self.settings.score is not None:
+            keys += [self._need("score", name)["key"] for name in names]
+        inputs = {"root": str(self.root), "units": names, **extra}
+        return Unit("all", digest(digest_all(keys), extra), inputs)
+
+    def _inputs(self, done: dict[str, Any]) -> dict[str, Any]:
+        return {"root": str(self.root), "shard": done["statistics"]["shard"]}
+
+    def _need(self, step: str, unit: str) -> dict[str, Any]:
+        done = read_done(unit_folder(self.root, step, unit))
+        if done is None:
+            raise FileNotFoundError(
+                f"unit {unit} of step {step} is not done: run step={step} first"
+            )
+        return done
+
+    def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> bool:
+        """Do what is left of a step; returns whether anything was."""
+        left = [unit for unit in units if not is_done(self.root, step, unit)]
+        if not left:
+            log.info("%s: %d units, all done", step.name, len(units))
+            return False
+        log.info("%s: %d of %d units to do", step.name, len(left), len(units))
+        start = shown = time.monotonic()
+        runner = HERE if here else self.runner
+        for number, outcome in enumerate(runner.run(step, left, self.root), start=1):
+            if outcome.error is not None:
+                line = f"{step.name}/{outcome.unit}: {outcome.error}"
+                self.failed.append(line)
+                log.error("%s, after %d attempts", line, outcome.attempts)
+            if time.monotonic() - shown > LOG_SECONDS:
+                shown = time.monotonic()
+                rate = number / (shown - start)
+                log.info("%s: %d of %d units, %.0f s left", step.name, number, len(left),
+                         (len(left) - number) / rate)  # fmt: skip
+        log.info("%s: done in %.1f s", step.name, time.monotonic() - start)
+        return True
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dedup.against: no such folder {folder}")
+    return folder
