@@ -66,7 +66,7 @@ def settings_of(cfg: DictConfig) -> PipelineSettings:
         filter=filter_step,
         score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer)) if metrics else None,
         dedup=_dedup(cfg.dedup, filter_step),
-        thresholds=Thresholds(**_plain(cfg.thresholds)),
+        thresholds=_thresholds(cfg.thresholds),
         caption=_caption(cfg),
         negatives=_negatives(cfg.negatives) if cfg.negatives.count else None,
         num_negatives=cfg.negatives.count,
@@ -75,6 +75,7 @@ def settings_of(cfg: DictConfig) -> PipelineSettings:
             origin="negatives", **{**_plain(cfg.shards), "source": cfg.negatives.source}
         ),
         output=str(cfg.output),
+        shards_dir=str(cfg.shards_dir),
         rescan=cfg.rescan,
         retry_failed=cfg.retry_failed,
         prefix=cfg.prefix,
@@ -93,6 +94,12 @@ def _dedup(node: DictConfig, filter_step: FilterStep) -> DedupStep | None:
         return None
     against = values.pop("against") or []
     return DedupStep(fit=filter_step, against=tuple(against), **values)
+
+
+def _thresholds(node: DictConfig) -> Thresholds:
+    values = _plain(node)
+    bounds = {name: bound for name, bound in values["bounds"].items() if bound is not None}
+    return Thresholds(bounds=bounds, top=values["top"])
 
 
 def _caption(cfg: DictConfig) -> CaptionStep:

@@ -21,7 +21,7 @@ GROUPS = sorted(
     for path in (ROOT / "conf").glob("*/*.yaml")
     if path.parent.name not in (
         "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset", "runner",
-        "prior",
+        "prior", "recipe",
     )  # fmt: skip
 )
 

@@ -1,5 +1,6 @@
 """The caption step's work: any captioner of src.inference, asked once an image."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from src.curation.reading import open_shard, read_pixels
 from src.curation.selection import kept_rows
 from src.curation.steps import CaptionStep
 from src.curation.tables import write_rows
-from src.curation.work import Unit, unit_folder
+from src.curation.work import Unit, digest_all, unit_folder
 from src.inference.caption_cache import CachedCaptioner
 from src.inference.captioner import Captioner
 
@@ -67,7 +68,11 @@ class Caption:
         shard.close()
         write_rows(folder / "rows.parquet", answers, ROWS)
         failed = sum(row.get("error") is not None for row in answers)
-        return {"captioned": len(answers) - failed, "failed": failed}
+        return {
+            "captioned": len(answers) - failed,
+            "failed": failed,
+            "content": digest_all(json.dumps(row, sort_keys=True) for row in answers),
+        }
 
     def _describe(self, captioner: Captioner, image: Tensor, key: str) -> dict[str, Any]:
         """Return the captions of an image, or the error that is left after the last attempt."""

@@ -18,10 +18,10 @@ PACKAGES = ("open-supir", "torch", "pillow", "simplejpeg", "numpy", "webdataset"
 def write_card(
     folder: Path, root: Path, settings: Any, entries: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Write `card.json` and `CARD.md` beside the shards, unless they describe these already.
+    """Write `card.json` and `CARD.md` beside the positives, unless they describe them already.
 
     Args:
-        folder: Of the shards.
+        folder: Of the positives' shards.
         root: Of the units.
         settings: A PipelineSettings.
         entries: Source -> its manifest's entries.

@@ -11,7 +11,7 @@ from src.curation.card import write_card
 from src.curation.dedup import DedupStep
 from src.curation.runners import LocalRunner, Runner
 from src.curation.selection import SelectStep, kept_rows
-from src.curation.sources import InputSettings, plan_units
+from src.curation.sources import PLAN, InputSettings, plan_units
 from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from src.curation.thresholds import MEASURES, Thresholds
 from src.curation.work import DONE, Step, Unit, digest, digest_all, is_done, read_done, unit_folder
@@ -49,6 +49,7 @@ class PipelineSettings:
     positives: ShardPlanStep
     negative_shards: ShardPlanStep
     output: str
+    shards_dir: str
     rescan: bool = False
     retry_failed: bool = False
     prefix: str | None = None
@@ -59,7 +60,7 @@ class UnitsFailed(RuntimeError):
 
 
 class Pipeline:
-    """Runs steps over an output folder: `work/` holds the units, `shards/` the result."""
+    """Runs steps over an output folder: `work/` holds the units, `report/` the filter's page."""
 
     def __init__(self, settings: PipelineSettings, runner: Runner) -> None:
         known = [*MEASURES, *(settings.score.metrics if settings.score else ())]
@@ -76,6 +77,7 @@ class Pipeline:
             UnitsFailed: After the last step, where units failed for good; lists them.
             FileNotFoundError: A step before these has not been run.
         """
+        self._sweep()
         self.plan = plan_units(self.settings.input, self.root, rescan=self.settings.rescan)
         for name in STEPS:
             if name in steps:
@@ -85,6 +87,14 @@ class Pipeline:
                 f"{len(self.failed)} units failed; run the same command again to retry:\n"
                 + "\n".join(self.failed)
             )
+
+    def _sweep(self) -> None:
+        """Delete files that a killed run was writing."""
+        shards = Path(self.settings.shards_dir)
+        sources = (self.settings.positives.source, self.settings.negative_shards.source)
+        for folder in (self.root / PLAN, self.output / "report", *map(shards.joinpath, sources)):
+            for left in folder.glob(".*.tmp"):
+                left.unlink()
 
     def _run_filter(self) -> None:
         self._do(self.settings.filter, self.plan)
@@ -97,8 +107,8 @@ class Pipeline:
         units = [
             Unit(
                 name,
-                digest(done["key"], thresholds),
-                self._inputs(done) | {"bounds": thresholds, "filter": done["key"]},
+                digest(done["result"], thresholds),
+                self._inputs(done) | {"bounds": thresholds, "filter": done["result"]},
             )
             for name, done in self._filtered()
         ]
@@ -119,7 +129,7 @@ class Pipeline:
 
     def _run_select(self) -> None:
         step = SelectStep(thresholds=self.settings.thresholds)
-        dedup = self._need("dedup", "all")["key"] if self.settings.dedup is not None else None
+        dedup = self._need("dedup", "all")["result"] if self.settings.dedup is not None else None
         changed = self._do(step, [self._everything({"dedup": dedup})], here=True)
         report = self.output / "report" / "index.html"
         if changed or not report.is_file():
@@ -141,7 +151,7 @@ class Pipeline:
     def _caption_units(self) -> list[Unit]:
         kept = self._need("select", "all")["statistics"]["units"]
         return [
-            Unit(name, digest(done["key"], kept[name][1]), self._inputs(done))
+            Unit(name, digest(done["result"], kept[name][1]), self._inputs(done))
             for name, done in self._filtered()
             if name in kept and kept[name][0]
         ]
@@ -169,7 +179,7 @@ class Pipeline:
         units = []
         for name, keys in sorted(chosen.items()):
             captioned = self._need("caption", name)
-            content = digest(filtered[name]["key"], captioned["key"], sorted(keys))
+            content = digest(filtered[name]["result"], captioned["result"], sorted(keys))
             units.append(Unit(name, content, self._inputs(filtered[name]) | {"keys": keys}))
         return units
 
@@ -181,12 +191,12 @@ class Pipeline:
         entries = {}
         for plan, names, prefix in plans:
             step = "negatives" if plan.origin == "negatives" else "caption"
-            content = digest([self._need(step, name)["key"] for name in names], plan.scores)
+            content = digest([self._need(step, name)["result"] for name in names], plan.scores)
             inputs = {"root": str(self.root), "units": names, "with_scores": plan.scores}
             self._do(plan, [Unit("all", content, inputs)], here=True)
             if read_done(unit_folder(self.root, plan.name, "all")) is None:
                 continue
-            writer = ShardStep(plan=plan, output=str(self.output / "shards"))
+            writer = ShardStep(plan=plan, output=settings.shards_dir)
             units = shard_units(plan, self.root, prefix=prefix)
             for unit in missing_tars(writer, units, self.root):
                 (unit_folder(self.root, writer.name, unit.name) / DONE).unlink()
@@ -194,7 +204,9 @@ class Pipeline:
             self._do(writer, units)
             if len(self.failed) == failures:
                 entries[plan.source] = finish_shards(writer, units, self.root)
-        write_card(self.output / "shards", self.root, settings, entries)
+        if entries.get(settings.positives.source):
+            folder = Path(settings.shards_dir) / settings.positives.source
+            write_card(folder, self.root, settings, entries)
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what `done.json` says of every unit that is filtered."""
@@ -210,10 +222,10 @@ class Pipeline:
     def _everything(self, extra: dict[str, Any]) -> Unit:
         """Return the unit of a step that wants all filtered rows and their scores."""
         filtered = self._filtered()
-        keys = [done["key"] for _, done in filtered]
+        keys = [done["result"] for _, done in filtered]
         names = [name for name, _ in filtered]
         if self.settings.score is not None:
-            keys += [self._need("score", name)["key"] for name in names]
+            keys += [self._need("score", name)["result"] for name in names]
         inputs = {"root": str(self.root), "units": names, **extra}
         return Unit("all", digest(digest_all(keys), extra), inputs)
 

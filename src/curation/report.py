@@ -207,4 +207,3 @@ def _write_csv(path: Path, skipped: Sequence[Mapping[str, Any]]) -> None:
     writer.writerow(["path", "reason", "detail"])
     writer.writerows([row[n] for n in ("path", "reason", "detail")] for row in skipped)
     write_text(path, text.getvalue())
-

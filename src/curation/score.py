@@ -30,7 +30,7 @@ class Score:
         (stored,) = stored_rows(root, [unit.name], list(thresholds.bounds), scores=False)
         reasons = thresholds.judge(stored.table)
         known = self._known(root, unit)
-        rows, asked = [], 0
+        rows = []
         shard = open_shard(unit_folder(root, "filter", unit.name), unit.inputs["shard"])
         for number, key in enumerate(stored.table.column("key").to_pylist()):
             if reasons[number]:
@@ -38,15 +38,12 @@ class Score:
             if key not in known:
                 pixels = torch.from_numpy(read_pixels(shard.read(0, number).image))
                 known[key] = self.scorer(pixels.permute(2, 0, 1)[None].float() / 255)
-                asked += 1
             rows.append({"key": key, **known[key]})
         shard.close()
         names = self.step.metrics
         schema = pa.schema([("key", pa.string()), *((name, pa.float32()) for name in names)])
         write_rows(folder / "rows.parquet", rows, schema)
-        return {"scored": asked, "rows": len(rows), "settings": self.settings} | {
-            "filter": unit.inputs["filter"]
-        }
+        return {"rows": len(rows), "settings": self.settings, "filter": unit.inputs["filter"]}
 
     def _known(self, root: Path, unit: Unit) -> dict[str, dict[str, float]]:
         """Return the scores of an earlier run of the unit, by key, if made by the same metrics."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from src.curation.thresholds import MEASURES
 from src.curation.work import Process, Recipe
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ class ScoreStep:
     scorer: Recipe
 
     name = "score"
+
+    def __post_init__(self) -> None:
+        hidden = sorted(set(self.metrics) & set(MEASURES))
+        if hidden:
+            raise ValueError(f"score.metrics: {', '.join(hidden)} are measured by the filter")
 
     def settings(self) -> Mapping[str, Any]:
         """Return all that decides the output."""

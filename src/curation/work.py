@@ -36,7 +36,8 @@ class Unit:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
-Process = Callable[[Unit, Path], Mapping[str, Any]]  # fills a folder, returns statistics
+# Fills a folder and returns statistics, from which later steps see whether the result has changed
+Process = Callable[[Unit, Path], Mapping[str, Any]]
 
 
 class Step(Protocol):
@@ -124,6 +125,7 @@ def run_unit(process: Process, step: Step, unit: Unit, root: Path) -> None:
         statistics = dict(process(unit, temporary))
         record = {
             "key": unit_key(step, unit),
+            "result": digest(unit_key(step, unit), statistics),
             "step": step.name,
             "unit": unit.name,
             "seconds": round(time.time() - start, 3),

@@ -166,7 +166,7 @@ def test_report_counts_draws_and_shows_both_sides_without_outside_parts(built: P
 
 
 def test_card_says_what_is_in_the_shards_and_how_they_came_about(built: Path) -> None:
-    card = json.loads((built / "shards/card.json").read_text())
+    card = json.loads((built / "shards/positive/card.json").read_text())
     assert card["candidates"] == GOOD + len(BAD) + 1
     assert card["refused"] == {"damaged image": 3, "too small": 1, "contrast below 5": 1}
     assert card["shards"]["positive"]["samples"] == GOOD
@@ -175,7 +175,7 @@ def test_card_says_what_is_in_the_shards_and_how_they_came_about(built: Path) ->
     assert card["settings"]["thresholds"]["bounds"] == {"contrast": {"min": 5.0}}
     assert card["settings"]["caption"]["captioner"] == {"mean": ""}
     assert card["settings"]["positives"]["seed"] == 0 and "torch" in card["versions"]
-    text = (built / "shards/CARD.md").read_text()
+    text = (built / "shards/positive/CARD.md").read_text()
     assert f"| positive | {GOOD} | 4 |" in text and f"| CC0 | {GOOD} |" in text
 
 
@@ -230,7 +230,7 @@ def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
     assert 0 < len(failed) < GOOD and "the model choked" in failed[0]["error"]
     assert len(asked.read_text().splitlines()) == GOOD + len(failed)  # each of them twice
     assert len(shards(output, "positive")) == GOOD - len(failed)
-    card = json.loads((output / "shards/card.json").read_text())
+    card = json.loads((output / "shards/positive/card.json").read_text())
     assert card["refused"]["caption failed"] == len(failed)
     run(candidates, output, caption=captioner(""), num_negatives=0, retry_failed=True)
     assert len(shards(output, "positive")) == GOOD

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,36 +58,43 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_at_random_moments_of_every_step_the_result_is_the_same(
-    many: Path, tmp_path: Path
+@pytest.mark.parametrize("step", DONE_STEPS)
+def test_killed_at_random_moments_of_a_step_the_result_is_the_same(
+    many: Path, tmp_path: Path, step: str
 ) -> None:
-    """Five kills a step, at moments drawn over the step's duration; then it runs to its end."""
-    rng, whole, killed = random.Random(0), tmp_path / "whole", tmp_path / "killed"
-    kills = 0
+    """Five kills that hit, each from a fresh start of the step, each followed by one whole run."""
+    rng, before, whole = random.Random(step), tmp_path / "before", tmp_path / "whole"
 
-    def work(output: Path, step: str) -> Callable[[], None]:
-        return lambda: Pipeline(
-            settings(many, output), LocalRunner(num_workers=0)
-        ).run([step])  # fmt: skip
+    def work(output: Path, steps: list[str]) -> Callable[[], None]:
+        pipeline = Pipeline(settings(many, output), LocalRunner(num_workers=0))
+        return lambda: pipeline.run(steps)
 
-    for step in DONE_STEPS:
-        start = time.monotonic()
-        assert os.waitpid(_in_a_process(work(whole, step)), 0)[1] == 0
-        duration = time.monotonic() - start
-        for _ in range(KILLS):
-            before = _finished(killed)
-            pid = _in_a_process(work(killed, step))
-            time.sleep(rng.uniform(0, duration))
-            os.kill(pid, signal.SIGKILL)
-            kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-            after = _finished(killed)
-            assert {path: after.get(path) for path in before} == before  # nothing done twice
-        assert os.waitpid(_in_a_process(work(killed, step)), 0)[1] == 0
-    assert kills >= len(DONE_STEPS) * 2  # the others came after the end
-    assert _contents(killed) == _contents(whole)
-    keys = [sample.key for sample in shards(killed, "positive")]
-    assert len(keys) == len(set(keys)) == 48
-    assert not [path for path in killed.rglob("*.tmp")]
+    def ended(pid: int) -> int:
+        return os.waitpid(pid, 0)[1]
+
+    earlier = DONE_STEPS[: DONE_STEPS.index(step)]
+    assert ended(_in_a_process(work(before, earlier))) == 0
+    shutil.copytree(before, whole)
+    start = time.monotonic()
+    assert ended(_in_a_process(work(whole, [step]))) == 0
+    duration, expected, hits = time.monotonic() - start, _contents(whole), 0
+    for attempt in range(20 * KILLS):
+        killed = tmp_path / f"killed {attempt}"
+        shutil.copytree(before, killed)
+        pid = _in_a_process(work(killed, [step]))
+        time.sleep(rng.uniform(0, duration))
+        os.kill(pid, signal.SIGKILL)
+        hits += os.WIFSIGNALED(ended(pid))
+        finished = _finished(killed)
+        assert ended(_in_a_process(work(killed, [step]))) == 0
+        after = _finished(killed)
+        assert {path: after.get(path) for path in finished} == finished  # nothing done twice
+        assert _contents(killed) == expected
+        assert not list(killed.rglob("*.tmp"))
+        shutil.rmtree(killed)
+        if hits == KILLS:
+            break
+    assert hits == KILLS
 
 
 @pytest.mark.slow  # each start of the workers takes as long as torch takes to load

@@ -106,5 +106,6 @@ def settings(source: Path, output: Path, **changes: Any) -> PipelineSettings:
         positives=ShardPlanStep(source="positive", origin="filter", shard_size=6),
         negative_shards=ShardPlanStep(source="negative", origin="negatives", shard_size=6),
         output=str(output),
+        shards_dir=str(output / "shards"),
     )
     return PipelineSettings(**(values | changes))
