@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +62,21 @@ def make_images(folder: Path, count: int) -> None:
             path.write_bytes(simplejpeg.encode_jpeg(image, 95, "RGB", "444"))
 
 
-@dataclass
-class Memory(threading.Thread):
-    """Samples the memory of this process's children until it is stopped."""
+class Memory:
+    """Samples the memory of this process's children for as long as the block lasts."""
 
-    total: float = 0.0  # peak of the sum of proportional set sizes, MiB
-    worker: float = 0.0  # peak resident set of any one child, MiB
-    running: bool = True
-    by_name: dict[str, float] = field(default_factory=dict)
+    def __enter__(self) -> "Memory":
+        self.total = self.worker = 0.0  # MiB: sum of proportional set sizes; largest resident set
+        self.running = True
+        self.thread = threading.Thread(target=self._sample, daemon=True)
+        self.thread.start()
+        return self
 
-    def __post_init__(self) -> None:
-        super().__init__(daemon=True)
+    def __exit__(self, *error: object) -> None:
+        self.running = False
+        self.thread.join()
 
-    __hash__ = threading.Thread.__hash__
-
-    def run(self) -> None:
+    def _sample(self) -> None:
         while self.running:
             total = 0.0
             for child in psutil.Process().children(recursive=True):
@@ -118,7 +117,9 @@ def overrides(images: Path, output: Path, runner: str, workers: int) -> list[str
     ]
 
 
-def measure(images: Path, output: Path, runner: str, workers: int) -> dict[str, Any]:
+def measure(
+    images: Path, output: Path, runner: str, workers: int, steps: Sequence[str]
+) -> dict[str, Any]:
     """Run all steps; returns seconds and steady rate of each, and peak memory of the filter."""
     shutil.rmtree(output, ignore_errors=True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -126,14 +127,11 @@ def measure(images: Path, output: Path, runner: str, workers: int) -> dict[str, 
     timed = Timed(instantiate(cfg.runner, _convert_="all"))
     pipeline = Pipeline(settings_of(cfg), timed)
     result: dict[str, Any] = {}
-    for step in STEPS:
-        memory = Memory()
-        memory.start()
+    for step in steps:
         start = time.perf_counter()
-        pipeline.run([step])
+        with Memory() as memory:
+            pipeline.run([step])
         result[step] = {"seconds": time.perf_counter() - start}
-        memory.running = False
-        memory.join()
         result[step] |= {"total_mib": memory.total, "worker_mib": memory.worker}
         times = timed.times.get(step) or timed.times.get(f"{step}-positive")
         if times and len(times) > workers + 2:
@@ -181,7 +179,9 @@ def main() -> None:
             order = ("local", "ray") if number % 2 == 0 else ("ray", "local")
             for runner in order:
                 images, output = options.images / str(count), options.output / runner
-                result = measure(images, output, runner, options.workers)
+                few = runner == "ray" and count > min(options.counts)
+                steps = STEPS[:1] if few else STEPS
+                result = measure(images, output, runner, options.workers, steps)
                 for step, row in result.items():
                     rate, start = row.get("rate"), row.get("start")
                     print(

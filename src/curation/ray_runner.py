@@ -50,8 +50,7 @@ class RayRunner:
             import ray
         except ImportError as error:
             raise ImportError(f"runner=ray needs Ray; {EXTRA}") from error
-        starts = not ray.is_initialized()
-        if starts:
+        if not ray.is_initialized():  # the next step finds it running; it ends with this process
             self._start(ray)
         actors: list[Any] = []
         try:
@@ -64,8 +63,6 @@ class RayRunner:
         finally:
             for actor in actors:
                 ray.kill(actor)
-            if starts:
-                ray.shutdown()
 
     def _start(self, ray: Any) -> None:
         here: dict[str, Any] = {}

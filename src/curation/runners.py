@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -79,7 +80,11 @@ class LocalRunner:
         count = min(len(units), cores or 1 if self.num_workers < 0 else self.num_workers)
         context: Any = multiprocessing.get_context("forkserver")  # fork: unsafe beside threads
         context.set_forkserver_preload(HEAVY)
-        workers = [_Worker(context, step, root, self._gpu(number)) for number in range(count)]
+        threads = max(1, (cores or 1) // count)
+        workers = [
+            _Worker(context, step, root, gpu=self._gpu(number), threads=threads)
+            for number in range(count)
+        ]
         try:
             yield from self._share_out(workers, units)
         finally:
@@ -123,14 +128,16 @@ class LocalRunner:
 class _Worker:
     """One process at the other end of a pipe."""
 
-    def __init__(self, context: Any, step: Step, root: Path, gpu: int | None) -> None:
-        self.context, self.step, self.root, self.gpu = context, step, root, gpu
+    def __init__(
+        self, context: Any, step: Step, root: Path, *, gpu: int | None, threads: int
+    ) -> None:
+        self.context, self.arguments = context, (step, root, gpu, threads, os.getpid())
         self.start()
 
     def start(self) -> None:
         self.connection, theirs = self.context.Pipe()
         self.process = self.context.Process(
-            target=_serve, args=(theirs, self.step, self.root, self.gpu, os.getpid()), daemon=True
+            target=_serve, args=(theirs, *self.arguments), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -161,14 +168,21 @@ class _Worker:
         self.process.join()
 
 
-def _serve(connection: Connection, step: Step, root: Path, gpu: int | None, starter: int) -> None:
+def _serve(
+    connection: Connection,
+    step: Step,
+    root: Path,
+    gpu: int | None,
+    threads: int,
+    starter: int,
+) -> None:
     """Work on the units that come through the pipe until it closes or the starter is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what an interrupt means
     threading.Thread(target=_leave_with, args=(starter,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
     try:
-        process = open_step(step)
+        process = open_step(step, threads)
     except OpenError as error:
         with contextlib.suppress(OSError, EOFError):
             connection.recv()
@@ -190,8 +204,8 @@ def _leave_with(starter: int) -> None:
         time.sleep(0.2)
 
 
-def open_step(step: Step) -> Process:
-    """Load what a step needs, on one thread of arithmetic a worker.
+def open_step(step: Step, threads: int | None = None) -> Process:
+    """Load what a step needs; `threads` of arithmetic for each worker, where that is given.
 
     Raises:
         OpenError: That failed; says why.
@@ -200,6 +214,9 @@ def open_step(step: Step) -> Process:
         process = step.open()
     except Exception as error:
         raise OpenError(f"step {step.name}: {describe(error)}") from error
+    torch = sys.modules.get("torch")  # many steps need none
+    if threads is not None and torch is not None:
+        torch.set_num_threads(threads)
     return process
 
 

@@ -100,9 +100,12 @@ def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real local Ray of one actor."""
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    _check_faults(RayRunner(num_workers=1), tmp_path, death="the worker died")
+    try:
+        _check_faults(RayRunner(num_workers=1), tmp_path, death="the worker died")
+    finally:
+        ray.shutdown()
 
 
 def test_slurm_jobs_do_their_shares_and_the_next_array_does_what_is_left(tmp_path: Path) -> None:
