@@ -57,7 +57,7 @@ class Negatives:
         )
         spoilt = to_uint8(made[0]).cpu().permute(1, 2, 0).contiguous().numpy()
         data = simplejpeg.encode_jpeg(spoilt, self.step.quality, "RGB", "444")
-        meta |= {"is_negative": True, "content": row["caption"], "of": row["key"]}
+        meta |= {"is_negative": True, "content": row["caption"] or "", "of": row["key"]}
         return StoredSample(
             key=negative_key(row["key"]), image=data, caption=self.step.words, meta=meta
         )

@@ -69,6 +69,7 @@ class Pipeline:
         self.output = Path(settings.output)
         self.root = self.output / "work"
         self.failed: list[str] = []
+        self.filtered: list[tuple[str, dict[str, Any]]] | None = None
 
     def run(self, steps: Sequence[str]) -> None:
         """Run steps in their order.
@@ -98,6 +99,7 @@ class Pipeline:
 
     def _run_filter(self) -> None:
         self._do(self.settings.filter, self.plan)
+        self.filtered = None
 
     def _run_score(self) -> None:
         step = self.settings.score
@@ -210,6 +212,8 @@ class Pipeline:
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what `done.json` says of every unit that is filtered."""
+        if self.filtered is not None:
+            return self.filtered
         found = [
             (unit.name, read_done(unit_folder(self.root, "filter", unit.name)))
             for unit in self.plan
@@ -217,6 +221,7 @@ class Pipeline:
         done = [(name, content) for name, content in found if content is not None]
         if not done:
             raise FileNotFoundError(f"nothing in {self.root / 'filter'}: run step=filter first")
+        self.filtered = done
         return done
 
     def _everything(self, extra: dict[str, Any]) -> Unit:
@@ -254,6 +259,8 @@ class Pipeline:
                 line = f"{step.name}/{outcome.unit}: {outcome.error}"
                 self.failed.append(line)
                 log.error("%s, after %d attempts", line, outcome.attempts)
+                if here:  # the only unit of its step: no later step can do without
+                    raise UnitsFailed(line)
             if time.monotonic() - shown > LOG_SECONDS:
                 shown = time.monotonic()
                 rate = number / (shown - start)

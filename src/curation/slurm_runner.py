@@ -55,7 +55,7 @@ class SlurmRunner:
         for attempt in range(1, self.attempts + 1):
             executor = submitit.AutoExecutor(folder=self.logs, cluster=self.cluster)
             executor.update_parameters(name=f"curate-{step.name}", **self.parameters)
-            if self.at_once is not None and executor.cluster == "slurm":
+            if self.at_once is not None:
                 executor.update_parameters(slurm_array_parallelism=self.at_once)
             shares = [left[n :: self.jobs] for n in range(min(self.jobs, len(left)))]
             jobs = executor.map_array(Job(step, root), shares)

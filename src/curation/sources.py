@@ -176,7 +176,10 @@ def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tu
 def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
     table = read_table(path)
     if "path" not in table.column_names:
-        raise ValueError(f"{path}: no column 'path'; it has {', '.join(table.column_names)}")
+        raise ValueError(
+            f"{path}: no column 'path'; it has {', '.join(table.column_names)} (for URLs, run "
+            "img2dataset first, and give its tars as input)"
+        )
     wanted = [n for n in ("path", "caption", "source", "licence") if n in table.column_names]
     for row in table.select(wanted).to_pylist():
         file = path.parent / str(row["path"])

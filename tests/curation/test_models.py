@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from PIL import Image
 
 from src.curate import curate
 from src.curation.measures import laplacian_variance
+from src.curation.sources import InputSettings
 from src.curation.steps import CaptionStep, ScoreStep
 from src.curation.thresholds import Thresholds
 from src.curation.work import Recipe
 from src.data.demo import load_photo
 from src.data.samples import ImageLimits, decode_training_image
 from src.evaluation.scorers import build_scorer
+from src.inference.captioner_server import ServerCaptioner
 from tests.curation.test_pipeline import run, shards
+from tests.data.made import jpeg
+from tests.inference.loopback import Loopback
 from tests.test_configs import CONF, ROOT
 
 LIMITS = ImageLimits(min_side=8)
@@ -96,6 +101,51 @@ def test_metric_of_the_table_scores_images() -> None:
 def test_score_that_hides_a_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="score.metrics.*sharpness.*filter"):
         ScoreStep(metrics=("sharpness",), scorer=Recipe({}, dict))
+
+
+def test_server_is_asked_three_at_a_time_and_again_after_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server on loopback that answers nobody until three are waiting, and refuses the first."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    lock, three = threading.Lock(), threading.Event()
+    waiting, most, asked = 0, 0, 0
+
+    def answer(path: str, headers: dict, body: dict) -> tuple:
+        nonlocal waiting, most, asked
+        with lock:
+            waiting, asked = waiting + 1, asked + 1
+            most, number = max(most, waiting), asked
+        if waiting >= 3:
+            three.set()
+        assert three.wait(30)
+        with lock:
+            waiting -= 1
+        message = {"role": "assistant", "content": f"answer {number}"}
+        content = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+        return (503 if number == 1 else 200), {"Content-Type": "application/json"}, content
+
+    server = Loopback(answer)
+    (tmp_path / "in").mkdir()
+    for number in range(9):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(jpeg(number, 64, 64))
+    build = functools.partial(ServerCaptioner, server.url, "m", sleep=no_sleep)
+    caption = CaptionStep(
+        captioner=Recipe({"model": "m"}, build), cache=str(tmp_path / "cache"), concurrency=3
+    )
+    try:
+        unit = InputSettings(paths={"in": str(tmp_path / "in")})
+        run(tmp_path / "in", tmp_path / "out", caption=caption, num_negatives=0, input=unit)
+    finally:
+        server.close()
+    texts = {s.text.decode() for s in shards(tmp_path / "out", "positive")}
+    assert texts == {f"answer {number}" for number in range(2, 11)}
+    assert most == 3 and asked == 10
+
+
+def no_sleep(seconds: float) -> None:
+    """Wait for nothing."""
 
 
 @pytest.mark.slow  # fits a model for about a minute
