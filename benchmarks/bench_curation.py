@@ -2,7 +2,8 @@
 
 Run: python -m benchmarks.bench_curation --counts 1000 10000 --images DIR --output DIR
 The images are made once and kept. A rate is that of the steady state: from the first outcome of
-every worker to the last outcome, start-up apart.
+every worker to the last outcome. CPU time is that of all processes, Ray's own included; the
+difference between the largest and the smallest count leaves start-up out.
 """
 
 import argparse
@@ -36,6 +37,7 @@ SIDE, BASES = 1024, 48
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 STEPS = ("filter", "dedup", "select", "caption", "shards")
 UNIT = 100
+NUMBERS = ("seconds", "cpu", "start", "rate", "total_mib", "worker_mib")
 
 
 def make_images(folder: Path, count: int) -> None:
@@ -55,18 +57,23 @@ def make_images(folder: Path, count: int) -> None:
     for number in range(count):
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
         shift = tuple(int(s) for s in rng.integers(SIDE, size=2))
-        image = np.roll(bases[int(rng.integers(BASES))], shift, axis=(0, 1))
-        image = np.ascontiguousarray(image[:, :: rng.choice([-1, 1])][..., rng.permutation(3)])
-        if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(simplejpeg.encode_jpeg(image, 95, "RGB", "444"))
+        base, turn, channels = rng.integers(BASES), rng.choice([-1, 1]), rng.permutation(3)
+        if path.is_file():
+            continue
+        image = np.roll(bases[int(base)], shift, axis=(0, 1))[:, ::turn][..., channels]
+        path.parent.mkdir(exist_ok=True)
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), 95, "RGB", "444")
+        path.write_bytes(data)
 
 
-class Memory:
-    """Samples the memory of this process's children for as long as the block lasts."""
+class Watch:
+    """Samples memory and CPU time of this process's children for as long as the block lasts."""
 
-    def __enter__(self) -> "Memory":
+    def __enter__(self) -> "Watch":
         self.total = self.worker = 0.0  # MiB: sum of proportional set sizes; largest resident set
+        self.own = time.process_time()
+        self.before = {child.pid: _cpu(child) for child in _children()}
+        self.cpu: dict[int, float] = {}
         self.running = True
         self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
@@ -75,19 +82,35 @@ class Memory:
     def __exit__(self, *error: object) -> None:
         self.running = False
         self.thread.join()
+        self.own = time.process_time() - self.own
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of this process and of all below it, Ray's own processes included."""
+        return self.own + sum(s - self.before.get(pid, 0.0) for pid, s in self.cpu.items())
 
     def _sample(self) -> None:
         while self.running:
             total = 0.0
-            for child in psutil.Process().children(recursive=True):
+            for child in _children():
                 try:
                     memory = child.memory_full_info()
+                    self.cpu[child.pid] = _cpu(child)
                 except psutil.Error:
                     continue
                 total += memory.pss / 2**20
                 self.worker = max(self.worker, memory.rss / 2**20)
             self.total = max(self.total, total)
-            time.sleep(0.5)
+            time.sleep(0.2)
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 class Timed:
@@ -129,10 +152,10 @@ def measure(
     result: dict[str, Any] = {}
     for step in steps:
         start = time.perf_counter()
-        with Memory() as memory:
+        with Watch() as watch:
             pipeline.run([step])
-        result[step] = {"seconds": time.perf_counter() - start}
-        result[step] |= {"total_mib": memory.total, "worker_mib": memory.worker}
+        result[step] = {"seconds": time.perf_counter() - start, "cpu": watch.cpu_seconds}
+        result[step] |= {"total_mib": watch.total, "worker_mib": watch.worker}
         times = timed.times.get(step) or timed.times.get(f"{step}-positive")
         if times and len(times) > workers + 2:
             first = times[workers]
@@ -155,52 +178,45 @@ def finished_seconds(images: Path, output: Path, runner: str, workers: int) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[200])
+    parser.add_argument("--counts", type=int, nargs="+", default=[200, 400])
     parser.add_argument("--images", type=Path, default=Path("data/bench_images"))
     parser.add_argument("--output", type=Path, default=Path("data/bench_curation"))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=1, help="of the smallest count")
-    parser.add_argument("--only-make", action="store_true")
+    parser.add_argument("--runners", nargs="+", default=["local", "ray"])
+    parser.add_argument("--steps", nargs="+", default=list(STEPS))
     options = parser.parse_args()
-    for count in options.counts:
-        make_images(options.images / str(count), count)
-    if options.only_make:
-        return
     print(
         f"{os.cpu_count()} cores {platform.processor() or platform.machine()}, "
         f"{options.workers} workers, python {platform.python_version()}, ray {ray.__version__}, "
         f"numpy {np.__version__}, load {os.getloadavg()[0]:.1f}"
     )
-    print("\n| images | runner | step | s | start s | images/s | tree MiB | largest MiB |")
-    print("|---|---|---|---|---|---|---|---|")
-    rates: dict[tuple[int, str], list[float]] = {}
+    print("\n| images | runner | step | s | CPU s | start s | images/s | tree MiB | largest MiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    cpu: dict[tuple[str, int], float] = {}
+    rates: dict[tuple[str, int], float] = {}
+    finished: list[str] = []
     for count in options.counts:
-        for number in range(options.rounds if count == min(options.counts) else 1):
-            order = ("local", "ray") if number % 2 == 0 else ("ray", "local")
-            for runner in order:
-                images, output = options.images / str(count), options.output / runner
-                few = runner == "ray" and count > min(options.counts)
-                steps = STEPS[:1] if few else STEPS
-                result = measure(images, output, runner, options.workers, steps)
-                for step, row in result.items():
-                    rate, start = row.get("rate"), row.get("start")
-                    print(
-                        f"| {count} | {runner} | {step} | {row['seconds']:.1f} | "
-                        f"{'' if start is None else f'{start:.1f}'} | "
-                        f"{'' if rate is None else f'{rate:.1f}'} | {row['total_mib']:.0f} | "
-                        f"{row['worker_mib']:.0f} |",
-                        flush=True,
-                    )
-                if "rate" in result["filter"]:
-                    rates.setdefault((count, runner), []).append(result["filter"]["rate"])
-                if runner == "local" and number == 0:
-                    again = finished_seconds(images, output, runner, options.workers)
-                    print(f"\nFinished run over {count}: {statistics.median(again):.2f} s\n")
-                shutil.rmtree(output, ignore_errors=True)
-    for count in options.counts:
-        if (count, "ray") in rates:
-            local, other = (statistics.median(rates[count, r]) for r in ("local", "ray"))
-            print(f"\nRay / local at {count} images, filter: {other / local:.3f} of the rate")
+        images = options.images / str(count)
+        make_images(images, count)
+        for runner in options.runners:
+            output = options.output / runner
+            result = measure(images, output, runner, options.workers, options.steps)
+            for step, row in result.items():
+                cells = [f"{row[n]:.1f}" if n in row else "" for n in NUMBERS]
+                print(f"| {count} | {runner} | {step} | {' | '.join(cells)} |", flush=True)
+            if "filter" in result:
+                cpu[runner, count] = result["filter"]["cpu"]
+                rates[runner, count] = result["filter"].get("rate", 0.0)
+            if runner == "local" and options.steps == list(STEPS):
+                again = finished_seconds(images, output, runner, options.workers)
+                finished.append(f"{statistics.median(again):.2f} s over {count} images")
+            shutil.rmtree(output, ignore_errors=True)
+    if finished:
+        print(f"\nThe command over finished work, median of 3: {'; '.join(finished)}.")
+    low, high = min(options.counts), max(options.counts)
+    for runner in options.runners if low < high and cpu else ():
+        extra = 1e3 * (cpu[runner, high] - cpu[runner, low]) / (high - low)
+        print(f"\nfilter, {runner}: {extra:.1f} CPU ms an image, start-up apart")
 
 
 if __name__ == "__main__":

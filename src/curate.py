@@ -56,9 +56,10 @@ def steps_of(name: Any) -> tuple[str, ...]:
 def settings_of(cfg: DictConfig) -> PipelineSettings:
     """Build the settings of the pipeline from a configuration; loads nothing."""
     paths = name_inputs(_plain(cfg.input))
-    licences = _plain(cfg.licence)
-    if not isinstance(licences, dict):
-        licences = {} if licences is None else dict.fromkeys(paths, licences)
+    licence = _plain(cfg.licence)
+    licences: dict[str, str] = licence if isinstance(licence, dict) else {}
+    if isinstance(licence, str):
+        licences = {name: licence for name in paths}
     filter_step = FilterStep(**_plain(cfg.filter))
     metrics = tuple(cfg.score.metrics)
     return PipelineSettings(

@@ -54,9 +54,9 @@ class RayRunner:
             self._start(ray)
         actors: list[Any] = []
         try:
-            make = ray.remote(
-                num_cpus=self.num_cpus, num_gpus=self.num_gpus, memory=self.memory, max_restarts=-1
-            )(Actor)
+            options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+            options |= {"memory": self.memory} if self.memory is not None else {}
+            make = ray.remote(max_restarts=-1, **options)(Actor)
             count = min(len(units), self._room(ray) if self.num_workers < 0 else self.num_workers)
             actors = [make.remote(step, str(root.resolve())) for _ in range(count)]
             yield from self._share_out(ray, actors, units)

@@ -159,7 +159,8 @@ def _both_sides(root: Path, stored: Stored, name: str, side: str, value: float) 
         candidates = np.flatnonzero((refused == is_out) & np.isfinite(values))
         nearest = candidates[np.argsort(np.abs(values[candidates] - value), kind="stable")]
         pictures = "".join(
-            _figure(root, stored, int(number), values[number]) for number in nearest[:NEAREST]
+            _figure(root, stored, int(number), float(values[number]))
+            for number in nearest[:NEAREST]
         )
         yield (
             f"<h3>{html.escape(name)} {side} {value:g}: nearest {word[is_out]} "
