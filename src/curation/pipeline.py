@@ -14,7 +14,17 @@ from src.curation.selection import SelectStep, kept_rows
 from src.curation.sources import PLAN, InputSettings, plan_units
 from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from src.curation.thresholds import MEASURES, Thresholds
-from src.curation.work import DONE, Step, Unit, digest, digest_all, is_done, read_done, unit_folder
+from src.curation.work import (
+    DONE,
+    Step,
+    Unit,
+    digest,
+    digest_all,
+    is_done,
+    read_done,
+    unit_folder,
+    unit_key,
+)
 from src.curation.write_shards import (
     ShardPlanStep,
     ShardStep,
@@ -68,8 +78,8 @@ class Pipeline:
         self.settings, self.runner = settings, runner
         self.output = Path(settings.output)
         self.root = self.output / "work"
-        self.failed: list[str] = []
-        self.filtered: list[tuple[str, dict[str, Any]]] | None = None
+        self.select = SelectStep(thresholds=settings.thresholds)
+        self.failed: dict[tuple[str, str], str] = {}
 
     def run(self, steps: Sequence[str]) -> None:
         """Run steps in their order.
@@ -86,7 +96,7 @@ class Pipeline:
         if self.failed:
             raise UnitsFailed(
                 f"{len(self.failed)} units failed; run the same command again to retry:\n"
-                + "\n".join(self.failed)
+                + "\n".join(self.failed.values())
             )
 
     def _sweep(self) -> None:
@@ -99,27 +109,27 @@ class Pipeline:
 
     def _run_filter(self) -> None:
         self._do(self.settings.filter, self.plan)
-        self.filtered = None
 
     def _run_score(self) -> None:
-        step = self.settings.score
-        if step is None:
-            return
-        thresholds = self.settings.thresholds.only(MEASURES).plain()["bounds"]
-        units = [
+        if self.settings.score is not None:
+            self._do(self.settings.score, self._score_units())
+
+    def _score_units(self) -> list[Unit]:
+        bounds = self.settings.thresholds.only(MEASURES).plain()["bounds"]
+        return [
             Unit(
                 name,
-                digest(done["result"], thresholds),
-                self._inputs(done) | {"bounds": thresholds, "filter": done["result"]},
+                digest(done["result"], bounds),
+                self._inputs(done) | {"bounds": bounds, "filter": done["result"]},
             )
             for name, done in self._filtered()
         ]
-        self._do(step, units)
 
     def _run_dedup(self) -> None:
-        step = self.settings.dedup
-        if step is None:
-            return
+        if self.settings.dedup is not None:
+            self._do(self.settings.dedup, [self._dedup_unit(self.settings.dedup)], here=True)
+
+    def _dedup_unit(self, step: DedupStep) -> Unit:
         files = [
             [str(path), path.stat().st_size, path.stat().st_mtime_ns]
             for folder in step.against
@@ -127,18 +137,23 @@ class Pipeline:
             if path.is_file()
         ]
         bounds = {"bounds": self.settings.thresholds.plain()["bounds"]}
-        self._do(step, [self._everything({"thresholds": bounds, "against": files})], here=True)
+        return self._everything({"thresholds": bounds, "against": files})
 
     def _run_select(self) -> None:
-        step = SelectStep(thresholds=self.settings.thresholds)
-        dedup = self._need("dedup", "all")["result"] if self.settings.dedup is not None else None
-        changed = self._do(step, [self._everything({"dedup": dedup})], here=True)
+        changed = self._do(self.select, [self._select_unit()], here=True)
         report = self.output / "report" / "index.html"
         if changed or not report.is_file():
             from src.curation.report import write_report  # decodes the pictures that it shows
 
             write_report(report, self.root, self.settings.thresholds)
             log.info("report: %s", report)
+
+    def _select_unit(self) -> Unit:
+        dedup = self.settings.dedup
+        if dedup is None:
+            return self._everything({"dedup": None})
+        ((_, done),) = self._ready(dedup, [self._dedup_unit(dedup)])
+        return self._everything({"dedup": done["result"]})
 
     def _run_caption(self) -> None:
         units = self._caption_units()
@@ -151,28 +166,28 @@ class Pipeline:
         self._do(self.settings.caption, units)
 
     def _caption_units(self) -> list[Unit]:
-        kept = self._need("select", "all")["statistics"]["units"]
+        ((_, selected),) = self._ready(self.select, [self._select_unit()])
+        kept = selected["statistics"]["units"]
         return [
             Unit(name, digest(done["result"], kept[name][1]), self._inputs(done))
             for name, done in self._filtered()
             if name in kept and kept[name][0]
         ]
 
+    def _captioned(self) -> list[tuple[str, dict[str, Any]]]:
+        return self._ready(self.settings.caption, self._caption_units())
+
     def _run_negatives(self) -> None:
         step = self.settings.negatives
-        if step is None or not self.settings.num_negatives:
-            return
-        self._do(step, self._negative_units())
+        if step is not None and self.settings.num_negatives:
+            self._do(step, self._negative_units(step))
 
-    def _negative_units(self) -> list[Unit]:
+    def _negative_units(self, step: NegativeStep) -> list[Unit]:
         """Pick the positives with the lowest hashes: more of them are a superset of fewer."""
-        step = self.settings.negatives
-        assert step is not None
-        names = [u.name for u in self._caption_units()]
-        filtered = dict(self._filtered())
+        captioned, filtered = dict(self._captioned()), dict(self._filtered())
         ranked = sorted(
             (digest("negative", step.seed, row["key"]), row["key"], name)
-            for name in names
+            for name in captioned
             for row in kept_rows(self.root, name)
         )
         chosen: dict[str, list[str]] = {}
@@ -180,70 +195,65 @@ class Pipeline:
             chosen.setdefault(name, []).append(key)
         units = []
         for name, keys in sorted(chosen.items()):
-            captioned = self._need("caption", name)
-            content = digest(filtered[name]["result"], captioned["result"], sorted(keys))
+            content = digest(filtered[name]["result"], captioned[name]["result"], sorted(keys))
             units.append(Unit(name, content, self._inputs(filtered[name]) | {"keys": keys}))
         return units
 
     def _run_shards(self) -> None:
         settings = self.settings
-        plans = [(settings.positives, [u.name for u in self._caption_units()], settings.prefix)]
+        sources = [(settings.positives, self._captioned(), settings.prefix)]
         if settings.negatives is not None and settings.num_negatives:
-            plans.append((settings.negative_shards, [u.name for u in self._negative_units()], None))
+            made = self._ready(settings.negatives, self._negative_units(settings.negatives))
+            sources.append((settings.negative_shards, made, None))
         entries = {}
-        for plan, names, prefix in plans:
-            step = "negatives" if plan.origin == "negatives" else "caption"
-            content = digest([self._need(step, name)["result"] for name in names], plan.scores)
-            inputs = {"root": str(self.root), "units": names, "with_scores": plan.scores}
+        for plan, origin, prefix in sources:
+            content = digest([done["result"] for _, done in origin])
+            inputs = {"root": str(self.root), "units": [name for name, _ in origin]}
             self._do(plan, [Unit("all", content, inputs)], here=True)
-            if read_done(unit_folder(self.root, plan.name, "all")) is None:
-                continue
             writer = ShardStep(plan=plan, output=settings.shards_dir)
             units = shard_units(plan, self.root, prefix=prefix)
             for unit in missing_tars(writer, units, self.root):
                 (unit_folder(self.root, writer.name, unit.name) / DONE).unlink()
-            failures = len(self.failed)
             self._do(writer, units)
-            if len(self.failed) == failures:
+            if not any(step == writer.name for step, _ in self.failed):
                 entries[plan.source] = finish_shards(writer, units, self.root)
         if entries.get(settings.positives.source):
             folder = Path(settings.shards_dir) / settings.positives.source
             write_card(folder, self.root, settings, entries)
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what `done.json` says of every unit that is filtered."""
-        if self.filtered is not None:
-            return self.filtered
-        found = [
-            (unit.name, read_done(unit_folder(self.root, "filter", unit.name)))
-            for unit in self.plan
-        ]
-        done = [(name, content) for name, content in found if content is not None]
-        if not done:
-            raise FileNotFoundError(f"nothing in {self.root / 'filter'}: run step=filter first")
-        self.filtered = done
-        return done
+        return self._ready(self.settings.filter, self.plan)
+
+    def _ready(self, step: Step, units: Sequence[Unit]) -> list[tuple[str, dict[str, Any]]]:
+        """Return what `done.json` says of every unit, but for those that failed in this run.
+
+        Raises:
+            FileNotFoundError: A unit has not been tried, or was made from something else.
+        """
+        ready = []
+        for unit in units:
+            done = read_done(unit_folder(self.root, step.name, unit.name))
+            if done is not None and done["key"] == unit_key(step, unit):
+                ready.append((unit.name, done))
+            elif (step.name, unit.name) not in self.failed:
+                raise FileNotFoundError(
+                    f"step {step.name} is not done for unit {unit.name}, or was done with other "
+                    f"settings: run step={step.name} first"
+                )
+        return ready
 
     def _everything(self, extra: dict[str, Any]) -> Unit:
         """Return the unit of a step that wants all filtered rows and their scores."""
-        filtered = self._filtered()
-        keys = [done["result"] for _, done in filtered]
-        names = [name for name, _ in filtered]
+        ready = self._filtered()
+        content = [done["result"] for _, done in ready]
         if self.settings.score is not None:
-            keys += [self._need("score", name)["result"] for name in names]
-        inputs = {"root": str(self.root), "units": names, **extra}
-        return Unit("all", digest(digest_all(keys), extra), inputs)
+            ready = self._ready(self.settings.score, self._score_units())
+            content += [done["result"] for _, done in ready]
+        inputs = {"root": str(self.root), "units": [name for name, _ in ready], **extra}
+        return Unit("all", digest(digest_all(content), extra), inputs)
 
     def _inputs(self, done: dict[str, Any]) -> dict[str, Any]:
         return {"root": str(self.root), "shard": done["statistics"]["shard"]}
-
-    def _need(self, step: str, unit: str) -> dict[str, Any]:
-        done = read_done(unit_folder(self.root, step, unit))
-        if done is None:
-            raise FileNotFoundError(
-                f"unit {unit} of step {step} is not done: run step={step} first"
-            )
-        return done
 
     def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> bool:
         """Do what is left of a step; returns whether anything was."""
@@ -257,7 +267,7 @@ class Pipeline:
         for number, outcome in enumerate(runner.run(step, left, self.root), start=1):
             if outcome.error is not None:
                 line = f"{step.name}/{outcome.unit}: {outcome.error}"
-                self.failed.append(line)
+                self.failed[step.name, outcome.unit] = line
                 log.error("%s, after %d attempts", line, outcome.attempts)
                 if here:  # the only unit of its step: no later step can do without
                     raise UnitsFailed(line)

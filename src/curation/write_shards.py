@@ -57,11 +57,7 @@ class ShardPlanStep:
     def _plan(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
         """Write a listing for each shard."""
         root = Path(unit.inputs["root"])
-        rows = [
-            row
-            for name in unit.inputs["units"]
-            for row in self._rows(root, name, unit.inputs["with_scores"])
-        ]
+        rows = [row for name in unit.inputs["units"] for row in self._rows(root, name)]
         if self.shuffle:
             rows.sort(key=lambda row: (digest("order", self.seed, row["key"]), row["key"]))
         _refuse_twins(rows)
@@ -72,7 +68,7 @@ class ShardPlanStep:
             contents[f"{number:06d}"] = digest_all(repr(sorted(row.items())) for row in part)
         return {"samples": len(rows), "shards": contents, "captions": _caption_words(rows)}
 
-    def _rows(self, root: Path, unit: str, with_scores: bool) -> Iterator[dict[str, Any]]:
+    def _rows(self, root: Path, unit: str) -> Iterator[dict[str, Any]]:
         if self.origin == "negatives":
             done = read_done(unit_folder(root, "negatives", unit))
             made = done["statistics"] if done else {"keys": [], "caption": None}
@@ -80,7 +76,7 @@ class ShardPlanStep:
                 row = {"key": key, "unit": unit, "index": index, "meta": "{}"}
                 yield row | {"caption": made["caption"]}
             return
-        scores = _scores_by_key(root, unit) if with_scores else {}
+        scores = _scores_by_key(root, unit) if self.scores else {}
         for row in read_rows(unit_folder(root, "caption", unit) / "rows.parquet"):
             if row.pop("error") is None:
                 base = {name: row.pop(name) for name in ("key", "index", "caption")}

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -264,15 +265,16 @@ def test_missing_shard_is_written_again(candidates: Path, tmp_path: Path) -> Non
 
 
 def test_step_before_its_turn_says_what_to_run(candidates: Path, tmp_path: Path) -> None:
-    for step, first in [
-        ("dedup", "filter"),
-        ("select", "dedup"),
-        ("caption", "select"),
-        ("shards", "select"),
-    ]:
-        with pytest.raises(FileNotFoundError, match=f"step={first}"):
+    """Nothing is ever made from the leavings of other settings."""
+    order = ["filter", "dedup", "select", "caption", "negatives", "shards"]
+    for first, step in pairwise(order):
+        with pytest.raises(FileNotFoundError, match=f"step={first} first"):
             run(candidates, tmp_path, [step])
-        run(candidates, tmp_path, ["filter"])
+        run(candidates, tmp_path, [first])
+    run(candidates, tmp_path, ["shards"])
+    other = Thresholds(bounds={"contrast": {"min": 6.0}})
+    with pytest.raises(FileNotFoundError, match="other settings: run step=dedup first"):
+        run(candidates, tmp_path, ["shards"], thresholds=other)
 
 
 def test_threshold_on_an_unknown_score_is_refused(candidates: Path, tmp_path: Path) -> None:
