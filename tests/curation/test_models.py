@@ -148,7 +148,6 @@ def no_sleep(seconds: float) -> None:
     """Wait for nothing."""
 
 
-@pytest.mark.slow  # fits a model for about a minute
 def test_a_real_llava_captions_what_it_sees(tmp_path: Path) -> None:
     """Built and fitted offline to three colours; asked through the pipeline, quarters too."""
     pytest.importorskip("transformers")
