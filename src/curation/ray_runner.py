@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ EXTRA = "install with: pip install -e '.[curation]'"
 class RayRunner:
     """Ray actors, each with what the step needs loaded once.
 
-    A killed actor or node, or one that ran out of memory, is started again by Ray, and costs the
-    unit that it had one attempt.
+    A killed actor or node, or one that ran out of memory, is replaced, and costs the unit that it
+    had one attempt.
 
     Attributes:
         address: Of a running cluster, such as `auto`; None starts Ray on this machine.
@@ -56,10 +56,14 @@ class RayRunner:
         try:
             options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             options |= {"memory": self.memory} if self.memory is not None else {}
-            make = ray.remote(max_restarts=-1, **options)(Actor)
+            make = ray.remote(**options)(Actor)
+
+            def start() -> Any:
+                return make.remote(step, str(root.resolve()))
+
             count = min(len(units), self._room(ray) if self.num_workers < 0 else self.num_workers)
-            actors = [make.remote(step, str(root.resolve())) for _ in range(count)]
-            yield from self._share_out(ray, actors, units)
+            actors = [start() for _ in range(count)]
+            yield from self._share_out(ray, actors, start, units)
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -76,7 +80,13 @@ class RayRunner:
         room += [total.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
         return max(1, int(min(room)))
 
-    def _share_out(self, ray: Any, actors: list[Any], units: Sequence[Unit]) -> Iterator[Outcome]:
+    def _share_out(
+        self, ray: Any, actors: list[Any], start: Callable[[], Any], units: Sequence[Unit]
+    ) -> Iterator[Outcome]:
+        """Keep every actor busy; a dead one costs its unit an attempt and is replaced.
+
+        Ray would restart it, but meanwhile fails the calls of other units.
+        """
         waiting = deque((unit, 1) for unit in units)
         busy: dict[Any, tuple[Any, Unit, int]] = {}
         idle = list(actors)
@@ -86,7 +96,12 @@ class RayRunner:
                 busy[actor.do.remote(unit)] = (actor, unit, attempt)
             (ready, *_), _ = ray.wait(list(busy))
             actor, unit, attempt = busy.pop(ready)
-            error = self._answer(ray, ready)
+            error, lives = self._answer(ray, ready)
+            if not lives:
+                ray.kill(actor)
+                actors.remove(actor)
+                actor = start()
+                actors.append(actor)
             idle.append(actor)
             if error is None or attempt >= self.attempts:
                 yield Outcome(unit.name, attempt, error)
@@ -94,14 +109,15 @@ class RayRunner:
                 log.warning("%s: %s; trying again", unit.name, error)
                 waiting.append((unit, attempt + 1))
 
-    def _answer(self, ray: Any, ready: Any) -> str | None:
+    def _answer(self, ray: Any, ready: Any) -> tuple[str | None, bool]:
+        """Return what went wrong with a unit, if anything did, and whether its actor lives."""
         try:
             kind, error = ray.get(ready)
         except ray.exceptions.RayError as failure:  # killed, out of memory, node lost
-            return f"the worker died ({describe(failure)[:300]})"
+            return f"the worker died ({describe(failure)[:300]})", False
         if kind == "open":
             raise OpenError(error)
-        return error
+        return error, True
 
 
 class Actor:
