@@ -6,12 +6,13 @@ STAMP  := $(VENV)/.stamp
 
 newest = $$(ls -t runs/$(1)/*/checkpoints/last.ckpt | head -n 1)
 SHIPPED := data/demo/robust_encoder.safetensors
+DEMO := data/shards/demo
 # Stage 1 of `make train` goes on from the shipped encoder: fewer steps, at a lower rate.
 FURTHER := max_steps=2400 val_every=1200 optim.lr=5e-4
 PACK   := dtype=float16 overwrite=true license=Apache-2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train eval test test-all lint types bench demo-prior clean
+.PHONY: help setup train eval test test-all lint types bench demo-data demo-prior clean
 
 help:  ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +50,14 @@ types: $(STAMP)  ## the type checker alone
 
 bench: $(STAMP)  ## the benchmarks, small
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+
+demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation pipeline (a minute)
+	rm -rf $(DEMO)-work
+	$(PY) -c "from src.data import write_demo_shards as w; w('$(DEMO)-work/candidates')"
+	@for source in photos dead_leaves negatives; do \
+		$(PY) -m src.curate recipe=demo shards.source=$$source || exit 1; done
+	mv $(DEMO)-work/candidates/heldout $(DEMO)-work/demo/heldout
+	rm -rf $(DEMO) && mv $(DEMO)-work/demo $(DEMO) && rm -rf $(DEMO)-work
 
 demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and pack it (an hour)
 	$(PY) -m src.train experiment=vae

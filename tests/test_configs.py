@@ -21,15 +21,9 @@ COMMANDS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml") if path.s
 GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name
-    not in (
-        "experiment",
-        "scale",
-        "module",
-        "protocol",
-        "metrics",
-        "captioner",
-        "preset",
+    if path.parent.name not in (
+        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset", "runner",
+        "prior", "recipe",
     )  # fmt: skip
 )
 

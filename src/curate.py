@@ -1,0 +1,128 @@
+"""Build a training set: python -m src.curate input=DIR output=DIR.
+
+Filters, scores, deduplicates, captions, makes negative samples and writes shards; goes on where it
+was stopped, and does nothing twice. `step=NAME` runs one step.
+"""
+
+import logging
+from functools import partial
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.cli import command
+from src.curation.dedup import DedupStep
+from src.curation.pipeline import STEPS, Pipeline, PipelineSettings, UnitsFailed
+from src.curation.runners import OpenError
+from src.curation.sources import InputSettings, name_inputs
+from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
+from src.curation.thresholds import Thresholds
+from src.curation.work import Recipe
+from src.curation.write_shards import ShardPlanStep
+
+log = logging.getLogger(__name__)
+
+
+@command("curate")
+def main(cfg: DictConfig) -> None:
+    """Run the command line; exit status 1 if units failed."""
+    try:
+        curate(cfg)
+    except (UnitsFailed, OpenError, ImportError) as error:
+        raise ValueError(str(error)) from error
+
+
+def curate(cfg: DictConfig) -> None:
+    """Run the steps that a configuration asks for."""
+    settings = settings_of(cfg)
+    runner = instantiate(cfg.runner, _convert_="all")
+    Pipeline(settings, runner).run(steps_of(cfg.step))
+
+
+def steps_of(name: Any) -> tuple[str, ...]:
+    """Return the steps that a name or a list of names stands for.
+
+    Raises:
+        ValueError: There is no such step.
+    """
+    names = STEPS if name == "all" else (name,) if isinstance(name, str) else tuple(name)
+    for one in names:
+        if one not in STEPS:
+            raise ValueError(f"unknown step {one!r}; known: all, {', '.join(STEPS)}")
+    return names
+
+
+def settings_of(cfg: DictConfig) -> PipelineSettings:
+    """Build the settings of the pipeline from a configuration; loads nothing."""
+    paths = name_inputs(_plain(cfg.input))
+    licence = _plain(cfg.licence)
+    licences: dict[str, str] = licence if isinstance(licence, dict) else {}
+    if isinstance(licence, str):
+        licences = {name: licence for name in paths}
+    filter_step = FilterStep(**_plain(cfg.filter))
+    metrics = tuple(cfg.score.metrics)
+    return PipelineSettings(
+        input=InputSettings(paths=paths, licences=licences, unit_size=cfg.unit_size),
+        filter=filter_step,
+        score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer)) if metrics else None,
+        dedup=_dedup(cfg.dedup, filter_step),
+        thresholds=_thresholds(cfg.thresholds),
+        caption=_caption(cfg),
+        negatives=_negatives(cfg.negatives) if cfg.negatives.count else None,
+        num_negatives=cfg.negatives.count,
+        positives=ShardPlanStep(origin="filter", **_plain(cfg.shards)),
+        negative_shards=ShardPlanStep(
+            origin="negatives", **{**_plain(cfg.shards), "source": cfg.negatives.source}
+        ),
+        output=str(cfg.output),
+        shards_dir=str(cfg.shards_dir),
+        rescan=cfg.rescan,
+        retry_failed=cfg.retry_failed,
+        prefix=cfg.prefix,
+    )
+
+
+def recipe(node: DictConfig, **more: Any) -> Recipe:
+    """Return what builds the object of a config node in a worker, when that needs it."""
+    about = {**_plain(node), **more}
+    return Recipe(about, partial(instantiate, about, _convert_="all"))
+
+
+def _dedup(node: DictConfig, filter_step: FilterStep) -> DedupStep | None:
+    values = _plain(node)
+    if not values.pop("enabled"):
+        return None
+    against = values.pop("against") or []
+    return DedupStep(fit=filter_step, against=tuple(against), **values)
+
+
+def _thresholds(node: DictConfig) -> Thresholds:
+    values = _plain(node)
+    bounds = {name: bound for name, bound in values["bounds"].items() if bound is not None}
+    return Thresholds(bounds=bounds, top=values["top"])
+
+
+def _caption(cfg: DictConfig) -> CaptionStep:
+    values = _plain(cfg.caption)
+    question = values.pop("question")
+    captioner = None
+    if not cfg.captioner._target_.endswith("NoCaptioner"):
+        asked = {"question": question} if question else {}
+        captioner = recipe(cfg.captioner, **asked)
+    return CaptionStep(captioner=captioner, **values)
+
+
+def _negatives(node: DictConfig) -> NegativeStep:
+    values = _plain(node)
+    for name in ("count", "source", "prior"):
+        values.pop(name)
+    return NegativeStep(prior=recipe(node.prior), **values)
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+if __name__ == "__main__":
+    main()

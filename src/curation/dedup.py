@@ -1,0 +1,197 @@
+"""Duplicates: images of nearly the same perceptual hash, and images of the evaluation sets.
+
+Hashes are 64 bit; their distance is the number of differing bits. Twenty million are 160 MB.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from src.curation.steps import FilterStep
+from src.curation.tables import write_rows
+from src.curation.thresholds import MEASURES, Thresholds, column, stored_rows
+from src.curation.work import Process, Unit
+
+ROWS = pa.schema([(n, pa.string()) for n in ("key", "reason", "of")] + [("distance", pa.int32())])
+CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupStep:
+    """Finds duplicates among the images within all bounds, and images of the evaluation sets.
+
+    Attributes:
+        max_distance: Most differing bits of duplicates; -1 looks for none.
+        leak_distance: Most differing bits of an image and one of the evaluation sets.
+        against: Folders of the evaluation sets' images, which must not be trained on. They are cut
+            as the candidates are, and compared mirrored too.
+        fit: How candidates are cut.
+    """
+
+    fit: FilterStep
+    max_distance: int = 3
+    leak_distance: int = 6
+    against: tuple[str, ...] = ()
+
+    name = "dedup"
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.max_distance <= 15 or not 0 <= self.leak_distance <= 32:
+            raise ValueError(
+                "dedup needs max_distance -1 to 15 and leak_distance 0 to 32, got "
+                f"{self.max_distance} and {self.leak_distance}"
+            )
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return all that decides the output besides the rows and the evaluation sets' files."""
+        return {"max_distance": self.max_distance, "leak_distance": self.leak_distance}
+
+    def open(self) -> Process:
+        """Return the work, which wants all units at once."""
+        return self._find
+
+    def _find(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
+        """Write a row for every image that is to go; `of` names what it is like."""
+        thresholds = Thresholds(**unit.inputs["thresholds"])
+        keys, hashes, quality = _survivors(
+            Path(unit.inputs["root"]), unit.inputs["units"], thresholds
+        )
+        names, wanted = _evaluation_hashes(self.against, self.fit)
+        rows = []
+        leaks = np.zeros(len(keys), dtype=bool)
+        for number, of, distance in find_near(hashes, wanted, self.leak_distance):
+            if not leaks[number]:
+                leaks[number] = True
+                rows.append(_row(keys[number], "in an evaluation set", names[of], distance))
+        leaked, left = len(rows), np.flatnonzero(~leaks)
+        groups = group_duplicates(hashes[left], self.max_distance)
+        best = _best_of(groups, quality[left], [keys[i] for i in left])
+        for place, number in enumerate(left):
+            winner = left[best[groups[place]]]
+            if winner != number:
+                distance = int(np.bitwise_count(hashes[number] ^ hashes[winner]))
+                rows.append(_row(keys[number], "duplicate", keys[winner], distance))
+        write_rows(folder / "rows.parquet", rows, ROWS)
+        return {
+            "compared": len(keys),
+            "evaluation_images": len(set(names)),
+            "leaked": leaked,
+            "duplicates": len(rows) - leaked,
+        }
+
+
+def _row(key: str, reason: str, of: str, distance: int) -> dict[str, Any]:
+    return {"key": key, "reason": reason, "of": of, "distance": distance}
+
+
+def _survivors(
+    root: Path, units: Sequence[str], thresholds: Thresholds
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return keys, hashes (N,) uint64 and quality (N,) of the rows within all bounds."""
+    keys: list[str] = []
+    hashes, quality = [], []
+    columns = ["phash", "original_height", "original_width", "bytes"]
+    columns += [name for name in thresholds.bounds if name in MEASURES]
+    for stored in stored_rows(root, units, columns, scores=True):
+        kept = thresholds.judge(stored.table) == ""
+        found = stored.table.column("key").to_pylist()
+        keys += [key for key, keep in zip(found, kept, strict=True) if keep]
+        hashes.append(stored.table.column("phash").to_numpy()[kept])
+        size = column(stored.table, "original_height") * column(stored.table, "original_width")
+        quality.append((size + column(stored.table, "bytes") / 1e12)[kept])
+    empty: Any = [np.zeros(0, np.uint64)]
+    return keys, np.concatenate(hashes or empty), np.concatenate(quality or [np.zeros(0)])
+
+
+def _evaluation_hashes(folders: Sequence[str], fit: FilterStep) -> tuple[list[str], np.ndarray]:
+    """Hash the images of the evaluation sets: whole, cut as candidates are, and mirrored."""
+    names: list[str] = []
+    hashes: list[int] = []
+    if folders:
+        from PIL import Image, ImageOps
+
+        from src.curation.measures import perceptual_hash
+        from src.images import list_images, read_image
+
+        for folder in folders:
+            for path in list_images(Path(folder).expanduser()):
+                whole = Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
+                cut = [whole, *(piece for _, piece in fit.fit(whole) if min(whole.size) > fit.size)]
+                for picture in cut:
+                    for view in (picture, ImageOps.mirror(picture)):
+                        names.append(str(path))
+                        hashes.append(perceptual_hash(view))
+    return names, np.array(hashes, dtype=np.uint64)
+
+
+def find_near(
+    hashes: np.ndarray, wanted: np.ndarray, distance: int
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (number of the hash, number of the wanted one, distance) of every pair so near.
+
+    Args:
+        hashes: (N,) uint64.
+        wanted: (M,) uint64; all are compared with all.
+        distance: Most differing bits.
+    """
+    for start in range(0, len(hashes), CHUNK):
+        chunk = hashes[start : start + CHUNK]
+        for number, other in enumerate(wanted):
+            bits = np.bitwise_count(chunk ^ other)
+            for hit in np.flatnonzero(bits <= distance):
+                yield start + int(hit), number, int(bits[hit])
+
+
+def group_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
+    """Return the group of every hash, (N,) int64: chains of hashes at most `distance` bits apart.
+
+    Two hashes that differ in at most d bits agree in one of d + 1 bands of bits, so only those
+    that share a band are compared: no pair is missed.
+    """
+    parent = np.arange(len(hashes))
+    if distance < 0:
+        return parent
+    unique, where = np.unique(hashes, return_inverse=True)
+    links = np.arange(len(unique))
+    edges = np.linspace(0, 64, distance + 2).astype(np.uint64)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        mask = np.uint64((1 << int(high - low)) - 1)
+        band = (unique >> low) & mask
+        order = np.argsort(band, kind="stable")
+        cuts = np.flatnonzero(np.diff(band[order])) + 1
+        for bucket in np.split(order, cuts):
+            if len(bucket) > 1:
+                _link(unique, bucket, distance, links)
+    roots = np.array([_root(links, i) for i in range(len(unique))], dtype=np.int64)
+    return roots[where]
+
+
+def _link(hashes: np.ndarray, bucket: np.ndarray, distance: int, links: np.ndarray) -> None:
+    """Join the near ones of a bucket, row by row: memory stays linear in the bucket."""
+    values = hashes[bucket]
+    for number in range(len(bucket) - 1):
+        near = np.bitwise_count(values[number + 1 :] ^ values[number]) <= distance
+        for other in np.flatnonzero(near):
+            one, two = _root(links, bucket[number]), _root(links, bucket[number + 1 + other])
+            links[max(one, two)] = min(one, two)
+
+
+def _root(links: np.ndarray, start: int) -> int:
+    while links[start] != start:
+        links[start] = links[links[start]]
+        start = links[start]
+    return int(start)
+
+
+def _best_of(groups: np.ndarray, quality: np.ndarray, keys: Sequence[str]) -> dict[int, int]:
+    """Return group -> its largest image; of equals the one with the lowest key."""
+    best: dict[int, int] = {}
+    for number, group in enumerate(groups):
+        held = best.get(int(group))
+        if held is None or (-quality[number], keys[number]) < (-quality[held], keys[held]):
+            best[int(group)] = number
+    return best

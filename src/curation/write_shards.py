@@ -1,0 +1,248 @@
+"""The last step: kept samples, shuffled globally, as the shards that training reads."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from src.curation.tables import read_rows, write_rows
+from src.curation.thresholds import MEASURES
+from src.curation.work import Process, Unit, digest, digest_all, read_done, unit_folder
+
+log = logging.getLogger(__name__)
+
+LISTING = pa.schema(
+    [(n, pa.string()) for n in ("key", "unit")]
+    + [("index", pa.int32()), ("caption", pa.string()), ("meta", pa.string())]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlanStep:
+    """Says which sample goes into which shard.
+
+    Attributes:
+        source: Name of the source: the folder of its shards, and the first part of their names.
+        origin: The step whose tars hold the samples: `filter`, or `negatives`.
+        shard_size: Samples a shard.
+        shuffle: Permute all samples by a hash of key and seed; else keep the order of the input.
+        seed: Of the permutation.
+        scores: Store the scores with each sample.
+    """
+
+    source: str
+    origin: str
+    shard_size: int = 1000
+    shuffle: bool = True
+    seed: int = 0
+    scores: bool = True
+
+    @property
+    def name(self) -> str:
+        """Return the step's name: each source has its own."""
+        return f"shards-plan-{self.source}"
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return all that decides the output."""
+        return vars(self)
+
+    def open(self) -> Process:
+        """Return the work, which wants all units at once."""
+        return self._plan
+
+    def _plan(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
+        """Write a listing for each shard."""
+        root = Path(unit.inputs["root"])
+        rows = [row for name in unit.inputs["units"] for row in self._rows(root, name)]
+        if self.shuffle:
+            rows.sort(key=lambda row: (digest("order", self.seed, row["key"]), row["key"]))
+        _refuse_twins(rows)
+        contents = {}
+        for number, start in enumerate(range(0, len(rows), self.shard_size)):
+            part = rows[start : start + self.shard_size]
+            write_rows(folder / f"{number:06d}.parquet", part, LISTING)
+            contents[f"{number:06d}"] = digest_all(repr(sorted(row.items())) for row in part)
+        return {"samples": len(rows), "shards": contents, "captions": _caption_words(rows)}
+
+    def _rows(self, root: Path, unit: str) -> Iterator[dict[str, Any]]:
+        if self.origin == "negatives":
+            done = read_done(unit_folder(root, "negatives", unit))
+            made = done["statistics"] if done else {"keys": [], "caption": None}
+            for index, key in enumerate(made["keys"]):
+                row = {"key": key, "unit": unit, "index": index, "meta": "{}"}
+                yield row | {"caption": made["caption"]}
+            return
+        scores = _scores_by_key(root, unit) if self.scores else {}
+        for row in read_rows(unit_folder(root, "caption", unit) / "rows.parquet"):
+            if row.pop("error") is None:
+                base = {name: row.pop(name) for name in ("key", "index", "caption")}
+                meta: dict[str, Any] = {}
+                parts = {name: text for name, text in row.items() if text}
+                meta |= {"captions": parts} if parts else {}
+                meta |= {"scores": scores[base["key"]]} if base["key"] in scores else {}
+                yield {**base, "unit": unit, "meta": json.dumps(meta, sort_keys=True)}
+
+
+def _scores_by_key(root: Path, unit: str) -> dict[str, dict[str, float]]:
+    from src.curation.thresholds import stored_rows
+
+    (stored,) = stored_rows(root, [unit], MEASURES, scores=True)
+    return {
+        row.pop("key"): {name: round(value, 4) for name, value in row.items() if value is not None}
+        for row in stored.table.to_pylist()
+    }
+
+
+def _refuse_twins(rows: list[dict[str, Any]]) -> None:
+    keys = {row["key"] for row in rows}
+    if len(keys) < len(rows):
+        raise ValueError(
+            f"{len(rows) - len(keys)} keys come twice; with filter.keep_keys=true the keys of all "
+            "input tars must differ"
+        )
+
+
+def _caption_words(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of captions by words, in steps of 16, and of images without one."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        words = len((row.get("caption") or "").split())
+        name = str(words // 16 * 16) if words else "none"
+        counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStep:
+    """Writes the shards of a plan."""
+
+    plan: ShardPlanStep
+    output: str
+
+    @property
+    def name(self) -> str:
+        """Return the step's name: each source has its own."""
+        return f"shards-{self.plan.source}"
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return all that decides the output."""
+        return {"origin": self.plan.origin, "output": self.output}
+
+    def open(self) -> Process:
+        """Return the work."""
+        return self._write
+
+    def _write(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
+        """Write one shard at its final place; returns its manifest entry."""
+        from src.data.shards import write_shard
+
+        rows = read_rows(Path(unit.inputs["listing"]))
+        target = Path(self.output) / self.plan.source / unit.inputs["tar"]
+        entry = write_shard(target, self._samples(Path(unit.inputs["root"]), rows))
+        return {"shard": vars(entry)}
+
+    def _samples(self, root: Path, rows: list[dict[str, Any]]) -> Iterator[Any]:
+        from src.data.shards import ShardEntry, ShardFolder, StoredSample
+
+        origin = self.plan.origin
+        names = sorted({row["unit"] for row in rows})
+        entries = []
+        for name in names:
+            done = read_done(unit_folder(root, origin, name))
+            if done is None:
+                raise FileNotFoundError(f"unit {name} is gone; run step={origin} again")
+            entry = done["statistics"]["shard"]
+            entries.append(ShardEntry(**{**entry, "name": f"{name}/{entry['name']}"}))
+        shards = ShardFolder(root / origin, entries)  # keeps at most 128 tars open
+        try:
+            for row in rows:
+                raw = shards.read(names.index(row["unit"]), row["index"])
+                if raw.key != row["key"]:
+                    raise ValueError(
+                        f"sample {row['index']} of unit {row['unit']} is {raw.key}, "
+                        f"not {row['key']}; run step={origin} again"
+                    )
+                meta = json.loads(raw.meta or b"{}") | json.loads(row["meta"])
+                yield StoredSample(
+                    key=raw.key, image=raw.image, caption=row["caption"] or "", meta=meta
+                )
+        finally:
+            shards.close()
+
+
+def shard_units(plan: ShardPlanStep, root: Path, *, prefix: str | None = None) -> list[Unit]:
+    """Return a unit for every shard of a finished plan.
+
+    Names are `PREFIX-HASH-NNNNNN.tar`, where the hash stands for all that is in the shards, so that
+    no two data sets share a name. A `prefix` leaves the hash out.
+    """
+    folder = unit_folder(root, plan.name, "all")
+    done = read_done(folder)
+    if done is None:
+        raise FileNotFoundError(f"{folder}: no plan")
+    contents = done["statistics"]["shards"]
+    stem = prefix or f"{plan.source}-{digest(contents)[:8]}"
+    return [
+        Unit(
+            name,
+            digest(content, stem),
+            {
+                "root": str(root),
+                "listing": str(folder / f"{name}.parquet"),
+                "tar": f"{stem}-{name}.tar",
+            },
+        )
+        for name, content in contents.items()
+    ]
+
+
+def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[str, Any]]:
+    """Write the manifest of a source's shards and delete those of earlier plans.
+
+    Returns:
+        The manifest's entries; nothing is written where it says so already.
+    """
+    folder = Path(step.output) / step.plan.source
+    entries = []
+    for unit in units:
+        done = read_done(unit_folder(root, step.name, unit.name))
+        if done is not None:
+            entries.append(done["statistics"]["shard"])
+    try:
+        listed = json.loads((folder / "manifest.json").read_bytes())["shards"]
+    except (OSError, ValueError, KeyError):
+        listed = None
+    if listed == entries:
+        return entries
+    if not entries:
+        log.warning("%s: no samples, so nothing is written", step.plan.source)
+        return entries
+    from src.data.shards import ShardEntry, index_path, write_manifest
+
+    write_manifest(folder, [ShardEntry(**entry) for entry in entries])
+    names = {entry["name"] for entry in entries}
+    for tar in folder.glob("*.tar"):
+        if tar.name not in names:
+            log.info("%s: of an earlier plan, deleted", tar)
+            tar.unlink()
+            index_path(tar).unlink(missing_ok=True)
+    return entries
+
+
+def missing_tars(step: ShardStep, units: list[Unit], root: Path) -> list[Unit]:
+    """Return the units whose finished shard is not at its final place any more."""
+    gone = []
+    for unit in units:
+        folder = unit_folder(root, step.name, unit.name)
+        done = read_done(folder)
+        if done is None:
+            continue
+        entry = done["statistics"]["shard"]
+        path = Path(step.output) / step.plan.source / entry["name"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            gone.append(unit)
+    return gone

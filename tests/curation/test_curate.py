@@ -1,0 +1,83 @@
+"""The command's configuration, and the demo's shards through the pipeline."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from src.curate import curate, settings_of, steps_of
+from src.curation.pipeline import STEPS
+from src.data.demo import write_demo_shards
+from tests.test_configs import CONF
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose("curate", overrides=list(overrides))
+
+
+def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trains by default does not change by going through filter, selection and shards."""
+    candidates = tmp_path / "work/candidates"
+    write_demo_shards(candidates, photos=0.05, dead_leaves=6, negatives=8, shard_size=16)
+    monkeypatch.chdir(tmp_path)
+    for source in ("photos", "dead_leaves", "negatives"):
+        curate(composed("recipe=demo", f"shards.source={source}", f"work={tmp_path / 'work'}",
+                        "shards.shard_size=16"))  # fmt: skip
+        before = {p.name: p.read_bytes() for p in (candidates / source).iterdir()}
+        made = {p.name: p.read_bytes() for p in (tmp_path / "work/demo" / source).iterdir()}
+        assert set(made) - set(before) == {"CARD.md", "card.json"}
+        assert {name: made[name] for name in before} == before
+    shutil.rmtree(tmp_path / "work")
+
+
+def test_steps_by_name() -> None:
+    assert steps_of("all") == STEPS and steps_of("dedup") == ("dedup",)
+    assert steps_of(["filter", "select"]) == ("filter", "select")
+    with pytest.raises(ValueError, match="unknown step 'captions'; known: all, filter"):
+        steps_of("captions")
+
+
+def test_question_reaches_the_captioner_and_its_key() -> None:
+    captioner = ["captioner=server", "captioner.url=http://localhost:1/v1", "captioner.model=m"]
+    base = ["input=a", "output=b", *captioner]
+    plain, asked = (
+        settings_of(composed(*base, *more)).caption for more in ([], ["caption.question='Why?'"])
+    )
+    assert plain.settings() != asked.settings()
+    assert asked.captioner is not None and asked.captioner.build().question == "Why?"
+
+
+def test_inputs_licences_and_left_out_steps() -> None:
+    cfg = composed("input={one: x, two: y}", "output=o", "licence={one: CC0}")
+    settings = settings_of(cfg)
+    assert settings.input.paths == {"one": "x", "two": "y"}
+    assert settings.input.licences == {"one": "CC0"}
+    assert settings.score is None and settings.negatives is None and settings.dedup is not None
+    assert settings_of(composed("input=x", "output=o", "dedup.enabled=false")).dedup is None
+
+
+def test_null_takes_a_threshold_away() -> None:
+    settings = settings_of(composed("input=x", "output=o", "thresholds.bounds.sharpness=null"))
+    assert "sharpness" not in settings.thresholds.bounds and "aspect" in settings.thresholds.bounds
+
+
+@pytest.mark.parametrize("runner", ["local", "ray", "slurm"])
+def test_every_runner_can_be_built_without_its_library(runner: str) -> None:
+    from hydra.utils import instantiate
+
+    cfg = composed("input=x", "output=o", f"runner={runner}", "ray.address=auto")
+    made = instantiate(cfg.runner, _convert_="all")
+    assert getattr(made, "address", "auto") == "auto"
+
+
+def test_full_size_prior_composes() -> None:
+    cfg = composed("input=x", "output=o", "prior=sdxl", "prior.path=f", "negatives.count=9")
+    step = settings_of(cfg).negatives
+    assert step is not None
+    assert step.prior.about["unet"]["model_channels"] == 320
+    assert step.prior.about["settings"]["num_steps"] == 50 and step.strength == 0.5

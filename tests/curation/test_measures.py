@@ -1,0 +1,84 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage
+
+from src.curation.measures import flat_share, laplacian_variance, measure, perceptual_hash, sobel
+from src.data.demo import load_photo
+from tests.data.made import encoded, pixels
+
+KERNEL = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]
+
+
+def _luma(seed: int = 0) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels(seed)).convert("L"), dtype=np.int16)
+
+
+def test_sharpness_is_the_variance_of_the_laplacian() -> None:
+    """Against scipy's convolution, inside the image; float32 sums: relative 1e-5."""
+    luma = _luma()
+    expected = ndimage.convolve(luma.astype(float), np.array(KERNEL))[1:-1, 1:-1].var()
+    assert laplacian_variance(luma) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_is_sobels() -> None:
+    luma = _luma(1).astype(float)
+    expected = np.hypot(ndimage.sobel(luma, 0), ndimage.sobel(luma, 1))[1:-1, 1:-1]
+    np.testing.assert_allclose(sobel(_luma(1)), expected, rtol=1e-6, atol=1e-3)
+
+
+def test_flat_share_counts_patches_without_contrast() -> None:
+    luma = np.full((480, 720), 128, dtype=np.int16)
+    rng = np.random.default_rng(0)
+    luma[:240, :240] = rng.integers(0, 256, (240, 240))
+    assert flat_share(luma) == pytest.approx(5 / 6)
+    assert flat_share(luma[:100, 300:400]) == 1.0  # smaller than a patch: one patch
+
+
+def test_extremes_of_luma_do_not_overflow() -> None:
+    """Alternating black and white: the largest values of both filters."""
+    luma = np.indices((64, 64)).sum(axis=0) % 2 * np.int16(255)
+    luma = luma.astype(np.int16)
+    expected = ndimage.convolve(luma.astype(float), np.array(KERNEL))[1:-1, 1:-1].var()
+    assert laplacian_variance(luma) == pytest.approx(expected, rel=1e-5)
+
+
+def test_exposure_and_colour_of_known_pictures() -> None:
+    image = np.zeros((100, 100, 3), dtype=np.uint8)
+    image[:, 50:] = 255
+    scores = measure(image)
+    assert scores["dark"] == scores["bright"] == 0.5
+    assert scores["luma"] == pytest.approx(127.5) and scores["contrast"] == pytest.approx(127.5)
+    assert scores["colour"] == 0
+    image[:] = (255, 0, 0)
+    assert measure(image)["colour"] == 1.0 and measure(image)["contrast"] == 0
+
+
+def _distance(one: Image.Image, two: Image.Image) -> int:
+    return (perceptual_hash(one) ^ perceptual_hash(two)).bit_count()
+
+
+@pytest.mark.parametrize("name", ["astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg"])
+def test_hash_survives_what_copies_go_through(name: str) -> None:
+    photo = load_photo(name)
+    small = photo.resize((photo.width // 2, photo.height // 2), Image.Resampling.BICUBIC)
+    coarse = Image.open(io.BytesIO(encoded(photo, "JPEG", quality=40)))
+    assert _distance(photo, small) <= 3
+    assert _distance(photo, coarse) <= 3
+    assert _distance(photo, photo.filter(ImageFilter.GaussianBlur(1))) <= 3
+    assert _distance(photo, ImageOps.mirror(photo)) > 10
+
+
+def test_hashes_of_different_photographs_are_far_apart() -> None:
+    names = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "brick.png", "grass.png")
+    photos = [load_photo(name) for name in names]
+    for number, one in enumerate(photos):
+        for two in photos[:number]:
+            assert _distance(one, two) > 12
+
+
+def test_hash_of_a_flat_picture_does_not_hang_on_rounding() -> None:
+    hashes = {perceptual_hash(Image.new("RGB", (s, s), (90, 91, 92))) for s in (64, 100, 333)}
+    assert len(hashes) == 1

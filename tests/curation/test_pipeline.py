@@ -1,0 +1,315 @@
+"""All steps in this process, and what later runs do."""
+
+import json
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.curation import filters
+from src.curation.caption import quadrants
+from src.curation.negatives import negative_seed
+from src.curation.pipeline import STEPS, Pipeline, UnitsFailed
+from src.curation.runners import LocalRunner
+from src.curation.steps import CaptionStep, NegativeStep, ScoreStep
+from src.curation.tables import read_rows
+from src.curation.thresholds import Thresholds
+from src.curation.work import Recipe
+from src.curation.write_shards import ShardPlanStep
+from src.data.inspection import InspectSettings, inspect_folder
+from src.data.samples import ImageLimits, decode_training_image
+from src.data.shards import ShardFolder, read_manifest
+from tests.curation.conftest import BAD, GOOD
+from tests.curation.toy import WORDS, mean_captioner, settings
+
+HERE = LocalRunner(num_workers=0)
+LIMITS = ImageLimits(min_side=8)
+
+
+def run(candidates: Path, output: Path, steps=STEPS, **changes) -> None:
+    Pipeline(settings(candidates, output, **changes), HERE).run(steps)
+
+
+def shards(output: Path, source: str) -> list:
+    folder = output / "shards" / source
+    entries = read_manifest(folder)
+    opened = ShardFolder(folder, entries)
+    return [opened.read(s, i) for s, entry in enumerate(entries) for i in range(entry.count)]
+
+
+def statistics(output: Path, step: str, unit: str = "all") -> dict:
+    return json.loads((output / "work" / step / unit / "done.json").read_text())["statistics"]
+
+
+@pytest.fixture(scope="module")
+def built(candidates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("built")
+    run(candidates, output)
+    return output
+
+
+def test_every_candidate_has_one_row_and_every_good_one_one_sample(built: Path) -> None:
+    rows = [r for p in (built / "work/filter").iterdir() for r in read_rows(p / "rows.parquet")]
+    reasons = {Path(row["path"]).name: row["reason"] for row in rows}
+    assert len(rows) == GOOD + len(BAD) + 1
+    assert {name: reasons[name] for name in BAD} == BAD
+    kept = shards(built, "positive")
+    stored = {row["key"] for row in rows if row["reason"] is None}
+    flat = {row["key"] for row in rows if row["path"].endswith("flat.png")}
+    assert Counter(sample.key for sample in kept) == Counter(stored - flat)
+    assert statistics(built, "select")["refused"] == {"contrast below 5": 1}
+
+
+def test_shards_are_fit_for_training(built: Path) -> None:
+    for source in ("positive", "negative"):
+        report = inspect_folder(
+            built / "shards" / source,
+            InspectSettings(samples_per_shard=-1, hash=True, limits=LIMITS),
+        )
+        assert not report.faults and not report.skipped and not report.built
+        assert report.samples == {"positive": GOOD, "negative": 5}[source]
+
+
+def test_samples_carry_caption_source_licence_and_scores(built: Path) -> None:
+    for sample in shards(built, "positive"):
+        meta = json.loads(sample.meta)
+        pixels = decode_training_image(sample.image, LIMITS)
+        assert sample.text.decode() == f"an image of mean {pixels.astype(float).mean() / 255:.4f}"
+        assert meta["source"] == "photos" and meta["licence"] == "CC0"
+        assert meta["original_size"] == [64, 80] and meta["scores"]["jpeg_quality"] == 95
+
+
+def test_shuffle_is_global_and_a_function_of_the_seed(
+    built: Path, candidates: Path, tmp_path: Path
+) -> None:
+    order = [sample.key for sample in shards(built, "positive")]
+    run(candidates, tmp_path, num_negatives=0)
+    assert [sample.key for sample in shards(tmp_path, "positive")] == order
+    plan = ShardPlanStep(source="positive", origin="filter", shard_size=6, seed=1)
+    run(candidates, tmp_path, num_negatives=0, positives=plan)
+    other = [sample.key for sample in shards(tmp_path, "positive")]
+    assert other != order and sorted(other) == sorted(order)
+    tars = {path.name for path in (tmp_path / "shards/positive").glob("*.tar")}
+    assert tars == {entry.name for entry in read_manifest(tmp_path / "shards/positive")}
+    in_order = [r["key"] for p in sorted((built / "work/filter").iterdir())
+                for r in read_rows(p / "rows.parquet") if r["key"] in set(order)]  # fmt: skip
+    assert order != in_order
+
+
+def test_negatives_come_from_positives_with_the_words_and_a_seed_of_their_key(built: Path) -> None:
+    positives = {sample.key: sample for sample in shards(built, "positive")}
+    for sample in shards(built, "negative"):
+        meta = json.loads(sample.meta)
+        origin = positives[meta["of"]]
+        assert sample.text.decode() == WORDS and meta["is_negative"] is True
+        assert meta["content"] == origin.text.decode() and meta["licence"] == "CC0"
+        before, after = (
+            decode_training_image(s.image, LIMITS).astype(float) for s in (origin, sample)
+        )
+        shift = negative_seed(0, meta["of"]) % 7 / 100
+        expected = (255 * (1 - before / 255 * 0.5 + shift)).clip(0, 255)
+        assert np.abs(after - expected).mean() < 3  # JPEG of quality 95
+
+
+def test_more_negatives_are_a_superset_of_fewer(
+    built: Path, candidates: Path, tmp_path: Path
+) -> None:
+    run(candidates, tmp_path, num_negatives=9)
+    more = {sample.key for sample in shards(tmp_path, "negative")}
+    assert len(more) == 9 and more > {sample.key for sample in shards(built, "negative")}
+
+
+def _stamps(output: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in output.rglob("*") if p.is_file()}
+
+
+def test_second_run_touches_nothing(built: Path, candidates: Path) -> None:
+    before = _stamps(built)
+    run(candidates, built)
+    assert _stamps(built) == before
+
+
+def test_changed_thresholds_decode_nothing_again(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    caption = CaptionStep(captioner=mean_captioner(str(asked)), cache=str(tmp_path / "cache"))
+    run(candidates, tmp_path / "out", caption=caption, num_negatives=0)
+    first = len(asked.read_text().splitlines())
+    sharp = [
+        row["sharpness"]
+        for path in (tmp_path / "out/work/filter").iterdir()
+        for row in read_rows(path / "rows.parquet", ["sharpness"])
+        if row["sharpness"] is not None
+    ]
+    monkeypatch.setattr(filters, "decode", None)
+    bounds = {"sharpness": {"min": float(np.median(sharp))}}
+    run(candidates, tmp_path / "out", caption=caption, num_negatives=0,
+        thresholds=Thresholds(bounds=bounds))  # fmt: skip
+    assert first == GOOD and len(asked.read_text().splitlines()) == GOOD
+    left = len(shards(tmp_path / "out", "positive"))
+    assert 0 < left < GOOD
+    assert left == statistics(tmp_path / "out", "select")["kept"]
+
+
+def test_report_counts_draws_and_shows_both_sides_without_outside_parts(built: Path) -> None:
+    page = (built / "report/index.html").read_text()
+    assert "contrast min 5: nearest refused (1 in all)" in page
+    assert f"contrast min 5: nearest passed ({GOOD} in all)" in page
+    assert "contrast below 5<td>1<td>4.00%" in page and "damaged image<td>3" in page
+    assert page.count("<svg") == 9  # one a measure
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    listed = (built / "report/skipped.csv").read_text()
+    assert all(name in listed and reason in listed for name, reason in BAD.items())
+
+
+def test_card_says_what_is_in_the_shards_and_how_they_came_about(built: Path) -> None:
+    card = json.loads((built / "shards/positive/card.json").read_text())
+    assert card["candidates"] == GOOD + len(BAD) + 1
+    assert card["refused"] == {"damaged image": 3, "too small": 1, "contrast below 5": 1}
+    assert card["shards"]["positive"]["samples"] == GOOD
+    assert card["shards"]["negative"]["caption_words"] == {"0": 5}
+    assert card["licences"] == {"CC0": GOOD} and card["sources"] == {"photos": GOOD}
+    assert card["settings"]["thresholds"]["bounds"] == {"contrast": {"min": 5.0}}
+    assert card["settings"]["caption"]["captioner"] == {"mean": ""}
+    assert card["settings"]["positives"]["seed"] == 0 and "torch" in card["versions"]
+    text = (built / "shards/positive/CARD.md").read_text()
+    assert f"| positive | {GOOD} | 4 |" in text and f"| CC0 | {GOOD} |" in text
+
+
+class CountingScorer:
+    def __init__(self, log: str) -> None:
+        self.log = log
+
+    def __call__(self, image) -> dict[str, float]:
+        with open(self.log, "a") as file:
+            file.write("x")
+        return {"mean": image.mean().item()}
+
+
+def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    import functools
+
+    recipe = Recipe({}, functools.partial(CountingScorer, str(asked)))
+    score = ScoreStep(metrics=("mean",), scorer=recipe)
+    output = tmp_path / "out"
+    run(candidates, output, score=score, num_negatives=0)
+    assert len(asked.read_text()) == GOOD  # not the flat one, which the bounds refuse
+    bounds = {"contrast": {"min": 6.0}}
+    top = Thresholds(bounds=bounds, top={"mean": 0.25})
+    run(candidates, output, score=score, num_negatives=0, thresholds=top)
+    assert len(asked.read_text()) == GOOD
+    values = sorted(
+        (
+            r["mean"]
+            for p in (output / "work/score").iterdir()
+            for r in read_rows(p / "rows.parquet")
+        ),
+        reverse=True,
+    )
+    kept = [json.loads(s.meta)["scores"]["mean"] for s in shards(output, "positive")]
+    assert sorted(kept, reverse=True) == pytest.approx(values[: GOOD // 4], abs=1e-4)
+
+
+def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.curation.caption.RETRY_SECONDS", 0.0)
+    output, asked = tmp_path / "out", tmp_path / "asked"
+
+    def captioner(fails_on: str) -> CaptionStep:
+        recipe = Recipe({"mean": ""}, mean_captioner(str(asked), fails_on).build)
+        return CaptionStep(captioner=recipe, cache=str(tmp_path / "cache"), attempts=2)
+
+    run(candidates, output, caption=captioner("mean 0.5"), num_negatives=0)
+    rows = [r for p in (output / "work/caption").iterdir() for r in read_rows(p / "rows.parquet")]
+    failed = [row for row in rows if row["error"]]
+    assert 0 < len(failed) < GOOD and "the model choked" in failed[0]["error"]
+    assert len(asked.read_text().splitlines()) == GOOD + len(failed)  # each of them twice
+    assert len(shards(output, "positive")) == GOOD - len(failed)
+    card = json.loads((output / "shards/positive/card.json").read_text())
+    assert card["refused"]["caption failed"] == len(failed)
+    run(candidates, output, caption=captioner(""), num_negatives=0, retry_failed=True)
+    assert len(shards(output, "positive")) == GOOD
+    assert len(asked.read_text().splitlines()) == GOOD + 2 * len(failed)
+
+
+def test_quadrants_existing_captions_and_concurrency(candidates: Path, tmp_path: Path) -> None:
+    caption = CaptionStep(captioner=mean_captioner(), cache=str(tmp_path / "cache"),
+                          quadrants=True, keep_existing=True, concurrency=4)  # fmt: skip
+    run(candidates, tmp_path / "out", caption=caption, num_negatives=0)
+    samples = shards(tmp_path / "out", "positive")
+    (along,) = [s for s in samples if s.text == b"a caption that came along"]
+    assert "captions" not in json.loads(along.meta)
+    for sample in samples:
+        if sample is not along:
+            pixels = decode_training_image(sample.image, LIMITS).astype(np.float32) / 255
+            import torch
+
+            parts = quadrants(torch.from_numpy(pixels).permute(2, 0, 1))
+            named = json.loads(sample.meta)["captions"]
+            assert list(named) == sorted(["top_left", "top_right", "bottom_left", "bottom_right"])
+            assert named["top_right"] == f"an image of mean {parts[1].mean():.4f}"
+
+
+def test_missing_shard_is_written_again(candidates: Path, tmp_path: Path) -> None:
+    run(candidates, tmp_path, num_negatives=0)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "shards/positive").iterdir()}
+    (tmp_path / "shards/positive" / sorted(n for n in before if n.endswith(".tar"))[1]).unlink()
+    run(candidates, tmp_path, num_negatives=0)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "shards/positive").iterdir()} == before
+
+
+def test_step_before_its_turn_says_what_to_run(candidates: Path, tmp_path: Path) -> None:
+    """Nothing is ever made from the leavings of other settings."""
+    order = ["filter", "dedup", "select", "caption", "negatives", "shards"]
+    for first, step in pairwise(order):
+        with pytest.raises(FileNotFoundError, match=f"step={first} first"):
+            run(candidates, tmp_path, [step])
+        run(candidates, tmp_path, [first])
+    run(candidates, tmp_path, ["shards"])
+    other = Thresholds(bounds={"contrast": {"min": 6.0}})
+    with pytest.raises(FileNotFoundError, match="other settings: run step=dedup first"):
+        run(candidates, tmp_path, ["shards"], thresholds=other)
+
+
+def test_threshold_on_an_unknown_score_is_refused(candidates: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no score 'sharpnes'; known: aspect"):
+        run(candidates, tmp_path, thresholds=Thresholds(bounds={"sharpnes": {"min": 1}}))
+    with pytest.raises(ValueError, match="takes min and max"):
+        Thresholds(bounds={"luma": {"min": 5, "max": 1}})
+    with pytest.raises(ValueError, match=r"in \(0, 1\]"):
+        Thresholds(top={"luma": 20})
+
+
+def test_failed_units_are_listed_and_the_others_done(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = filters.write_shard
+
+    def failing(path, samples):
+        if path.stem == "000002":
+            raise OSError("no space left")
+        return write(path, samples)
+
+    monkeypatch.setattr(filters, "write_shard", failing)
+    with pytest.raises(UnitsFailed, match=r"1 units failed.*\nfilter/000002: .*no space left"):
+        run(candidates, tmp_path, num_negatives=0)
+    assert len(shards(tmp_path, "positive")) >= GOOD - 4
+    monkeypatch.undo()
+    run(candidates, tmp_path, num_negatives=0)
+    assert len(shards(tmp_path, "positive")) == GOOD
+
+
+@pytest.mark.parametrize("make", [
+    lambda: NegativeStep(prior=Recipe({}, dict), words=" "),
+    lambda: NegativeStep(prior=Recipe({}, dict), words="w", strength=0),
+    lambda: CaptionStep(captioner=None, cache="x", concurrency=0),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(make) -> None:
+    with pytest.raises(ValueError, match="needs|at least 1"):
+        make()

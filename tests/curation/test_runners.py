@@ -1,0 +1,134 @@
+"""Runners with real processes: here, on a real local Ray, and through submitit's local executor."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from src.curation.ray_runner import RayRunner
+from src.curation.runners import LocalRunner, OpenError, Runner
+from src.curation.slurm_runner import SlurmRunner
+from src.curation.work import is_done
+from tests.curation.toy import ToyStep, toy_units
+
+ROOT = Path(__file__).parents[2]
+FAULTS = {"u1": "once", "u2": "dies once", "u3": "always", "u4": "dies"}
+
+
+def _check_faults(runner: Runner, tmp_path: Path, *, death: str) -> None:
+    """Every unit has one outcome; faults cost attempts, and no other unit anything."""
+    step, units = ToyStep(str(tmp_path)), toy_units(7, **FAULTS)
+    outcomes = {outcome.unit: outcome for outcome in runner.run(step, units, tmp_path)}
+    assert sorted(outcomes) == [unit.name for unit in units]
+    errors = {name: outcome.error for name, outcome in outcomes.items() if outcome.error}
+    assert sorted(errors) == ["3", "4"]
+    assert "disk on fire" in str(errors["3"]) and death in str(errors["4"])
+    assert outcomes["3"].attempts == outcomes["4"].attempts == 3
+    for unit in units:
+        assert is_done(tmp_path, step, unit) == (unit.name not in errors)
+    starts = {n: len((tmp_path / f"{n}.starts").read_text().split()) for n in outcomes}
+    assert starts["0"] == starts["5"] == starts["6"] == 1 and starts["1"] == starts["2"] == 2
+    assert starts["3"] == starts["4"] == 3
+
+
+def test_local_faults_and_killed_workers_cost_their_unit_a_retry(tmp_path: Path) -> None:
+    _check_faults(LocalRunner(num_workers=2), tmp_path, death="signal 9")
+
+
+def test_local_worker_loads_a_step_once(tmp_path: Path) -> None:
+    runner = LocalRunner(num_workers=1)
+    assert len(list(runner.run(ToyStep(str(tmp_path)), toy_units(4), tmp_path))) == 4
+    pids = {(tmp_path / f"{n}.starts").read_text() for n in range(4)}
+    assert len(pids) == 1 and str(os.getpid()) not in pids.pop()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_step_that_cannot_load_ends_the_run_with_its_reason(tmp_path: Path, workers: int) -> None:
+    step = ToyStep(str(tmp_path), broken="no weights at x.safetensors")
+    with pytest.raises(OpenError, match="step toy: .*no weights at x.safetensors"):
+        list(LocalRunner(num_workers=workers).run(step, toy_units(3), tmp_path))
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_workers >= -1"):
+        LocalRunner(num_workers=-2)
+
+
+def test_workers_end_with_a_killed_starter(tmp_path: Path) -> None:
+    code = f"""
+        from pathlib import Path
+        from src.curation import runners
+        from tests.curation.toy import ToyStep, toy_units
+        if __name__ == "__main__":
+            runners.HEAVY.clear()
+            faults = {{f"u{{n}}": "slow" for n in range(99)}}
+            root = Path({str(tmp_path)!r})
+            for _ in runners.LocalRunner(num_workers=2).run(ToyStep(str(root)),
+                                                            toy_units(99, **faults), root):
+                print("one", flush=True)
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    run = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.stdout is not None and run.stdout.readline() == b"one\n"
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    pids = {int(line) for path in tmp_path.glob("*.starts") for line in path.read_text().split()}
+    assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_lives(pid) for pid in pids)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real local Ray of one actor."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    try:
+        _check_faults(RayRunner(num_workers=1), tmp_path, death="the worker died")
+    finally:
+        ray.shutdown()
+
+
+def test_slurm_jobs_do_their_shares_and_the_next_array_does_what_is_left(tmp_path: Path) -> None:
+    """submitit's local executor: each job is a process of its own, and a dead one a lost share."""
+    pytest.importorskip("submitit")
+    runner = SlurmRunner(
+        logs=str(tmp_path / "logs"), jobs=2, cluster="local", attempts=2, poll_s=0.05
+    )
+    step, units = ToyStep(str(tmp_path)), toy_units(4, u0="dies once", u3="always")
+    outcomes = {outcome.unit: outcome for outcome in runner.run(step, units, tmp_path)}
+    assert {name: outcome.attempts for name, outcome in outcomes.items()} == {
+        "0": 2, "1": 1, "2": 2, "3": 2
+    }  # fmt: skip
+    errors = {name: outcome.error for name, outcome in outcomes.items() if outcome.error}
+    assert sorted(errors) == ["3"] and "disk on fire" in errors["3"]
+
+
+@pytest.mark.parametrize("runner, library", [
+    (RayRunner(), "ray"), (SlurmRunner(logs="x"), "submitit"),
+])  # fmt: skip
+def test_missing_extra_is_named(
+    runner: Runner, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[curation\]'"):
+        list(runner.run(ToyStep(str(tmp_path)), toy_units(1), tmp_path))

@@ -1,0 +1,116 @@
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from src.curation.reading import read_candidates
+from src.curation.sources import InputSettings, name_inputs, plan_units
+from src.curation.work import Unit
+from tests.data.made import good_members, jpeg, tar_bytes
+
+
+def _folder(path: Path, names: str) -> Path:
+    path.mkdir(exist_ok=True)
+    for name in names.split():
+        (path / name).write_bytes(jpeg())
+    return path
+
+
+def _read(units: list[Unit]) -> list:
+    return [c for unit in units for c in read_candidates(unit, keep_keys=False)]
+
+
+def test_folder_is_split_into_units_and_each_image_is_in_one(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in", "a.jpg b.png c.webp d.jpg e.jpg")
+    (folder / "a.txt").write_text("words about a\n")
+    (folder / "notes.md").write_text("no image")
+    settings = InputSettings(paths={"s": str(folder)}, licences={"s": "CC0"}, unit_size=2)
+    units = plan_units(settings, tmp_path / "work")
+    read = _read(units)
+    assert [unit.name for unit in units] == ["000000", "000001", "000002"]
+    assert [Path(c.path).name for c in read] == ["a.jpg", "b.png", "c.webp", "d.jpg", "e.jpg"]
+    assert len({c.key for c in read}) == 5
+    assert {(c.source, c.licence) for c in read} == {("s", "CC0")}
+    assert read[0].caption == "words about a" and read[1].caption is None
+
+
+def test_plan_is_kept_until_a_rescan_which_renames_nothing(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in", "b.jpg c.jpg d.jpg")
+    settings = InputSettings(paths={"s": str(folder)}, unit_size=2)
+    before = plan_units(settings, tmp_path / "work")
+    _folder(folder, "a.jpg")
+    (folder / "d.jpg").write_bytes(jpeg(7))
+    assert plan_units(settings, tmp_path / "work") == before
+    after = plan_units(settings, tmp_path / "work", rescan=True)
+    assert after[0] == before[0] and after[1].name == before[1].name
+    assert after[1].content != before[1].content  # d.jpg has changed
+    assert [Path(c.path).name for c in _read(after)] == ["b.jpg", "c.jpg", "d.jpg", "a.jpg"]
+
+
+def test_key_depends_on_source_and_place_below_the_input_alone(tmp_path: Path) -> None:
+    keys = []
+    for place in ("one", "two"):
+        folder = _folder(tmp_path / place, "a.jpg b.jpg")
+        units = plan_units(InputSettings(paths={"s": str(folder)}), tmp_path / f"work {place}")
+        keys.append([c.key for c in _read(units)])
+    other = plan_units(InputSettings(paths={"t": str(tmp_path / "one")}), tmp_path / "work t")
+    assert keys[0] == keys[1]
+    assert not {c.key for c in _read(other)} & set(keys[0])
+
+
+def test_tars_are_units_and_parquet_lists_name_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _folder(tmp_path / "in", "a.jpg b.jpg")
+    (tmp_path / "tars").mkdir()
+    for name in ("00000.tar", "00001.tar"):
+        (tmp_path / "tars" / name).write_bytes(tar_bytes(good_members(3)))
+    table = pa.table({
+        "path": ["in/a.jpg", "in/b.jpg", "in/gone.jpg", "in/a.jpg"],
+        "caption": ["an a", None, None, "again"],
+        "licence": ["CC-BY", None, None, None],
+        "source": ["wiki", None, None, "wiki"],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "list.parquet")
+    paths = {"list": str(tmp_path / "list.parquet"), "t": str(tmp_path / "tars")}
+    settings = InputSettings(paths=paths, licences={"list": "unknown"})
+    with caplog.at_level(logging.WARNING):
+        units = plan_units(settings, tmp_path / "work")
+    assert [unit.inputs["kind"] for unit in units] == ["files", "tar", "tar"]
+    assert "listed twice" in caplog.text
+    read = _read(units)
+    assert len(read) == 3 + 6 and len({c.key for c in read}) == 9
+    assert (read[0].caption, read[0].licence, read[0].source) == ("an a", "CC-BY", "wiki")
+    assert (read[1].licence, read[1].source) == ("unknown", "list")
+    assert read[2].error is not None and read[2].error.reason == "file missing"
+    assert read[3].caption == "cap 0"
+
+
+def test_output_of_other_inputs_is_not_mixed_up(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in", "a.jpg")
+    plan_units(InputSettings(paths={"s": str(folder)}), tmp_path / "work")
+    with pytest.raises(ValueError, match="other inputs"):
+        plan_units(InputSettings(paths={"s": str(folder)}, unit_size=5), tmp_path / "work")
+
+
+def test_wrong_inputs_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"file": ["a"]}), tmp_path / "list.parquet")
+    for path, error, words in [
+        (tmp_path / "list.parquet", ValueError, "no column 'path'; it has file"),
+        (tmp_path / "nowhere", FileNotFoundError, "nowhere"),
+        (_folder(tmp_path / "empty", ""), ValueError, "no images"),
+    ]:
+        with pytest.raises(error, match=words):
+            plan_units(InputSettings(paths={"s": str(path)}), tmp_path / "work")
+    with pytest.raises(ValueError, match="sources that input has not"):
+        InputSettings(paths={"s": "x"}, licences={"other": "CC0"})
+
+
+def test_inputs_are_named_after_their_paths() -> None:
+    assert name_inputs("photos/a") == {"a": "photos/a"}
+    assert name_inputs(["a/x.parquet", "b/y"]) == {"x": "a/x.parquet", "y": "b/y"}
+    assert name_inputs({"one": "a/x"}) == {"one": "a/x"}
+    with pytest.raises(ValueError, match="same name"):
+        name_inputs(["a/x", "b/x"])
