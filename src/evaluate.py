@@ -9,6 +9,8 @@ import logging
 from pathlib import Path
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -18,7 +20,7 @@ from src.evaluation import Protocol, check_weights, load_samples, run_benchmark,
 from src.evaluation.weights import fetch
 from src.images import to_signed, to_unit
 from src.inference import Restorer
-from src.runs import newest_checkpoint, read_config, run_folder
+from src.runs import newest_checkpoint, read_config, run_folder, write_config
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +48,16 @@ def evaluate(cfg: DictConfig) -> str:
                 f"{checkpoint} lies in no run folder, whose configuration would say more; "
                 f"set {', '.join(f'{key}=...' for key in lost)}"
             )
-    out_dir = Path(cfg.output or run / "eval")
+    out_dir = Path(cfg.output) if cfg.output else sweep_folder(cfg, config) or run / "eval"
+    options = {key: value for key, value in cfg.options.items() if value is not None}
     restorer = Restorer.from_checkpoint(
         checkpoint,
         weights=OmegaConf.to_container(cfg.weights),  # type: ignore[arg-type]
         settings=instantiate(cfg.get("sampler"), _convert_="all"),
+        captioner=instantiate(cfg.captioner),
         device=pick_device(cfg.device),
+        seed=cfg.seed,
+        **options,
     )
     hq, lq = protocol.folders(Path(cfg.data_root or config.data.root))
     pipeline = instantiate(cfg.get("degradation") or config.degradation, _convert_="all")
@@ -62,10 +68,10 @@ def evaluate(cfg: DictConfig) -> str:
     records = run_benchmark(
         load_samples(protocol, hq=hq, lq=lq, degrade=degrade),
         {
-            "lq": lambda image: image,
-            "ordinary_encoder": lambda image: restorer.clean(image, robust=False),
-            "robust_encoder": restorer.clean,
-            "restored": lambda image: restorer(image, seed=cfg.seed).restored,
+            "lq": lambda sample: sample.lq,
+            "ordinary_encoder": lambda sample: restorer.clean(sample.lq, robust=False),
+            "robust_encoder": lambda sample: restorer.clean(sample.lq),
+            "restored": lambda sample: restorer(sample.lq, source=sample.source).restored,
         },
         protocol.metrics,
         out_dir=out_dir,
@@ -74,6 +80,8 @@ def evaluate(cfg: DictConfig) -> str:
             **protocol.settings(),
             "restore_seed": cfg.seed,
             "checkpoint": sha256(checkpoint),
+            "captioner": OmegaConf.to_container(cfg.captioner),
+            "options": restorer.options.described(),
         },
         border=protocol.border,
         save_images=cfg.save_images,
@@ -81,6 +89,19 @@ def evaluate(cfg: DictConfig) -> str:
     )
     log.info("report: %s", out_dir / "table.md")
     return write_report(records, out_dir, title=f"{run.name}: {protocol.name}")
+
+
+def sweep_folder(cfg: DictConfig, trained: DictConfig) -> Path | None:
+    """Return where a job of a multirun writes: eval/ in a run folder of its own, else None.
+
+    `src.ablation` reads that folder as a run; its configuration is that of the training, with the
+    evaluation's under `evaluation`.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    write_config(folder, OmegaConf.merge(trained, {"evaluation": cfg}))  # type: ignore[arg-type]
+    return folder / "eval"
 
 
 def find_checkpoint(cfg: DictConfig) -> Path:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +25,29 @@ from src.images import read_image, to_uint8, to_unit, write_image
 
 log = logging.getLogger(__name__)
 
-Method = Callable[[Tensor], Tensor]
-Sample = tuple[str, Tensor, Tensor | None]  # name, lq, hq
 REFERENCE_FOLDER = "hq"
 SAVE_SECONDS = 60.0
 MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
+
+
+class Sample(NamedTuple):
+    """One input of a benchmark.
+
+    Attributes:
+        name: Unique among the images.
+        lq, hq: (1, 3, H, W) in [0, 1]; hq is None where there is no reference.
+        source: The file it was read from; captions lie beside it.
+        degradation: How `lq` was made of `hq`, as JSON values; empty where that is not known.
+    """
+
+    name: str
+    lq: Tensor
+    hq: Tensor | None
+    source: Path | None = None
+    degradation: Mapping[str, Any] = MappingProxyType({})
+
+
+Method = Callable[[Sample], Tensor]  # returns the restored image, of the size of hq
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +59,7 @@ class BrokenSample:
 
 
 def run_benchmark(
-    images: Iterable[Sample | BrokenSample],
+    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
     methods: Mapping[str, Method],
     metrics: Iterable[str],
     *,
@@ -55,8 +74,8 @@ def run_benchmark(
     """Restore every image by every method, measure, and write `out_dir/records.jsonl`.
 
     Args:
-        images: (name, lq, hq or None), names unique; lq and hq (1, 3, H, W) in [0, 1].
-        methods: Name -> function lq -> restored, which has the size of hq (of lq without hq).
+        images: Samples, names unique; a plain (name, lq, hq or None) will do.
+        methods: Name -> function Sample -> restored, which has the size of hq (of lq without hq).
         metrics: Names in METRICS.
         out_dir: Gets records.jsonl, and images/<method>/<image>.png where pictures are saved.
         run: Name of the run, for comparing runs.
@@ -74,7 +93,7 @@ def run_benchmark(
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
-    row = _RowMaker(run=run, settings=dict(settings or {}))
+    row = _RowMaker(run=run, settings=as_json(settings or {}))
     path = out_dir / "records.jsonl"
     known = _known_values(path, row) if resume else {}
     if not known:
@@ -93,7 +112,8 @@ def run_benchmark(
         seen: set[str] = set()
         saved = time.monotonic()
         for sample in images:
-            name = sample.name if isinstance(sample, BrokenSample) else sample[0]
+            sample = sample if isinstance(sample, BrokenSample) else Sample(*sample)
+            name = sample.name
             if name in seen:
                 raise ValueError(f"two images are named {name!r}; names must differ")
             seen.add(name)
@@ -110,6 +130,17 @@ def run_benchmark(
 
     write_records(records, path)
     return records
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON would give it back: tuples as lists, infinities as text."""
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -190,7 +221,7 @@ def _measure_image(
             for method in methods
             for metric in judge.metrics
         ]
-    name, lq, hq = sample
+    name, lq, hq = sample.name, sample.lq, sample.hq
     reference = None if hq is None else _eight_bit(hq)
     if reference is not None and pictures is not None:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
@@ -202,7 +233,7 @@ def _measure_image(
         if done and (target is None or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
             continue
-        restored = _restore(restore, lq, hq, kept=target if known else None)
+        restored = _restore(restore, sample, kept=target if known else None)
         if isinstance(restored, str):
             log.warning("%s failed on %s: %s", method, name, restored)
             records += [
@@ -219,18 +250,18 @@ def _measure_image(
     return records
 
 
-def _restore(restore: Method, lq: Tensor, hq: Tensor | None, *, kept: Path | None) -> Tensor | str:
+def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
     """Return the restored 8-bit image, or why there is none; a kept picture saves the work."""
     if kept is not None and kept.is_file():
         return to_unit(read_image(kept)).unsqueeze(0)
     try:
         with torch.no_grad():
-            image = restore(lq).detach().float().cpu()
+            image = restore(sample).detach().float().cpu()
     except Exception as error:  # one bad image must not end the benchmark
         return f"{type(error).__name__}: {error}"
-    expected = (lq if hq is None else hq).shape
-    if image.shape != expected:
-        return f"restored image is {_size(image)}, expected {_size(lq if hq is None else hq)}"
+    expected = sample.lq if sample.hq is None else sample.hq
+    if image.shape != expected.shape:
+        return f"restored image is {_size(image)}, expected {_size(expected)}"
     if not torch.isfinite(image).all():
         return "restored image has NaN or infinite values"
     return _eight_bit(image)

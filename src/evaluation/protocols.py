@@ -141,10 +141,10 @@ def _degraded(protocol: Protocol, hq: Path, degrade: Degrade) -> Iterator[Sample
         for index in range(protocol.repeats)
     }
 
-    def load(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
+    def load(path: Path, name: str) -> Sample:
         clean = _frame(protocol, _read(path))
         lq = degrade(clean, image_seed(protocol.seed, name))
-        return _enlarge(protocol, _eight_bit(lq)), clean
+        return Sample(name, _enlarge(protocol, _eight_bit(lq)), clean, path)
 
     return _each(repeated, load)
 
@@ -154,7 +154,7 @@ def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenS
     degraded = _names(list_images(lq), lq)
     wanted = {name: _partner(protocol, name) for name in list(clean)[: protocol.limit]}
 
-    def load(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
+    def load(path: Path, name: str) -> Sample:
         if wanted[name] not in degraded:
             raise ValueError(f"no LQ partner {wanted[name]} in {lq}")
         low = _enlarge(protocol, _read(degraded[wanted[name]]))
@@ -163,7 +163,7 @@ def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenS
             low = _frame(protocol, low)
         if low.shape != high.shape:
             raise ValueError(f"LQ is {_size(low)} after scaling, HQ is {_size(high)}")
-        return low, high
+        return Sample(name, low, high, degraded[wanted[name]])
 
     def samples() -> Iterator[Sample | BrokenSample]:
         yield from _each({name: clean[name] for name in wanted}, load)
@@ -176,19 +176,21 @@ def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenS
 
 def _unpaired(protocol: Protocol, lq: Path) -> Iterator[Sample | BrokenSample]:
     names = _names(list_images(lq)[: protocol.limit], lq)
-    return _each(names, lambda path, name: (_enlarge(protocol, _read(path)), None))
+    return _each(
+        names, lambda path, name: Sample(name, _enlarge(protocol, _read(path)), None, path)
+    )
 
 
 def _each(
-    paths: dict[str, Path], load: Callable[[Path, str], tuple[Tensor, Tensor | None]]
+    paths: dict[str, Path], load: Callable[[Path, str], Sample]
 ) -> Iterator[Sample | BrokenSample]:
     for name, path in paths.items():
         try:
-            lq, hq = load(path, name)
+            sample = load(path, name)
         except (ValueError, OSError) as error:
             yield BrokenSample(name=name, reason=str(error))
             continue
-        yield name, lq, hq
+        yield sample
 
 
 def _names(paths: list[Path], folder: Path) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from src.evaluation.benchmark import BrokenSample, picture_path, run_benchmark
 from src.evaluation.records import Record, read_records
 from src.images import read_image, to_uint8
 
-DO_NOTHING = {"lq": lambda lq: lq}
+DO_NOTHING = {"lq": lambda s: s.lq}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def _by_key(records: list[Record]) -> dict[tuple[str, str, str], Record]:
 
 
 def test_benchmark_writes_one_record_an_image_method_and_metric(tmp_path: Path) -> None:
-    methods = {**DO_NOTHING, "flip": lambda lq: lq.flip(-1)}
+    methods = {**DO_NOTHING, "flip": lambda s: s.lq.flip(-1)}
     settings = {"protocol": "demo", "seed": 0}
     records = run_benchmark(
         _samples(), methods, ["psnr", "ssim"], out_dir=tmp_path, run="a", settings=settings
@@ -49,7 +49,7 @@ def test_benchmark_measures_the_eight_bit_image(tmp_path: Path) -> None:
     """An error below half a grey level disappears when the image is saved."""
     hq = to_uint8(_image(0)).float() / 255
     records = run_benchmark(
-        [("a", hq, hq)], {"m": lambda lq: lq + 0.4 / 255}, ["psnr"], out_dir=tmp_path, run="a"
+        [("a", hq, hq)], {"m": lambda s: s.lq + 0.4 / 255}, ["psnr"], out_dir=tmp_path, run="a"
     )
     assert records[0]["value"] == pytest.approx(80.0, abs=1e-6)
 
@@ -88,7 +88,7 @@ def test_benchmark_records_a_failing_method_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_benchmark_records_nan_pixels_and_wrong_sizes(tmp_path: Path) -> None:
-    methods = {"nan": lambda lq: lq * math.nan, "small": lambda lq: lq[..., :8]}
+    methods = {"nan": lambda s: s.lq * math.nan, "small": lambda s: s.lq[..., :8]}
     records = run_benchmark(_samples(1), methods, ["psnr"], out_dir=tmp_path, run="a")
     reasons = {r["method"]: r["reason"] for r in records}
     assert reasons["nan"] == "restored image has NaN or infinite values"
@@ -207,16 +207,16 @@ def test_resumed_benchmark_restores_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_resumed_benchmark_reuses_nothing_of_other_settings(tmp_path: Path) -> None:
-    methods = {"m": lambda lq: lq}
+    methods = {"m": lambda s: s.lq}
     run_benchmark(
         _samples(1), methods, ["psnr"], out_dir=tmp_path, run="a", settings={"checkpoint": "x"}
     )
     again = run_benchmark(
-        _samples(1), {"m": lambda lq: lq * 0}, ["psnr"], out_dir=tmp_path, run="a",
+        _samples(1), {"m": lambda s: s.lq * 0}, ["psnr"], out_dir=tmp_path, run="a",
         settings={"checkpoint": "y"}, resume=True,
     )  # fmt: skip
     fresh = run_benchmark(
-        _samples(1), {"m": lambda lq: lq * 0}, ["psnr"], out_dir=tmp_path / "b", run="a"
+        _samples(1), {"m": lambda s: s.lq * 0}, ["psnr"], out_dir=tmp_path / "b", run="a"
     )
     assert again[0]["value"] == fresh[0]["value"]
 

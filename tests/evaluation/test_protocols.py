@@ -48,7 +48,7 @@ def test_degraded_samples_are_cropped_and_seeded_by_name(tmp_path: Path) -> None
 def test_short_side_is_resized_before_the_crop(tmp_path: Path) -> None:
     _write(tmp_path / "a.png", height=40, width=20)
     protocol = _protocol(short_side=16, crop=16)
-    ((_, lq, hq),) = load_samples(protocol, hq=tmp_path, degrade=lambda hq, seed: hq)
+    ((_, lq, hq, *_),) = load_samples(protocol, hq=tmp_path, degrade=lambda hq, seed: hq)
     assert hq.shape == lq.shape == (1, 3, 16, 16)
 
 
@@ -74,7 +74,7 @@ def test_small_lq_images_are_enlarged_and_partners_found_by_pattern(tmp_path: Pa
     _write(tmp_path / "hq" / "a.png", height=32, width=32)
     _write(tmp_path / "lq" / "ax4.png", height=8, width=8)
     protocol = _protocol(scale=4, lq_name="{stem}x4")
-    ((_, lq, hq),) = load_samples(protocol, hq=tmp_path / "hq", lq=tmp_path / "lq")
+    ((_, lq, hq, *_),) = load_samples(protocol, hq=tmp_path / "hq", lq=tmp_path / "lq")
     assert lq.shape == hq.shape == (1, 3, 32, 32)
     assert 0 <= lq.min() and lq.max() <= 1
 
