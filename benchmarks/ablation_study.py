@@ -96,7 +96,10 @@ def run(job: str) -> None:
                 ],
             )
             if target != job:
-                write_config(FOLDER / target, OmegaConf.merge(trained, {"evaluation": cfg}))
+                write_config(
+                    FOLDER / target,
+                    OmegaConf.merge(OmegaConf.to_container(trained), {"evaluation": cfg}),
+                )
             evaluate(cfg)
 
 

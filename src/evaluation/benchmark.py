@@ -221,7 +221,7 @@ def _measure_image(
             for method in methods
             for metric in judge.metrics
         ]
-    name, lq, hq = sample.name, sample.lq, sample.hq
+    name, hq = sample.name, sample.hq
     reference = None if hq is None else _eight_bit(hq)
     if reference is not None and pictures is not None:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
