@@ -96,10 +96,9 @@ def run(job: str) -> None:
                 ],
             )
             if target != job:
-                write_config(
-                    FOLDER / target,
-                    OmegaConf.merge(OmegaConf.to_container(trained), {"evaluation": cfg}),
-                )
+                own = OmegaConf.to_container(cfg, resolve=True)
+                plain = OmegaConf.to_container(trained, resolve=True)
+                write_config(FOLDER / target, OmegaConf.merge(plain, {"evaluation": own}))
             evaluate(cfg)
 
 

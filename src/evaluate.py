@@ -100,7 +100,8 @@ def sweep_folder(cfg: DictConfig, trained: DictConfig) -> Path | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     folder = Path(HydraConfig.get().runtime.output_dir)
-    write_config(folder, OmegaConf.merge(trained, {"evaluation": cfg}))  # type: ignore[arg-type]
+    own = OmegaConf.to_container(cfg, resolve=True)
+    write_config(folder, OmegaConf.merge(trained, {"evaluation": own}))  # type: ignore[arg-type]
     return folder / "eval"
 
 
