@@ -8,18 +8,19 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from src.evaluation.metrics import Metric, Score, check_weights, select_metrics
+from src.evaluation.provenance import Input, describe_input, write_inputs
 from src.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records
+from src.evaluation.samples import BrokenSample, Method, Sample, as_json
 from src.evaluation.weights import offline
 from src.images import read_image, to_uint8, to_unit, write_image
 
@@ -30,32 +31,9 @@ SAVE_SECONDS = 60.0
 MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
 
 
-class Sample(NamedTuple):
-    """One input of a benchmark.
-
-    Attributes:
-        name: Unique among the images.
-        lq, hq: (1, 3, H, W) in [0, 1]; hq is None where there is no reference.
-        source: The file it was read from; captions lie beside it.
-        degradation: How `lq` was made of `hq`, as JSON values; empty where that is not known.
-    """
-
-    name: str
-    lq: Tensor
-    hq: Tensor | None
-    source: Path | None = None
-    degradation: Mapping[str, Any] = MappingProxyType({})
-
-
-Method = Callable[[Sample], Tensor]  # returns the restored image, of the size of hq
-
-
-@dataclass(frozen=True, kw_only=True)
-class BrokenSample:
-    """Stands among the samples for an input that could not be used; it is recorded by name."""
-
-    name: str
-    reason: str
+REFERENCE_FOLDER = "hq"
+SAVE_SECONDS = 60.0
+MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
 
 
 def run_benchmark(
@@ -66,6 +44,7 @@ def run_benchmark(
     out_dir: Path,
     run: str,
     settings: Mapping[str, Any] | None = None,
+    method_settings: Mapping[str, Mapping[str, Any]] | None = None,
     border: int = 0,
     save_images: bool = False,
     resume: bool = False,
@@ -79,7 +58,8 @@ def run_benchmark(
         metrics: Names in METRICS.
         out_dir: Gets records.jsonl, and images/<method>/<image>.png where pictures are saved.
         run: Name of the run, for comparing runs.
-        settings: What the numbers depend on (protocol, seed, checkpoint); JSON values.
+        settings: What all numbers depend on (protocol, seed); JSON values.
+        method_settings: Method -> what its numbers depend on besides (checkpoint, options).
         border: Pixels cut from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
         resume: Reuse values that records.jsonl holds for the same run and settings.
@@ -93,7 +73,11 @@ def run_benchmark(
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
-    row = _RowMaker(run=run, settings=as_json(settings or {}))
+    own = method_settings or {}
+    row = _RowMaker(
+        run=run,
+        settings={m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods},
+    )
     path = out_dir / "records.jsonl"
     known = _known_values(path, row) if resume else {}
     if not known:
@@ -109,6 +93,7 @@ def run_benchmark(
         keep = pictures if save_images or sets else None
         judge = _Judge(singles, border=border, device=torch.device(device))
         records: list[Record] = []
+        inputs: list[Input] = []
         seen: set[str] = set()
         saved = time.monotonic()
         for sample in images:
@@ -117,43 +102,38 @@ def run_benchmark(
             if name in seen:
                 raise ValueError(f"two images are named {name!r}; names must differ")
             seen.add(name)
+            if isinstance(sample, Sample):
+                inputs.append(describe_input(sample))
             records += _measure_image(sample, methods, judge, row, known, keep)
             log.info("measured %s (%d images so far)", name, len(seen))
             if time.monotonic() - saved > SAVE_SECONDS:
                 write_records(records, path)
                 saved = time.monotonic()
         for method in methods:
-            records += _measure_sets(sets, method, pictures, torch.device(device), row)
+            done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
+            old = {image for image, name, _ in known if name == method}
+            reused = known if done <= old else {}  # a set with a new picture is another set
+            records += _measure_sets(sets, method, pictures, torch.device(device), row, reused)
             for name, files in missing.items():
                 reason = "; ".join(map(str, files))
                 records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
 
+    write_inputs(inputs, out_dir)
     write_records(records, path)
     return records
-
-
-def as_json(value: Any) -> Any:
-    """Return a value as JSON would give it back: tuples as lists, infinities as text."""
-    if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 @dataclass(frozen=True)
 class _RowMaker:
     run: str
-    settings: dict[str, Any]
+    settings: dict[str, dict[str, Any]]  # by method
 
     def __call__(
         self, image: str, method: str, metric: str, value: float | None, status: Status, reason: str
     ) -> Record:
         return Record(
             image=image, method=method, metric=metric, value=value, run=self.run,
-            settings=self.settings, status=status, reason=reason,
+            settings=self.settings[method], status=status, reason=reason,
         )  # fmt: skip
 
 
@@ -233,7 +213,8 @@ def _measure_image(
         if done and (target is None or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
             continue
-        restored = _restore(restore, sample, kept=target if known else None)
+        ours = any(value is not None for value in values.values())  # else of other settings
+        restored = _restore(restore, sample, kept=target if ours else None)
         if isinstance(restored, str):
             log.warning("%s failed on %s: %s", method, name, restored)
             records += [
@@ -268,17 +249,24 @@ def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | 
 
 
 def _measure_sets(
-    metrics: list[Metric], method: str, pictures: Path, device: torch.device, row: _RowMaker
+    metrics: list[Metric],
+    method: str,
+    pictures: Path,
+    device: torch.device,
+    row: _RowMaker,
+    known: Mapping[tuple[str, str, str], float],
 ) -> list[Record]:
     """Score the whole set of one method's pictures against the references."""
     records = []
     restored, reference = pictures / method, pictures / REFERENCE_FOLDER
     count = min(len(list(restored.glob("*.png"))), len(list(reference.glob("*.png"))))
     for metric in metrics:
-        value: float | None = None
+        value = known.get((WHOLE_SET, method, metric.name))
         status: Status = "ok"
         reason = ""
-        if not reference.is_dir():
+        if value is not None:
+            pass
+        elif not reference.is_dir():
             status, reason = "no_reference", f"{metric.name} needs reference images"
         elif count < MIN_SET_SIZE:
             status = "too_small"
@@ -309,7 +297,7 @@ def _known_values(path: Path, row: _RowMaker) -> dict[tuple[str, str, str], floa
         for record in read_records(path)
         if record["value"] is not None
         and record["run"] == row.run
-        and record["settings"] == row.settings
+        and record["settings"] == row.settings.get(record["method"])
     }
 
 

@@ -4,7 +4,6 @@ Everything is made from the records alone, so a table can be made again at any t
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from src.evaluation.document import (
     render_markdown,
 )
 from src.evaluation.metrics import METRICS
-from src.evaluation.records import WHOLE_SET, Record
+from src.evaluation.records import WHOLE_SET, Record, write_text
 from src.evaluation.tables import (
     Footnotes,
     Table,
@@ -177,11 +176,3 @@ def list_failures(records: Sequence[Record]) -> list[str]:
         names = ", ".join(dict.fromkeys(metrics))
         lines.append(f"{image}, {method} ({names}): {reason}")
     return lines
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from src.evaluation import metrics as registry
-from src.evaluation.benchmark import BrokenSample, picture_path, run_benchmark
+from src.evaluation.benchmark import picture_path, run_benchmark
 from src.evaluation.records import Record, read_records
+from src.evaluation.samples import BrokenSample, Sample
 from src.images import read_image, to_uint8
 
 DO_NOTHING = {"lq": lambda s: s.lq}
@@ -74,10 +75,10 @@ def test_benchmark_refuses_an_unknown_metric_before_any_work(tmp_path: Path) -> 
 
 
 def test_benchmark_records_a_failing_method_and_goes_on(tmp_path: Path) -> None:
-    def restore(lq: Tensor) -> Tensor:
-        if torch.equal(lq, _image(0)):
+    def restore(sample: Sample) -> Tensor:
+        if sample.name == "img0":
             raise RuntimeError("out of luck")
-        return lq
+        return sample.lq
 
     records = run_benchmark(_samples(), {"m": restore}, ["psnr"], out_dir=tmp_path, run="a")
     rows = _by_key(records)
@@ -191,9 +192,9 @@ def test_benchmark_saves_the_pictures_it_measured(tmp_path: Path) -> None:
 def test_resumed_benchmark_restores_only_what_is_new(tmp_path: Path) -> None:
     calls = []
 
-    def restore(lq: Tensor) -> Tensor:
+    def restore(sample: Sample) -> Tensor:
         calls.append(1)
-        return lq
+        return sample.lq
 
     fixed = {"out_dir": tmp_path, "run": "a", "settings": {"checkpoint": "x"}, "resume": True}
     first = run_benchmark(_samples(2), {"m": restore}, ["psnr"], save_images=True, **fixed)

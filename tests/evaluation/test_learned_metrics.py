@@ -164,7 +164,9 @@ def test_benchmark_runs_learned_metrics_without_a_network(
 ) -> None:
     names = ["lpips", "dists", "niqe", "musiq", "clipiqa"]
     assert set(check_weights(names)) == {"clipiqa"}
-    records = run_benchmark([("a", *pair)], {"lq": lambda s: s.lq}, names, out_dir=tmp_path, run="r")
+    records = run_benchmark(
+        [("a", *pair)], {"lq": lambda s: s.lq}, names, out_dir=tmp_path, run="r"
+    )
     status = {r["metric"]: r["status"] for r in records}
     assert status == {
         "lpips": "ok", "dists": "ok", "niqe": "ok", "musiq": "ok", "clipiqa": "missing_weights",
