@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.cli import command, pick_device
-from src.evaluate import find_checkpoint, sha256
+from src.evaluate import find_checkpoint
+from src.evaluation.provenance import hash_file
 from src.inference import RestoreOptions, Restorer
 from src.inference.caption_cache import CachedCaptioner
 from src.inference.checkpoint import read_recipe
@@ -143,7 +144,7 @@ def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:
     replaced = {f"weights.{name}": value for name, value in cfg.weights.items() if value}
     return {
         "checkpoint": checkpoint.name,
-        "sha256": sha256(checkpoint),
+        "sha256": hash_file(checkpoint),
         "dtype": cfg.dtype,
         "quantize": cfg.quantize,
         **replaced,

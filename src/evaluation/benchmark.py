@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from src.evaluation.metrics import Metric, Score, check_weights, select_metrics
-from src.evaluation.provenance import Input, describe_input, write_inputs
+from src.evaluation.provenance import Input, describe_input, read_inputs, write_inputs
 from src.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records
 from src.evaluation.samples import BrokenSample, Method, Sample, as_json
 from src.evaluation.weights import offline
@@ -62,7 +62,7 @@ def run_benchmark(
         method_settings: Method -> what its numbers depend on besides (checkpoint, options).
         border: Pixels cut from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
-        resume: Reuse values that records.jsonl holds for the same run and settings.
+        resume: Reuse values that records.jsonl holds for the same run, settings and inputs.
         device: Where learned metrics run.
 
     Returns:
@@ -80,6 +80,7 @@ def run_benchmark(
     )
     path = out_dir / "records.jsonl"
     known = _known_values(path, row) if resume else {}
+    before = read_inputs(out_dir) if known else {}
     if not known:
         path.unlink(missing_ok=True)  # its values never stand beside pictures of this run
     singles = [m for m in chosen if m.name not in missing and not m.per_set]
@@ -93,7 +94,7 @@ def run_benchmark(
         keep = pictures if save_images or sets else None
         judge = _Judge(singles, border=border, device=torch.device(device))
         records: list[Record] = []
-        inputs: list[Input] = []
+        inputs: dict[str, Input] = {}
         seen: set[str] = set()
         saved = time.monotonic()
         for sample in images:
@@ -103,22 +104,25 @@ def run_benchmark(
                 raise ValueError(f"two images are named {name!r}; names must differ")
             seen.add(name)
             if isinstance(sample, Sample):
-                inputs.append(describe_input(sample))
-            records += _measure_image(sample, methods, judge, row, known, keep)
+                inputs[name] = describe_input(sample)
+            same = name in inputs and before.get(name) == inputs[name]
+            records += _measure_image(sample, methods, judge, row, known if same else {}, keep)
             log.info("measured %s (%d images so far)", name, len(seen))
             if time.monotonic() - saved > SAVE_SECONDS:
+                write_inputs(inputs.values(), out_dir)
                 write_records(records, path)
                 saved = time.monotonic()
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
             old = {image for image, name, _ in known if name == method}
-            reused = known if done <= old else {}  # a set with a new picture is another set
+            same = done <= old and all(before.get(name) == inputs[name] for name in inputs)
+            reused = known if same else {}  # a set with a new picture is another set
             records += _measure_sets(sets, method, pictures, torch.device(device), row, reused)
             for name, files in missing.items():
                 reason = "; ".join(map(str, files))
                 records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
 
-    write_inputs(inputs, out_dir)
+    write_inputs(inputs.values(), out_dir)
     write_records(records, path)
     return records
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from src.evaluation.metrics import select_metrics
 from src.evaluation.records import write_text
 from src.evaluation.samples import Sample, as_json
 
@@ -90,6 +91,13 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """Return what `write_environment` wrote; empty where there is no such file."""
     path = folder / ENVIRONMENT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def weight_hashes(metrics: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of the weight files in use, by their place below torch's hub folder."""
+    hub = Path(torch.hub.get_dir())
+    files = {file.path for metric in select_metrics(metrics) for file in metric.weights}
+    return {name: hash_file(hub / name) for name in sorted(files) if (hub / name).is_file()}
 
 
 def hash_file(path: Path) -> str:
