@@ -2,7 +2,7 @@
 
     python benchmarks/ablation_study.py                        all runs, one after the other
     python benchmarks/ablation_study.py launch=srun            the same, each behind a launcher
-    python benchmarks/ablation_study.py job=zerosft_s0         one run in this process
+    python benchmarks/ablation_study.py job=zerosft_s0 part=trained     one run in this process
 
 A run is one training and the evaluations of its checkpoint, each in a run folder that
 `python -m src.ablation` reads. Finished runs are skipped, so a study that was stopped goes on.
@@ -12,6 +12,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -55,20 +56,21 @@ VARIANTS = {  # evaluations of one checkpoint, beside the default
 
 def jobs() -> list[str]:
     """Return the names of all runs: every variant of one seed, then of the next."""
-    first = [name for name in TRAINED if name not in LATER]
-    return [f"{name}_s{seed}" for group in (first, LATER) for seed in SEEDS for name in group]
+    return [f"{name}_s{seed}" for seed in SEEDS for name in TRAINED]
 
 
-def evaluations(job: str) -> dict[str, tuple[str, ...]]:
+def evaluations(job: str, part: str) -> dict[str, tuple[str, ...]]:
     """Return the run folders of a job's evaluations, and what each changes."""
+    if part == "trained":
+        return {job: ()}
     name, _, seed = job.rpartition("_s")
-    found = {job: (), **{f"{job}_{v}": changes for v, changes in VARIANTS.get(name, {}).items()}}
+    found = {f"{job}_{v}": changes for v, changes in VARIANTS.get(name, {}).items()}
     if seed != "0":  # without control the prior alone is left, which no seed changed
         found.pop(f"{job}_control_off", None)
     return found
 
 
-def run(job: str) -> None:
+def run(job: str, part: str) -> None:
     """Train one run and evaluate it; what is done already is left alone."""
     from src.evaluate import evaluate
     from src.runs import write_config
@@ -83,7 +85,7 @@ def run(job: str) -> None:
         if not (folder / "summary.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
             train(trained)
-        for target, options in evaluations(job).items():
+        for target, options in evaluations(job, part).items():
             if (FOLDER / target / "eval" / "report.html").is_file():
                 continue
             cfg = compose(
@@ -102,13 +104,21 @@ def run(job: str) -> None:
             evaluate(cfg)
 
 
+def order() -> Iterator[tuple[str, str]]:
+    """Yield (job, part): trainings and their own evaluation first, variants, then LATER."""
+    first = [job for job in jobs() if not job.startswith(LATER)]
+    for part in ("trained", "variants"):
+        yield from ((job, part) for job in first)
+    yield from ((job, "trained") for job in jobs() if job.startswith(LATER))
+
+
 def main(launch: list[str]) -> int:
-    """Run what is not done yet, each run in a process of its own; returns how many failed."""
+    """Run what is not done yet, each in a process of its own; returns how many failed."""
     failed = 0
-    for job in jobs():
-        if all((FOLDER / t / "eval" / "report.html").is_file() for t in evaluations(job)):
+    for job, part in order():
+        if all((FOLDER / t / "eval" / "report.html").is_file() for t in evaluations(job, part)):
             continue
-        command = [*launch, sys.executable, __file__, f"job={job}"]
+        command = [*launch, sys.executable, __file__, f"job={job}", f"part={part}"]
         failed += subprocess.run(command, cwd=ROOT).returncode != 0
     return failed
 
@@ -118,6 +128,6 @@ if __name__ == "__main__":
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
     if "job" in arguments:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-        run(arguments["job"])
+        run(arguments["job"], arguments["part"])
     else:
         sys.exit(main(arguments.get("launch", "").split()) > 0)
