@@ -54,11 +54,6 @@ VARIANTS = {  # evaluations of one checkpoint, beside the default
 }
 
 
-def jobs() -> list[str]:
-    """Return the names of all runs: every variant of one seed, then of the next."""
-    return [f"{name}_s{seed}" for seed in SEEDS for name in TRAINED]
-
-
 def evaluations(job: str, part: str) -> dict[str, tuple[str, ...]]:
     """Return the run folders of a job's evaluations, and what each changes."""
     if part == "trained":
@@ -105,11 +100,11 @@ def run(job: str, part: str) -> None:
 
 
 def order() -> Iterator[tuple[str, str]]:
-    """Yield (job, part): trainings and their own evaluation first, variants, then LATER."""
-    first = [job for job in jobs() if not job.startswith(LATER)]
-    for part in ("trained", "variants"):
-        yield from ((job, part) for job in first)
-    yield from ((job, "trained") for job in jobs() if job.startswith(LATER))
+    """Yield (job, part), seed by seed: trainings, then variants; LATER after all seeds."""
+    for seed in SEEDS:
+        own = [name for name in TRAINED if name not in LATER]
+        yield from ((f"{name}_s{seed}", part) for part in ("trained", "variants") for name in own)
+    yield from ((f"{name}_s{seed}", "trained") for seed in SEEDS for name in LATER)
 
 
 def main(launch: list[str]) -> int:
