@@ -18,6 +18,7 @@ from src.evaluation.provenance import (
     read_inputs,
     write_environment,
 )
+from src.evaluation.records import Record
 from src.evaluation.samples import Sample
 from src.evaluation.widgets import Scatter, embed, scatter_html
 from src.images import write_image
@@ -160,3 +161,32 @@ def test_repeated_evaluation_writes_the_same_records(tmp_path: Path) -> None:
         for folder in ("one", "two")
     ]
     assert lines[0] == lines[1] and json.loads(lines[0][0])["status"] == "ok"
+
+
+@pytest.mark.slow
+def test_whole_page_of_a_hundred_large_images_stays_below_20_mb(tmp_path: Path) -> None:
+    """Two methods, HQ, and noise as pictures: 300 of 768 pixels, which no codec makes small."""
+    noise = np.random.default_rng(0).integers(0, 256, (768, 768, 3), dtype=np.uint8)
+    records = []
+    for method in ("lq", "restored", "hq"):
+        folder = tmp_path / "images" / method
+        folder.mkdir(parents=True)
+        for index in range(100):
+            Image.fromarray(noise).save(folder / f"{index}.png", compress_level=1)
+            if method != "hq":
+                records.append(
+                    Record(
+                        image=str(index),
+                        method=method,
+                        metric="psnr",
+                        value=20.0 + index / 10,
+                        run="r",
+                        settings={"protocol": "demo"},
+                        status="ok",
+                        reason="",
+                    )  # fmt: skip
+                )
+    write_report(records, tmp_path)
+    page = tmp_path / "report.html"
+    assert 10_000_000 < page.stat().st_size <= 20_000_000
+    assert page.read_text().count("data:image/") == 300
