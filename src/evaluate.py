@@ -27,7 +27,7 @@ from src.evaluation import (
     run_benchmark,
     write_report,
 )
-from src.evaluation.baselines import folder_outputs, spandrel_models
+from src.evaluation.baselines import digest_folder, folder_outputs, spandrel_models
 from src.evaluation.preference import run_study
 from src.evaluation.protocols import Degrade
 from src.evaluation.provenance import (
@@ -63,9 +63,7 @@ def evaluate(cfg: DictConfig) -> str:
         fetch(file for files in missing.values() for file in files)
         check_weights(protocol.metrics, require=protocol.metrics)  # what came may be damaged
     device = pick_device(cfg.device)
-    others = folder_outputs(named_outputs(cfg.outputs))
-    others |= spandrel_models(OmegaConf.to_container(cfg.spandrel), device)  # type: ignore[arg-type]
-
+    others, settings = other_methods(cfg, device)
     with_model = cfg.checkpoint is not None or not others
     checkpoint = find_checkpoint(cfg) if with_model else None
     config = OmegaConf.create(read_config(run_folder(checkpoint)) if checkpoint else {})
@@ -77,13 +75,10 @@ def evaluate(cfg: DictConfig) -> str:
     made_here = protocol.degradation is None and lq is None
 
     methods: dict[str, Method] = {"lq": lambda sample: sample.lq}
-    settings: dict[str, dict[str, Any]] = {}
     if checkpoint is not None:
-        ours, settings = model_methods(cfg, checkpoint, device)
-        methods |= ours
+        ours, own = model_methods(cfg, checkpoint, device)
+        methods, settings = methods | ours, settings | own
     methods |= others
-    for name, file in cfg.spandrel.items():
-        settings[str(name)] = {"weights": hash_file(Path(file))}
     common = {**protocol.settings(), "restore_seed": cfg.seed}
     if made_here:
         common["degradation"] = _digest(ranges)
@@ -153,6 +148,26 @@ def model_methods(
         "restored": lambda sample: restorer(sample.lq, source=sample.source).restored,
     }
     return methods, {"ordinary_encoder": loaded, "robust_encoder": loaded, "restored": restored}
+
+
+def other_methods(
+    cfg: DictConfig, device: torch.device
+) -> tuple[dict[str, Method], dict[str, dict[str, Any]]]:
+    """Return what others made or can do as methods, and what the numbers of each depend on.
+
+    Raises:
+        ValueError: Two of them, or one and a row that is always there, share a name.
+    """
+    folders, models = named_outputs(cfg.outputs), dict(cfg.spandrel.items())
+    taken = {"lq", "hq", "ordinary_encoder", "robust_encoder", "restored"}
+    for name in [*folders, *map(str, models)]:
+        if name in taken:
+            raise ValueError(f"there is a row {name!r} already; name it: outputs={{NAME: FOLDER}}")
+        taken.add(name)
+    methods = folder_outputs(folders) | spandrel_models(models, device)
+    settings = {name: {"outputs": digest_folder(folder)} for name, folder in folders.items()}
+    settings |= {str(name): {"weights": hash_file(Path(file))} for name, file in models.items()}
+    return methods, settings
 
 
 def pipeline_degrade(ranges: DictConfig) -> Degrade:

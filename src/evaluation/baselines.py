@@ -1,11 +1,13 @@
 """Baselines for the table: outputs that another system left in a folder, and spandrel models."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from src.evaluation.provenance import hash_file
 from src.evaluation.samples import Method, Sample
 from src.images import list_images, read_image, resize, to_unit
 
@@ -43,6 +45,14 @@ class _Folder:
         if path is None:
             raise FileNotFoundError(f"no output {sample.name}.* in {self.folder}")
         return to_unit(read_image(path)).unsqueeze(0)
+
+
+def digest_folder(folder: Path) -> str:
+    """Return one SHA-256 over names and contents of a folder's pictures."""
+    total = hashlib.sha256()
+    for path in list_images(folder):
+        total.update(f"{path.relative_to(folder).as_posix()} {hash_file(path)}\n".encode())
+    return total.hexdigest()
 
 
 def spandrel_models(files: Mapping[str, str | Path], device: torch.device) -> dict[str, Method]:
