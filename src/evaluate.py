@@ -40,7 +40,7 @@ from src.evaluation.samples import Method
 from src.evaluation.weights import fetch
 from src.images import to_signed, to_unit
 from src.inference import Restorer
-from src.runs import newest_checkpoint, read_config, run_folder, write_config
+from src.runs import newest_checkpoint, read_config, run_folder, write_config, write_text
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def other_methods(
     Raises:
         ValueError: Two of them, or one and a row that is always there, share a name.
     """
-    folders, models = named_outputs(cfg.outputs), dict(cfg.spandrel.items())
+    folders, models = named_outputs(cfg.outputs), dict(cfg.spandrel or {})
     taken = {"lq", "hq", "ordinary_encoder", "robust_encoder", "restored"}
     for name in [*folders, *map(str, models)]:
         if name in taken:
@@ -230,6 +230,8 @@ def sweep_folder(cfg: DictConfig, trained: DictConfig) -> Path | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     own = OmegaConf.to_container(cfg, resolve=True)
     write_config(folder, OmegaConf.merge(trained, {"evaluation": own}))  # type: ignore[arg-type]
+    overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+    write_text(folder / ".hydra" / "overrides.yaml", overrides)  # what labels are made of
     return folder / "eval"
 
 

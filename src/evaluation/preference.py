@@ -55,7 +55,7 @@ def run_study(folder: Path, preference: Mapping[str, Any]) -> str:
     Raises:
         ValueError: There are no two folders of pictures, or the study exists and others are named.
     """
-    folders = {str(name): Path(path) for name, path in preference["folders"].items()}
+    folders = {str(name): Path(path) for name, path in (preference["folders"] or {}).items()}
     if not (folder / KEY).is_file():
         lq = preference["lq"]
         questions = write_study(

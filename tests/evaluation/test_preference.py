@@ -64,10 +64,10 @@ def test_votes_become_win_rates_with_intervals(preference: dict, tmp_path: Path)
     study = tmp_path / "study"
     run_study(study, preference)
     with pytest.raises(FileNotFoundError, match="no votes"):
-        run_study(study, {**preference, "folders": {}})
+        run_study(study, {**preference, "folders": None})
     _answer(study, "one", "ours")
     _answer(study, "two", "ours")
-    text = run_study(study, {**preference, "folders": {}})
+    text = run_study(study, {**preference, "folders": None})
     (line,) = [line for line in text.splitlines() if "ours over theirs" in line]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:5] == ["16", "0", "0", "1.000"]
@@ -80,7 +80,7 @@ def test_votes_become_win_rates_with_intervals(preference: dict, tmp_path: Path)
 def test_ties_count_for_nobody(preference: dict, tmp_path: Path) -> None:
     run_study(tmp_path, preference)
     _answer(tmp_path, "one", "theirs", ties=8)
-    assert "n/a" in run_study(tmp_path, {**preference, "folders": {}})
+    assert "n/a" in run_study(tmp_path, {**preference, "folders": None})
 
 
 def test_votes_of_another_study_are_refused_by_name(preference: dict, tmp_path: Path) -> None:

@@ -101,3 +101,13 @@ def test_required_metric_without_weights_ends_before_any_model_work(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match="required metrics lack weights: musiq"):
         evaluate(composed_in("evaluate", "metrics.require=[musiq]", "checkpoint=nowhere"))
+
+
+def test_study_is_made_and_read_by_the_command(composed_in: Compose, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_image(tmp_path / name / "x.png", torch.rand(3, 8, 8))
+    folders = f"preference.folders={{a: {tmp_path / 'a'}, b: {tmp_path / 'b'}}}"
+    said = evaluate(composed_in("evaluate", f"study={tmp_path / 'study'}", folders))
+    assert said.startswith("2 questions") and (tmp_path / "study/preference.html").is_file()
+    with pytest.raises(FileNotFoundError, match="no votes_"):
+        evaluate(composed_in("evaluate", f"study={tmp_path / 'study'}"))
