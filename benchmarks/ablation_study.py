@@ -102,7 +102,8 @@ def run(job: str, part: str) -> None:
             if target != job:
                 own = OmegaConf.to_container(cfg, resolve=True)
                 plain = OmegaConf.to_container(trained, resolve=True)
-                write_config(FOLDER / target, OmegaConf.merge(plain, {"evaluation": own}))
+                both = OmegaConf.merge(plain, {"evaluation": own})
+                write_config(FOLDER / target, both)  # type: ignore[arg-type]
             evaluate(cfg)
 
 
@@ -236,12 +237,12 @@ def sheet(path: Path) -> None:
             if folder.is_dir() and folder not in columns.values():
                 columns[title] = folder
     page = Image.new("RGB", (COLUMN * len(columns), (COLUMN + 2) * len(SHOWN) + HEAD), "white")
-    draw = ImageDraw.Draw(page)
+    draw, size = ImageDraw.Draw(page), (COLUMN - 2, COLUMN - 2)
     for x, (title, folder) in enumerate(columns.items()):
         draw.text((COLUMN * x + 4, 3), title[:27], fill="black")
         for y, name in enumerate(SHOWN):
             with Image.open(folder / f"{name}.png") as picture:
-                large = picture.convert("RGB").resize((COLUMN - 2,) * 2, Image.Resampling.NEAREST)
+                large = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
             page.paste(large, (COLUMN * x, HEAD + (COLUMN + 2) * y))
     page.save(path, quality=88)
 

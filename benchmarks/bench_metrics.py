@@ -49,9 +49,9 @@ def implementations() -> dict[str, dict[str, Score]]:
         "SSIM": {
             "ours": ssim,
             "pyiqa": lambda x, y: float(pyiqa_ssim(x, y)),
-            "torchmetrics": lambda x, y: float(torchmetrics_ssim(x, y, data_range=1.0)),
+            "torchmetrics": lambda x, y: float(torchmetrics_ssim(x, y, data_range=1.0)),  # type: ignore[arg-type]
             "scikit-image": lambda x, y: float(
-                structural_similarity(
+                structural_similarity(  # type: ignore[arg-type]
                     array(y), array(x), data_range=1.0, channel_axis=2,
                     gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                 )

@@ -98,7 +98,8 @@ def run_benchmark(
         seen: set[str] = set()
         saved = time.monotonic()
         for sample in images:
-            sample = sample if isinstance(sample, BrokenSample) else Sample(*sample)
+            if not isinstance(sample, Sample | BrokenSample):
+                sample = Sample(*sample)
             name = sample.name
             if name in seen:
                 raise ValueError(f"two images are named {name!r}; names must differ")
