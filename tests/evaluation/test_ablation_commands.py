@@ -8,6 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from benchmarks import ablation_study as study
 from tests.test_configs import CONF, ROOT
 
 COMMANDS = re.findall(
@@ -44,3 +45,17 @@ def test_documented_sweep_composes(name: str, arguments: str) -> None:
                 wide = [o for o in job if not re.match(r"\+?data\.(root|prepare)", o)]
                 compose("train", overrides=[*wide, *FULL])
     assert len(made) > 1 and all(a != b for a, b in itertools.combinations(made, 2))
+
+
+def test_every_run_of_the_study_composes() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for changes in study.TRAINED.values():
+            compose("train", overrides=[*study.COMMON, *changes])
+        for variants in study.VARIANTS.values():
+            for changes in variants.values():
+                compose("evaluate", overrides=[*study.EVALUATED, *changes])
+    rows = {run for family in study.FAMILIES.values() for run in family.values()}
+    made = {(name, "") for name in study.TRAINED} | {
+        (name, f"_{variant}") for name, own in study.VARIANTS.items() for variant in own
+    }
+    assert rows == made  # nothing is run for no table, and no table waits for what is never run
