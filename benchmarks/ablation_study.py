@@ -154,14 +154,17 @@ FAMILIES = {  # rows of each table: title -> (job, variant); differences are fro
         "no negative samples, both words": ("no_negatives", "_cfg4"),
     },
     "Negative samples (guidance 1.2)": {
-        "with": ("zerosft", ""),
-        "without": ("no_negatives", ""),
+        "with negative samples": ("zerosft", ""),
+        "without negative samples": ("no_negatives", ""),
     },
-    "Degradation-robust encoder": {"robust": ("zerosft", ""), "ordinary": ("clean_encoder", "")},
+    "Degradation-robust encoder": {
+        "robust encoder": ("zerosft", ""),
+        "ordinary encoder": ("clean_encoder", ""),
+    },
     "Restoration guidance": {
         "tau 0.5": ("zerosft", ""),
         **{f"tau {tau}": ("zerosft", f"_tau_{tau}") for tau in (1, 2, 4, 6)},
-        "none": ("zerosft", "_tau_none"),
+        "no guidance": ("zerosft", "_tau_none"),
     },
 }
 COLUMNS = ("psnr", "ssim", "sharpness")
