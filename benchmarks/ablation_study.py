@@ -55,7 +55,7 @@ VARIANTS = {  # evaluations of one checkpoint, beside the default
     "zerosft": {
         "tau_none": ("sampler.tau=null",),
         **{f"tau_{tau}": (f"sampler.tau={tau}",) for tau in (1, 2, 4, 6)},
-        "control_off": ("+sampler.control_scale=0",),
+        "control_off": ("++sampler.control_scale=0",),
         "cfg4": (STRONG,),
         "cfg4_no_positive": (STRONG, NO_POSITIVE),
         "cfg4_no_negative": (STRONG, NO_NEGATIVE),

@@ -1,13 +1,15 @@
 """Speed of the training loader against decode + crop alone and against plain webdataset + Pillow.
 
-Run: OMP_NUM_THREADS=1 python -m benchmarks.bench_loader [--images 96] [--rounds 5]
+Run: OMP_NUM_THREADS=1 python -m benchmarks.bench_loader [--images 64] [--rounds 5] [--chroma 444]
 
 All take turns in each round on the same 1024 x 1024 JPEG files, so that a busy machine slows all
 alike. CPU time is what is compared; medians over rounds. Pipelines with two workers are compared
-with decode + crop in two processes at once, for two busy cores slow each other down.
+with decode + crop in two processes at once, for two busy cores slow each other down. "Other JPEG"
+are the same photographs without the restart markers by which the loader decodes only some rows.
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import platform
@@ -16,9 +18,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import PIL
 import simplejpeg
 import torch
 import webdataset
@@ -27,36 +31,49 @@ from torch.utils.data import DataLoader
 
 from src.data import CropPolicy, RestorationDataModule, SourceConfig
 from src.data.demo import load_photo
-from src.data.order import Mixture, SourceOrder
+from src.data.jpeg_rows import decode_rows
 from src.data.shards import ShardFolder, StoredSample, read_manifest, write_shards
 
 PHOTOS = ("astronaut.png", "motorcycle_left.png", "retina.jpg", "ihc.png", "hubble_deep_field.jpg")
 CROP, BATCH = 512, 8
-TWO = ("2 workers", "2 processes")
+PEER = ("webdataset + Pillow, 0 workers", "webdataset + Pillow, 2 workers")
 
 
-def make_shards(root: Path, count: int) -> None:
-    """Write `count` noisy 1024 x 1024 photographs at quality 95."""
+def encoders(chroma: str) -> dict[str, Callable[[np.ndarray], bytes]]:
+    """Return how images are stored, by source: as the store has them, and without markers."""
+
+    def save(image: np.ndarray, **options: int) -> bytes:
+        data = io.BytesIO()
+        subsampling = {"444": 0, "420": 2}[chroma]
+        Image.fromarray(image).save(data, "JPEG", quality=95, subsampling=subsampling, **options)
+        return data.getvalue()
+
+    return {"main": lambda image: save(image, restart_marker_rows=1), "other": save}
+
+
+def make_shards(root: Path, count: int, chroma: str) -> None:
+    """Write `count` noisy 1024 x 1024 photographs at quality 95, as two sources."""
+    for source, encode in encoders(chroma).items():
+        write_shards(root / source, photographs(count, encode), prefix="bench", shard_size=8)
+
+
+def photographs(count: int, encode: Callable[[np.ndarray], bytes]) -> Iterator[StoredSample]:
+    """Yield `count` parts of photographs, enlarged, with the noise of a camera."""
     photos = [load_photo(name) for name in PHOTOS]
     rng = np.random.default_rng(0)
-
-    def samples() -> Iterator[StoredSample]:
-        for i in range(count):
-            photo = photos[i % len(photos)]
-            side = int(rng.integers(400, min(photo.size) + 1))
-            left = int(rng.integers(photo.width - side + 1))
-            top = int(rng.integers(photo.height - side + 1))
-            box = (left, top, left + side, top + side)
-            image = np.asarray(photo.resize((1024, 1024), Image.Resampling.BICUBIC, box=box))
-            noisy = (image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
-            data = simplejpeg.encode_jpeg(noisy, 95, "RGB", "444")
-            yield StoredSample(key=f"k{i:05d}", image=data, caption="a photograph of something")
-
-    write_shards(root / "main", samples(), prefix="bench", shard_size=32)
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        side = int(rng.integers(400, min(photo.size) + 1))
+        left = int(rng.integers(photo.width - side + 1))
+        top = int(rng.integers(photo.height - side + 1))
+        box = (left, top, left + side, top + side)
+        image = np.asarray(photo.resize((1024, 1024), Image.Resampling.BICUBIC, box=box))
+        noisy = (image + rng.normal(0, 4, image.shape)).clip(0, 255).astype(np.uint8)
+        yield StoredSample(key=f"k{i:05d}", image=encode(noisy), caption="a photograph")
 
 
-def in_memory(root: Path) -> Callable[[int], int]:
-    """Baseline (a): bytes already in memory; decode, native crop, stack."""
+def in_memory(root: Path, *, rows: bool = False) -> Callable[[int], int]:
+    """Baseline (a): bytes already in memory; decode (or only the `rows` needed), crop, stack."""
     folder = ShardFolder(root / "main", read_manifest(root / "main"))
     files = [folder.read(s, i).image for s, e in enumerate(folder.entries) for i in range(e.count)]
     rng = np.random.default_rng(0)
@@ -64,9 +81,13 @@ def in_memory(root: Path) -> Callable[[int], int]:
     def run(count: int) -> int:
         batch = []
         for number in range(count):
-            image = simplejpeg.decode_jpeg(files[number % len(files)])
+            data = files[number % len(files)]
             top, left = rng.integers(1024 - CROP + 1, size=2)
-            batch.append(image[top : top + CROP, left : left + CROP])
+            if rows:
+                image = decode_rows(data, int(top), int(top) + CROP)
+            else:
+                image = simplejpeg.decode_jpeg(data)[top : top + CROP]
+            batch.append(image[:, left : left + CROP])
             if len(batch) == BATCH:
                 torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
                 batch = []
@@ -102,11 +123,11 @@ def plain_webdataset(root: Path, count: int, workers: int) -> int:
     return take(loader, count)
 
 
-def ours(root: Path, count: int, workers: int) -> int:
+def ours(root: Path, count: int, workers: int, source: str = "main") -> int:
     """The training loader as it is, native crops."""
     module = RestorationDataModule(
         root,
-        {"main": SourceConfig(weight=1)},
+        {source: SourceConfig(weight=1)},
         crop_size=CROP,
         global_batch=BATCH,
         num_workers=workers,
@@ -156,68 +177,86 @@ def first_batch_seconds(root: Path, workers: int) -> float:
     return time.perf_counter() - start
 
 
-def planning() -> str:
-    """Plan and look up 20M samples in 20,000 shards."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    sources = [
-        SourceOrder("positive", [1000] * 20_000, block=64, seed=1),
-        SourceOrder("face", [1000] * 70, block=64, seed=1),
-        SourceOrder("negative", [1000] * 100, block=64, seed=1),
-    ]
-    mixture = Mixture(sources, [20e6, 70e3, 100e3], seed=1)
-    mixture.locate(0)
-    planned = time.perf_counter() - start
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    positions = [p for step in range(80) for p in range(step * 16_384, step * 16_384 + 256)]
-    start = time.process_time()
-    for position in positions:
-        mixture.locate(position)
-    lookup = 1e6 * (time.process_time() - start) / len(positions)
-    return f"planned in {planned:.3f} s and {used:.0f} MiB; look-up {lookup:.0f} us a sample"
+def worker_mib(root: Path) -> float:
+    """Return the memory of a worker's own, not shared with its parent, after 60 batches."""
+    module = RestorationDataModule(
+        root,
+        {"main": SourceConfig(weight=1)},
+        crop_size=CROP,
+        global_batch=BATCH,
+        num_workers=2,
+        crop=CropPolicy(native=1, area=0, whole=0),
+        log_dir=root,
+    )
+    module.setup("fit")
+    iterator = iter(module.train_dataloader())
+    for _ in range(60):
+        next(iterator)
+    own = []
+    for process in multiprocessing.active_children():
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                own.append(int(line.split()[1]) / 1024)
+    del iterator
+    return sum(own) / 2
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chroma", choices=["444", "420"], default="444")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_shards(root, options.images)
+        make_shards(root, options.images, options.chroma)
         size = sum(p.stat().st_size for p in (root / "main").glob("*.tar")) / options.images
-        print(f"{options.images} images of {size / 1024:.0f} KiB; {os.cpu_count()} cores "
-              f"{platform.processor() or platform.machine()}, torch {torch.__version__}, "
-              f"webdataset {webdataset.__version__}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-        baseline = in_memory(root)
+        print(f"{options.images} images of {size / 1024:.0f} KiB, chroma {options.chroma}; "
+              f"{os.cpu_count()} cores, {processor()}, torch {torch.__version__}, webdataset "
+              f"{webdataset.__version__}, Pillow {PIL.__version__}, simplejpeg "
+              f"{version('simplejpeg')}, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        baseline, rows = in_memory(root), in_memory(root, rows=True)
         runs: dict[str, Callable[[int], int]] = {
             "decode + crop": baseline,
+            "decode of the rows + crop": rows,
             "loader, 0 workers": lambda n: ours(root, n, 0),
-            "webdataset + Pillow, 0 workers": lambda n: plain_webdataset(root, n, 0),
+            "loader, 0 workers, other JPEG": lambda n: ours(root, n, 0, "other"),
+            PEER[0]: lambda n: plain_webdataset(root, n, 0),
             "decode + crop, 2 processes": lambda n: in_two_processes(baseline, n),
+            "decode of the rows + crop, 2 processes": lambda n: in_two_processes(rows, n),
             "loader, 2 workers": lambda n: ours(root, n, 2),
-            "webdataset + Pillow, 2 workers": lambda n: plain_webdataset(root, n, 2),
+            "loader, 2 workers, other JPEG": lambda n: ours(root, n, 2, "other"),
+            PEER[1]: lambda n: plain_webdataset(root, n, 2),
         }
         for run in runs.values():
             run(options.images)  # warm-up
         for _ in range(options.rounds):
             for name, run in runs.items():
                 results.setdefault(name, []).append(cost(run, options.images))
+        own = worker_mib(root)
         first = [first_batch_seconds(root, workers) for workers in (0, 2)]
-    print("\n| pipeline | CPU ms/image | wall ms/image | decode + crop / this, CPU |")
-    print("|---|---|---|---|")
+    print("\n| pipeline | CPU ms/image | wall ms/image | decode + crop / this | peer / this |")
+    print("|---|---|---|---|---|")
     for name, values in results.items():
         cpu, wall = (statistics.median(v[i] for v in values) for i in (0, 1))
-        reference = "decode + crop, 2 processes" if name.endswith(TWO) else "decode + crop"
-        pairs = zip(results[reference], values, strict=True)
-        ratio = statistics.median(r[0] / v[0] for r, v in pairs)
-        print(f"| {name} | {cpu:.2f} | {wall:.2f} | {ratio:.2f} |")
+        two = "2 " in name
+        ratios = [
+            statistics.median(r[0] / v[0] for r, v in zip(results[other], values, strict=True))
+            for other in ("decode + crop, 2 processes" if two else "decode + crop", PEER[two])
+        ]
+        print(f"| {name} | {cpu:.2f} | {wall:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
     print(f"\nFirst batch: {first[0]:.2f} s with 0 workers, {first[1]:.2f} s with 2.")
-    print(f"20M samples in 20,000 shards: {planning()}.")
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peak, child = (resource.getrusage(kind).ru_maxrss >> 10 for kind in kinds)
-    print(f"Peak memory of this process {peak} MiB, of a worker {child} MiB.")
+    print(f"Memory of a worker's own: {own:.0f} MiB.")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@
     python benchmarks/bench_restore.py memory                SDXL's size: peak by mode, computed
 
 The tiny networks are the demo's with an untrained adaptor. Overhead: a whole `restore_latent`
-against the same network calls made bare, on the same inputs, in turn; CPU time of the process, so
-that a busy machine matters less. Ratio: seconds an image against the bare calls.
+against the same network calls made bare, on the same inputs, in turn, many times; CPU time of the
+process, so that a busy machine matters less. Of each pair the ratio is taken: what slows a machine
+down for longer slows both.
 """
 
 import platform
@@ -34,7 +35,8 @@ from src.networks.build import build_network
 ROOT = Path(__file__).parents[1]
 STEPS = 50
 SIDES = (1024, 2048, 4096, 8192)
-RUNS = 7
+OVERHEADS = ((64, STEPS, 40), (128, STEPS, 20), (256, 20, 9))  # pixels, steps, pairs
+WHOLE = ((64, 3), (128, 3), (256, 3), (512, 1))  # pixels, runs
 
 
 def networks(scale: str, *overrides: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -58,9 +60,7 @@ def assemble(parts: dict[str, Any], **options: Any) -> Restorer:
     """Make a restorer of built networks."""
     network = ControlledUNet(parts["unet"], parts["control"], parts["connector"])
     vae = parts["vae"]
-    return Restorer(
-        network, Denoiser(), parts["conditioner"], vae, RobustEncoder(vae), **options
-    )
+    return Restorer(network, Denoiser(), parts["conditioner"], vae, RobustEncoder(vae), **options)
 
 
 def tiny_restorer() -> Restorer:
@@ -72,8 +72,12 @@ def tiny_restorer() -> Restorer:
         "clip_l": parts["conditioner"].clip_l,
         "clip_g": parts["conditioner"].clip_g,
     }
-    load_parts(ROOT / "data/demo/prior.safetensors", base, dtype=torch.float32)
-    parts["control"].initialise_from(parts["unet"])
+    prior = ROOT / "data/demo/prior.safetensors"
+    load_parts(prior, base, dtype=torch.float32)
+    load_parts(
+        prior, {"control": parts["control"]}, taken_from={"control": "unet"},
+        expected_missing=("control.input_hint_block.*",), dtype=torch.float32,
+    )  # fmt: skip
     restorer = assemble(parts, size_condition=(128, 128))
     for part in (restorer.network, restorer.vae, restorer.robust_encoder):
         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -87,8 +91,8 @@ def cpu_time(function: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def overhead(restorer: Restorer, side: int, steps: int) -> tuple[float, float]:
-    """Return medians of CPU seconds: the sampling path, and the network calls that it makes."""
+def overhead(restorer: Restorer, side: int, steps: int, pairs: int) -> list[tuple[float, float]]:
+    """Return CPU seconds of the sampling path, and of the network calls that it makes, by pair."""
     device = restorer.device
     latent = side // restorer.latent_factor
     channels = restorer.vae.post_quant_conv.in_channels
@@ -97,9 +101,12 @@ def overhead(restorer: Restorer, side: int, steps: int) -> tuple[float, float]:
     settings = RestoreSettings(num_steps=steps, cfg_scale=4.0, tau=4.0)
     calls: list[tuple] = []
 
-    def remember(*inputs: Any) -> Tensor:
-        calls.append(inputs)
-        return restorer.network(*inputs)
+    class Recorder:
+        prepare = restorer.network.prepare  # what is done once is no part of the calls
+
+        def __call__(self, *inputs: Any) -> Tensor:
+            calls.append(inputs)
+            return restorer.network(*inputs)
 
     def sample(network: Any) -> Tensor:
         return restore_latent(
@@ -112,12 +119,8 @@ def overhead(restorer: Restorer, side: int, steps: int) -> tuple[float, float]:
             for inputs in calls:
                 restorer.network(*inputs)
 
-    sample(remember)
-    ours, theirs = [], []
-    for _ in range(RUNS):
-        ours.append(cpu_time(lambda: sample(restorer.network)))
-        theirs.append(cpu_time(bare))
-    return statistics.median(ours), statistics.median(theirs)
+    sample(Recorder())
+    return [(cpu_time(lambda: sample(restorer.network)), cpu_time(bare)) for _ in range(pairs)]
 
 
 def tiny() -> None:
@@ -126,24 +129,28 @@ def tiny() -> None:
     torch.manual_seed(0)
     restorer = tiny_restorer()
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, 1 thread")
-    print(f"\n{STEPS} steps; medians of {RUNS}, CPU seconds")
-    print("| image | sampling path | bare network calls | overhead |\n|---|---|---|---|")
-    for side, steps in ((64, STEPS), (128, STEPS), (256, 20)):
-        ours, theirs = overhead(restorer, side, steps)
-        note = "" if steps == STEPS else f" ({steps} steps)"
-        print(f"| {side}{note} | {ours:.3f} | {theirs:.3f} | {100 * (ours / theirs - 1):+.1f} % |")
+    print("\nmedians, CPU seconds; overhead with the standard error of its median")
+    print("| image | steps | pairs | sampling path | bare network calls | overhead |")
+    print("|---" * 6 + "|")
+    for side, steps, pairs in OVERHEADS:
+        measured = overhead(restorer, side, steps, pairs)
+        ours, theirs = (statistics.median(values) for values in zip(*measured, strict=True))
+        ratios = [100 * (mine / bare - 1) for mine, bare in measured]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        error = 0.93 * (high - low) / pairs**0.5  # of a median of normal values
+        print(f"| {side} | {steps} | {pairs} | {ours:.3f} | {theirs:.3f} | "
+              f"{statistics.median(ratios):+.1f} % +- {error:.1f} |", flush=True)  # fmt: skip
     print("\n20 steps, guidance, clean centre; wall seconds an image, and each part's share")
     parts = ("encode", "decode", "text", "sample", "finish")
     print("| image | seconds | " + " | ".join(parts) + " |\n|---|---|" + "---|" * len(parts))
     settings = RestoreSettings(num_steps=20, cfg_scale=4.0, tau=4.0)
-    for side in (64, 128, 256, 512):
+    for side, count in WHOLE:
         image = torch.rand(3, side, side)
-        restorer(image, settings=settings)
-        runs = [restorer(image, settings=settings).seconds for _ in range(3)]
-        run = sorted(runs, key=lambda r: sum(r.values()))[1]
+        runs = [restorer(image, settings=settings).seconds for _ in range(count)]
+        run = sorted(runs, key=lambda r: sum(r.values()))[count // 2]
         total = sum(run.values())
         shares = " | ".join(f"{100 * run.get(part, 0.0) / total:.0f} %" for part in parts)
-        print(f"| {side} | {total:.2f} | {shares} |")
+        print(f"| {side} | {total:.2f} | {shares} |", flush=True)
 
 
 def full() -> None:

@@ -1,18 +1,21 @@
 """Peak memory, seams and time of restoring large images at tiny scale.
 
-    python benchmarks/large_image.py [2048 8192 ...] [steps=2] [cfg=1.2]
+    python benchmarks/large_image.py [2048 8192 ...] [checkpoint=FILE] [steps=2] [cfg=1.2]
 
-One process a size. The networks are the demo's, with an untrained adaptor: what is measured does
-not depend on its weights. The image is a photograph of scikit-image, mirrored until it fills the
-square. Everything is tiled, with the same tiles at all sizes.
+One process a size. The networks are those of a stage-2 checkpoint, or the demo's prior with an
+untrained adaptor. Everything is tiled, with the same tiles at all sizes, and the autoencoder's
+attention sees small windows, as it must where an image is too large for it.
 
-Memory: resident set, by the kernel, at its peak over the call less before the call. Of it the
-image's own buffers are what a restoration of that size holds by design: three float32 images (the
-cleaned one, the restored one before and after the colour fix; the input is there before) and eight
-latents. The rest is work space.
+The image is made of overlapping discs of photographs at random places, so that one pixel is like
+any other: what differs at the borders of tiles is the tiles' doing.
+
+Memory: resident set, by the kernel, at each stage's peak, less that before the call and less the
+image's own buffers, which are what the stage holds by design (`OWN`); the highest of these is the
+work space.
 
 Seams: the mean absolute difference of neighbouring pixels across the borders of tiles (the
-autoencoder's and the sampler's) against that at all other borders of latent pixels.
+autoencoder's and the sampler's), in percent above that across all other borders of latent pixels,
+with its standard error: from how much the means of the other lines scatter.
 """
 
 import dataclasses
@@ -23,6 +26,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,20 +36,45 @@ from bench_restore import tiny_restorer
 from skimage import data
 from torch import Tensor
 
-from src.diffusion import RestoreSettings
 from src.diffusion.tiling import spread_windows
+from src.inference import Restorer
+from src.inference.result import Run
 from src.networks import tiled_vae
 
-VAE_TILE, TILE, WINDOW = 1024, 64, 16  # pixels; latent pixels; side of the attention's windows
+VAE_TILE, TILE, WINDOW = 512, 64, 32  # pixels; latent pixels; side of the attention's windows
+DISC = 160  # pixels; mean diameter of the pieces of the image
+OWN = {  # images and latents in float32 that a stage holds besides the input
+    "encode": (
+        1,
+        5,
+    ),  # the image in [-1, 1] or the cleaned one; both latents, the new one's moments
+    "decode": (2, 4),  # the cleaned and the restored one; the three latents, one unscaled
+    "caption": (1, 1),  # the cleaned one; the degraded one's latent
+    "sample": (1, 9),  # the cleaned one; those three and the sampler's six
+    "finish": (3, 3),  # besides, the one with its colours put right
+}
 
 
-def picture(side: int) -> Tensor:
-    """Return (3, side, side) in [0, 1]: a photograph, mirrored to fill the square."""
-    photo = torch.from_numpy(data.coffee()).permute(2, 0, 1)
-    mirrored = torch.cat([photo, photo.flip(1)], dim=1)
-    mirrored = torch.cat([mirrored, mirrored.flip(2)], dim=2)
-    rows, columns = (torch.arange(side) % length for length in mirrored.shape[1:])
-    return mirrored[:, rows][:, :, columns].float().div_(255)
+def picture(side: int, seed: int = 0) -> Tensor:
+    """Return (3, side, side) in [0, 1]: discs of photographs, the later ones over the others."""
+    random = np.random.default_rng(seed)
+    photos = [data.coffee(), data.chelsea(), data.astronaut()]
+    canvas = np.zeros((side, side, 3), np.uint8)
+    for _ in range(16 * (side // DISC + 1) ** 2):
+        photo = photos[random.integers(len(photos))]
+        size = random.integers(DISC // 2, DISC * 3 // 2)
+        top, left = (random.integers(0, length - size) for length in photo.shape[:2])
+        y, x = random.integers(-size + 1, side, 2)
+        rows, columns = slice(max(y, 0), y + size), slice(max(x, 0), x + size)
+        place = canvas[rows, columns]
+        own = slice(max(-y, 0), None), slice(max(-x, 0), None)
+        centred = np.arange(size) - (size - 1) / 2
+        disc = centred[:, None] ** 2 + centred**2 < (size / 2) ** 2
+        shape = place.shape[0], place.shape[1]
+        disc = disc[own][: shape[0], : shape[1]]
+        piece = photo[top : top + size, left : left + size][own][: shape[0], : shape[1]]
+        place[disc] = piece[disc]
+    return torch.from_numpy(canvas).permute(2, 0, 1).float().div_(255)
 
 
 def resident() -> int:
@@ -53,90 +83,118 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-class Peak:
-    """The highest resident set within a block, sampled every 20 ms."""
+class Peaks:
+    """The highest resident set of each stage within a block, sampled every 20 ms."""
 
-    def __enter__(self) -> "Peak":
-        self.before = self.highest = resident()
+    def __enter__(self) -> "Peaks":
+        self.before, self.stage = resident(), ""
+        self.highest: dict[str, int] = {}
         self.running = True
         self.thread = threading.Thread(target=self._watch)
+        self.timed = Run.timed
+
+        @contextmanager
+        def timed(run: Run, stage: str) -> Iterator[None]:
+            self.stage = stage
+            with self.timed(run, stage):
+                yield
+            self.stage = ""
+
+        Run.timed = timed  # type: ignore[method-assign]
         self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.running = False
         self.thread.join()
+        Run.timed = self.timed  # type: ignore[method-assign]
 
     def _watch(self) -> None:
         while self.running:
-            self.highest = max(self.highest, resident())
+            stage, now = self.stage, resident()
+            self.highest[stage] = max(self.highest.get(stage, 0), now)
             time.sleep(0.02)
 
 
-def seam(image: Tensor, factor: int) -> dict[str, float]:
-    """Return the gradient across tile borders relative to elsewhere, by kind of tile."""
+def seams(image: Tensor, factor: int) -> dict[str, list[float]]:
+    """Return the gradient's excess at tile borders in percent and its error, by kind of tile."""
     side = image.shape[-1]
-    steps = torch.stack([(image[:, :, 1:] - image[:, :, :-1]).abs().mean(dim=(0, 1)),
-                         (image[:, 1:] - image[:, :-1]).abs().mean(dim=(0, 2))])  # fmt: skip
+    lines = torch.stack([_line_means(image), _line_means(image.mT)])  # (2, side - 1)
     spans = tiled_vae._spans(side // factor, VAE_TILE // factor, halo=0, ramp=0, multiple=1)
     windows = spread_windows(side // factor, side // factor, tile=TILE)
     borders = {
-        "autoencoder": [span.core_start * factor for span in spans[1:]],
-        "sampler": sorted({w.left * factor for w in windows if w.left}
-                          | {w.right * factor for w in windows if w.right * factor < side}),
-    }  # fmt: skip
-    everywhere = torch.arange(1, side) % factor == 0  # as borders lie between latent pixels
-    for places in borders.values():
-        everywhere[np.array(places) - 1] = False
-    rest = steps[:, everywhere].mean().item()
-    return {
-        kind: steps[:, np.array(places) - 1].mean().item() / rest
-        for kind, places in borders.items()
+        "autoencoder": {span.core_start * factor for span in spans[1:]},
+        "sampler": {at * factor for w in windows for at in (w.left, w.right)} - {0, side},
     }
+    others = torch.arange(1, side) % factor == 0  # as borders lie between latent pixels
+    others[[at - 1 for places in borders.values() for at in places]] = False
+    mean, scatter = lines[:, others].mean(), lines[:, others].std()
+    found = {}
+    for kind, places in borders.items():
+        at = lines[:, [place - 1 for place in places]]
+        excess, error = at.mean() / mean - 1, scatter / mean / max(1, at.numel()) ** 0.5
+        found[kind] = [at.numel(), *(round(100 * value.item(), 2) for value in (excess, error))]
+    return found
 
 
-def measure(side: int, steps: int, cfg: float) -> dict:
+def _line_means(image: Tensor) -> Tensor:
+    """Return the mean absolute difference across each border of columns (W - 1,), float64."""
+    total = torch.zeros(image.shape[-1] - 1, dtype=torch.float64)
+    for rows in image.split(256, dim=-2):
+        total += rows.diff(dim=-1).abs().sum(dim=(0, 1), dtype=torch.float64)
+    return total / (image.shape[0] * image.shape[-2])
+
+
+def measure(side: int, steps: int, cfg: float, checkpoint: str | None) -> dict:
     """Restore one image in this process; returns what was measured."""
-    torch.set_num_threads(2)
-    restorer = tiny_restorer()
-    settings = RestoreSettings(num_steps=steps, cfg_scale=cfg, s_churn=0, tile=TILE)
+    torch.set_num_threads(1)
+    restorer = Restorer.from_checkpoint(checkpoint) if checkpoint else tiny_restorer()
+    settings = dataclasses.replace(
+        restorer.options.settings, num_steps=steps, cfg_scale=cfg, tile=TILE
+    )
     options = dataclasses.replace(
         restorer.options, settings=settings, vae_tile=VAE_TILE, attention_tokens=WINDOW**2
     )
     restorer(picture(256), options=options)  # warms up
     image = picture(side)
     cpu = time.process_time()
-    with Peak() as peak:
+    with Peaks() as peaks:
         result = restorer(image, options=options)
     cpu = time.process_time() - cpu
-    latent = (side // restorer.vae.downsampling) ** 2 * 4 * restorer.vae.post_quant_conv.in_channels
-    own = 3 * image.numel() * 4 + 8 * latent
+    factor = restorer.vae.downsampling
+    latent = (side // factor) ** 2 * 4 * restorer.vae.post_quant_conv.in_channels
+    above = {stage: highest - peaks.before for stage, highest in peaks.highest.items()}
+    rest = {
+        stage: above[stage] - images * image.nbytes - latents * latent
+        for stage, (images, latents) in OWN.items()
+        if stage in above  # else it was over at once
+    }
     return {
         "side": side,
-        "peak_mb": (peak.highest - peak.before) / 1e6,
-        "own_mb": own / 1e6,
-        "rest_mb": (peak.highest - peak.before - own) / 1e6,
-        "seam": seam(result.restored, restorer.vae.downsampling),
-        "seam_of_input": seam(image, restorer.vae.downsampling),
-        "cpu_s": cpu,
-        "seconds": dict(result.seconds),
+        "peak_mb": {stage: round(value / 1e6) for stage, value in above.items() if stage},
+        "rest_mb": {stage: round(value / 1e6) for stage, value in rest.items()},
+        "seams_percent": seams(result.restored, factor),
+        "seams_of_input_percent": seams(image, factor),
+        "cpu_s": round(cpu, 1),
+        "seconds": {stage: round(value, 1) for stage, value in result.seconds.items()},
         "is_exact": result.is_exact,
+        "settings": repr(settings),
     }
 
 
 def main() -> None:
     """Measure each size in a process of its own."""
-    words = sys.argv[1:]
-    steps = next((int(w.partition("=")[2]) for w in words if w.startswith("steps=")), 2)
-    cfg = next((float(w.partition("=")[2]) for w in words if w.startswith("cfg=")), 1.2)
-    if words[:1] == ["--one"]:
-        print(json.dumps(measure(int(words[1]), steps, cfg)))
+    sides = [int(word) for word in sys.argv[1:] if word.isdecimal()] or [2048]
+    given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    arguments = int(given.get("steps", 2)), float(given.get("cfg", 1.2)), given.get("checkpoint")
+    if "--one" in sys.argv:
+        print(json.dumps(measure(sides[0], *arguments)))
         return
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, 2 threads")
-    for side in [int(word) for word in words if word.isdecimal()] or [2048]:
-        command = [sys.executable, __file__, "--one", str(side), f"steps={steps}",
-                   f"cfg={cfg}"]  # fmt: skip
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, 1 thread")
+    for side in sides:
+        words = [str(side), *(f"{key}={value}" for key, value in given.items())]
+        command = [sys.executable, __file__, "--one", *words]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         print(json.dumps(json.loads(out.strip().splitlines()[-1]), indent=1), flush=True)
 
 

@@ -5,15 +5,15 @@ here, tensor by tensor.
 """
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from src.checkpoints import inspect_checkpoint, load_parts
+from src.checkpoints import inspect_checkpoint
 from src.checkpoints.files import parse_dtype
-from src.checkpoints.load import Load, load_all
+from src.checkpoints.load import Load, ignored_for, load_all
 from src.networks import ControlledUNet, RobustEncoder
 from src.runs import newest_checkpoint
 from src.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
@@ -22,10 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """A file, and the setting that names it."""
+    """A base file, the setting that names it, and the keys of no part that it may hold."""
 
     path: str
     key: str
+    ignored: tuple[str, ...]
+
+    def load(self, parts: dict[str, nn.Module], dtype: torch.dtype, **more: Any) -> Load:
+        """Return what loads parts from it; `more` as in `load_parts`."""
+        return Load(
+            path=self.path, key=self.key, parts=parts, dtype=dtype, ignored=self.ignored, **more
+        )
 
 
 def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | None]:
@@ -43,19 +50,21 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     if isinstance(module, VAEModule):
         return {}
     frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
-    vae = Source(weights.vae or weights.sdxl, "weights.vae" if weights.vae else "weights.sdxl")
+    ignored = ignored_for(cfg.denoiser.prediction)
+    sdxl = Source(weights.sdxl, "weights.sdxl", ignored)
+    vae = Source(weights.vae, "weights.vae", ignored) if weights.vae else sdxl
     used: dict[str, str | None] = {"sdxl": str(weights.sdxl), "vae": weights.vae}
     if isinstance(module, PriorModule):
         own = newest_checkpoint(cfg.runs_dir, stage="vae")
-        path, key = vae if own is None else Source(str(own), "runs_dir")
-        log.info("autoencoder: %s", path)
-        load_parts(path, {"vae": module.vae}, dtype=frozen, key=key)
-        return used if own is None else {"vae": path}
+        source = vae if own is None else Source(str(own), "runs_dir", ())
+        log.info("autoencoder: %s", source.path)
+        load_all([source.load({"vae": module.vae}, frozen)])
+        return used if own is None else {"vae": source.path}
     if isinstance(module, RobustEncoderModule):
         start = None if weights.robust_encoder == "clean" else weights.robust_encoder
         load_all(
             [
-                Load(path=vae.path, parts={"vae": module.vae}, dtype=frozen, key=vae.key),
+                vae.load({"vae": module.vae}, frozen),
                 *_robust_encoder_loads(start, module.robust_encoder, vae, dtype=torch.float32),
             ]
         )
@@ -72,9 +81,9 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         )
         load_all(
             [
-                Load(path=weights.sdxl, parts=parts, dtype=frozen, key="weights.sdxl"),
-                Load(path=vae.path, parts={"vae": module.vae}, dtype=frozen, key=vae.key),
-                _trained_load(network, sdxl=weights.sdxl, supir=weights.supir),
+                sdxl.load(parts, frozen),
+                vae.load({"vae": module.vae}, frozen),
+                _trained_load(network, sdxl, supir=weights.supir),
                 *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
             ]
         )
@@ -84,7 +93,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     raise TypeError(f"no base weights are known for {type(module).__name__}")
 
 
-def _trained_load(network: ControlledUNet, *, sdxl: str, supir: str | None) -> Load:
+def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -> Load:
     """Start adaptor and connector from a file of such, else the adaptor from SDXL's encoder.
 
     Both are held in float32, whatever the file's type: they are what is trained.
@@ -93,13 +102,11 @@ def _trained_load(network: ControlledUNet, *, sdxl: str, supir: str | None) -> L
     if supir is not None:
         log.info("adaptor and connector start from %s", supir)
         return Load(path=supir, parts=trained, dtype=torch.float32, key="weights.supir")
-    return Load(
-        path=sdxl,
-        parts={"control": network.control},
+    return sdxl.load(
+        {"control": network.control},
+        torch.float32,
         taken_from={"control": "unet"},
         expected_missing=("control.input_hint_block.*",),
-        dtype=torch.float32,
-        key="weights.sdxl",
     )
 
 
@@ -153,8 +160,7 @@ def _robust_encoder_loads(
     stays the VAE's.
     """
     parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
-    copied = {"robust_encoder": "vae"}
-    loads = [Load(path=vae.path, parts=parts, taken_from=copied, dtype=dtype, key=vae.key)]
+    loads = [vae.load(parts, dtype, taken_from={"robust_encoder": "vae"})]
     if path is not None:
         loads.append(Load(path=path, parts=parts, dtype=dtype, key="weights.robust_encoder"))
     return loads

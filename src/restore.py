@@ -7,20 +7,24 @@ one line, and the others go on. Under torchrun each process takes its share of t
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.cli import command, pick_device
+from src.convert import sha256
+from src.diffusion import RestoreSettings
 from src.evaluate import find_checkpoint
-from src.evaluation.provenance import hash_file
 from src.inference import RestoreOptions, Restorer
 from src.inference.caption_cache import CachedCaptioner
 from src.inference.checkpoint import read_recipe
@@ -46,39 +50,47 @@ def main(cfg: DictConfig) -> None:
     """Run the command line; exit status 1 if any image failed."""
     failed = restore(cfg)
     if failed:
-        raise ValueError(f"{len(failed)} failed:\n" + "\n".join(failed))
+        sys.exit(f"error: {len(failed)} failed:\n" + "\n".join(failed))  # Hydra has no say in it
 
 
 def restore(cfg: DictConfig) -> list[str]:
-    """Restore every image of the input into the output folder; returns one line a failure."""
+    """Restore every image of the input into the output folder; returns one line a failure.
+
+    Under torchrun this is a process's share, and the first process returns everyone's failures.
+    """
+    rank, world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    together = world > 1 and dist.is_torchelastic_launched()
+    if together:
+        dist.init_process_group("gloo", timeout=timedelta(days=30))
+    failed = _restore_share(cfg, rank, world)
+    if not together:
+        return failed
+    # torchrun ends all processes when one ends badly: none may before all are done
+    gathered: list[Any] = [None] * world
+    dist.all_gather_object(gathered, failed)
+    dist.destroy_process_group()
+    return [line for lines in gathered for line in lines] if rank == 0 else []
+
+
+def _restore_share(cfg: DictConfig, rank: int, world: int) -> list[str]:
+    """Restore one process's share of the images; returns one line a failure."""
     quieten_readers()
     source, output = Path(cfg.input), Path(cfg.output)
     root, paths, failed = find_photos(source, output)
     checkpoint = find_checkpoint(cfg)
     options, model = options_of(cfg, checkpoint), model_of(cfg, checkpoint)
     key = job_key(options, model | {"captioner": str(cfg.captioner)})
-    rank, world = (int(os.environ.get(name, one)) for name, one in (("RANK", 0), ("WORLD_SIZE", 1)))
+    failed = failed if rank == 0 else []  # folders that cannot be read are everyone's
     jobs = plan_jobs(paths, root, output, options)[rank::world]
-    texts = instantiate(cfg.captioner) if "FileCaptioner" in cfg.captioner._target_ else None
-    done = set()
-    for job in [] if cfg.overwrite else jobs:
-        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
-        if is_done(job, key, caption):
-            done.add(job.record)
-    for job in jobs:
-        if cfg.dry_run or job.record in done:
-            what = "done already" if job.record in done else "would be restored"
-            targets = ", ".join(map(printable, job.targets))
-            log.info("%s -> %s: %s", printable(job.source), targets, what)
-    left = [job for job in jobs if job.record not in done]
+    left = _not_done(cfg, jobs, key)
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d done already", len(left), len(done))
+        log.info("%d to restore, %d done already", len(left), len(jobs) - len(left))
         return failed
 
     restorer = build_restorer(cfg, checkpoint, options)
     output.mkdir(parents=True, exist_ok=True)
     total = options.settings.num_steps * options.num_samples
-    with _progress() as progress, _stop_after_this_image() as stopped:
+    with _progress(rank) as progress, _stop_after_this_image() as stopped:
         steps = progress.add_task("restoring", total=len(left))
         for number, job in enumerate(left):
             if stopped:
@@ -92,6 +104,22 @@ def restore(cfg: DictConfig) -> list[str]:
             failed += [line] if line else []
             progress.update(steps, completed=number + 1)
     return failed
+
+
+def _not_done(cfg: DictConfig, jobs: list[Job], key: str) -> list[Job]:
+    """Return the jobs that are left, and say what is done, or would be."""
+    texts = instantiate(cfg.captioner) if "FileCaptioner" in cfg.captioner._target_ else None
+    left = []
+    for job in jobs:
+        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
+        done = not cfg.overwrite and is_done(job, key, caption)
+        if not done:
+            left.append(job)
+        if done or cfg.dry_run:
+            what = "done already" if done else "would be restored"
+            targets = ", ".join(map(printable, job.targets))
+            log.info("%s -> %s: %s", printable(job.source), targets, what)
+    return left
 
 
 def _restore_one(
@@ -128,27 +156,34 @@ def options_of(cfg: DictConfig, checkpoint: Path) -> RestoreOptions:
         ValueError: One is out of its range.
     """
     recorded = dict(read_recipe(checkpoint)["restore"])
-    sampler = instantiate(cfg.get("sampler"), _convert_="all")
-    if sampler is None:
-        sampler = instantiate({"_target_": "src.diffusion.RestoreSettings", **recorded["settings"]})
+    asked: Any = OmegaConf.to_container(cfg.sampler, resolve=True)
+    asked = {name: value for name, value in asked.items() if value != "???"}
+    if asked.pop("_target_", None) is None:  # sampler=recorded, and what replaces parts of it
+        asked = {**recorded["settings"], **asked}
     given: Any = OmegaConf.to_container(cfg.options, resolve=True)
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        return RestoreOptions(**{**recorded, **given, "settings": sampler})
+        return RestoreOptions(**{**recorded, **given, "settings": RestoreSettings(**asked)})
     except TypeError as error:  # an unknown name added by +options.NAME
-        raise ValueError(f"options: {error}") from error
+        raise ValueError(f"options or sampler: {error}") from error
 
 
 def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:
-    """Return what names the model in records: the checkpoint's hash, and what replaces parts."""
-    replaced = {f"weights.{name}": value for name, value in cfg.weights.items() if value}
-    return {
+    """Return what names the model in records: the checkpoint, and what replaces parts of it, by
+    name and hash; folders of this machine are nobody's business.
+    """
+    model = {
         "checkpoint": checkpoint.name,
-        "sha256": hash_file(checkpoint),
+        "sha256": sha256(checkpoint),
         "dtype": cfg.dtype,
         "quantize": cfg.quantize,
-        **replaced,
     }
+    for name, value in cfg.weights.items():
+        if value:
+            file = Path(value)
+            known = sha256(file) if file.exists() else None  # "clean", or an error in a moment
+            model |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
+    return model
 
 
 def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -> Restorer:
@@ -172,7 +207,7 @@ def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -
     )
 
 
-def _progress() -> Progress:
+def _progress(rank: int) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -180,6 +215,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=rank > 0,
     )
 
 

@@ -5,12 +5,13 @@ and takes no paths on the server; what is uploaded and made lies in a temporary 
 with the process.
 """
 
-import io
 import json
 import logging
 import os
 import tempfile
+import threading
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = ("coffee.png", "chelsea.png", "rocket.jpg")
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")
+HISTORY = ["image", "preset", "seed", "steps", "guidance", "strength", "caption"]
 OWN = "as the checkpoint says"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PASSWORD = "OPEN_SUPIR_PASSWORD"
@@ -55,6 +57,7 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
+    cancels: dict[str | None, threading.Event] = defaultdict(threading.Event)  # by session
 
     def chosen(preset: str, values: tuple) -> RestoreOptions:
         return with_dials(studio.presets[preset], dict(zip(names, values, strict=True)))
@@ -65,59 +68,63 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
         except FILE_ERRORS as error:
             raise gr.Error(printable(str(error) or type(error).__name__)) from error
 
-    def restore_one(image, caption, past, preset, *values):  # noqa: ANN001, ANN202
+    def restore_one(request: gr.Request, image, text, past, preset_name, *values):  # noqa: ANN001, ANN202
         if not image:
             raise gr.Error("choose an image first")
         try:
-            options = chosen(preset, values)
+            options = chosen(preset_name, values)
             photo = studio.read(image, options)
-            yield None, None, "reading, cleaning", gr.skip(), gr.skip(), past, gr.skip(), gr.skip()
+            yield {preview: None, slider: None, status: "waiting, reading, cleaning"}
             result = None
-            for share, early, final in studio.run(photo, caption or "", options):
+            cancel = cancels[request.session_hash]
+            for share, early, final in studio.run(photo, text or "", options, cancel):
                 result = final
                 if early is not None:
                     picture = early.permute(1, 2, 0).mul(255).round().byte().numpy()
-                    status = f"sampling, {100 * share:.0f} %"
-                    yield picture, None, status, gr.skip(), gr.skip(), past, gr.skip(), gr.skip()
+                    yield {preview: picture, status: f"sampling, {100 * share:.0f} %"}
         except Cancelled:
-            yield None, None, "cancelled", gr.skip(), gr.skip(), past, gr.skip(), gr.skip()
+            yield {preview: None, status: "cancelled"}
             return
         except FILE_ERRORS as error:
             raise gr.Error(printable(str(error) or type(error).__name__)) from error
         assert result is not None  # the last event of a run
-        paths, before, record = studio.save(photo, result, Path(image).name)
+        paths, before, made_by = studio.save(photo, result, Path(image).name)
         seconds = sum(result.seconds.values())
         told = [f"{seconds:.1f} s", *photo.notes, *(rung.name for rung in result.given_up)]
-        past = [*past, [Path(image).name, preset, options.seed, options.settings.num_steps,
+        past = [*past, [Path(image).name, preset_name, options.seed, options.settings.num_steps,
                         options.settings.cfg_scale, options.strength, result.caption]]  # fmt: skip
-        after = studio.shown(result.restored)
-        yield (None, (before, after), "; ".join(told), paths, record, past, past, result.caption)
+        yield {
+            preview: None,
+            slider: (before, studio.shown(result.restored)),
+            status: "; ".join(told),
+            download: paths,
+            record: made_by,
+            history_state: past,
+            history: past,
+            caption: result.caption,
+        }
 
     def describe_one(image, preset, *values):  # noqa: ANN001, ANN202
-        def work() -> str:
-            options = chosen(preset, values)
-            photo = studio.read(image, options)
-            return studio.restorer.captioner(studio.restorer.clean(photo.rgb[None])[0])
-
         if not image:
             raise gr.Error("choose an image first")
-        return guarded(work)
+        return guarded(lambda: studio.describe(studio.read(image, chosen(preset, values))))
 
-    def restore_many(files, preset, *values, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
+    def restore_many(request: gr.Request, files, preset, *values, progress=gr.Progress()):  # noqa: ANN001, ANN202, B008
         files = files or []
         if not 0 < len(files) <= studio.max_files:
             raise gr.Error(f"choose 1 to {studio.max_files} images")
         options = guarded(lambda: chosen(preset, values))
-        rows, buffer = [], io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
+        packed = Path(tempfile.mkdtemp(dir=studio.folder)) / "restored.zip"
+        rows, cancel = [], cancels[request.session_hash]
+        with zipfile.ZipFile(packed, "w") as archive:
             for number, file in enumerate(progress.tqdm(files, desc="restoring")):
                 name = Path(file).name
                 try:
                     photo = studio.read(file, options)
-                    *_, (_, _, result) = studio.run(photo, "", options)
+                    *_, (_, _, result) = studio.run(photo, "", options, cancel)
                     paths, _, record = studio.save(photo, result, name)
                 except Cancelled:
-                    rows.append([name, "cancelled"])
+                    rows += [[Path(left).name, "cancelled"] for left in files[number:]]
                     break
                 except FILE_ERRORS as error:
                     rows.append([name, printable(error)])
@@ -126,13 +133,18 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
                     archive.write(path, f"{number + 1:03d}_{Path(path).name}")
                 archive.writestr(f"{number + 1:03d}_{Path(paths[0]).name}.json", json.dumps(record))
                 rows.append([name, "restored"])
-        packed = Path(tempfile.mkdtemp(dir=studio.folder)) / "restored.zip"
-        packed.write_bytes(buffer.getvalue())
         return str(packed), rows
 
-    def stop() -> None:
-        studio.cancel.set()
+    def begin(request: gr.Request) -> None:
+        cancels[request.session_hash] = threading.Event()
 
+    def stop(request: gr.Request) -> None:
+        cancels[request.session_hash].set()
+
+    def leave(request: gr.Request) -> None:
+        cancels.pop(request.session_hash, threading.Event()).set()
+
+    words = "Caption (empty: the captioner's)" if studio.can_describe else "Caption"
     with gr.Blocks(title="open-supir", analytics_enabled=False) as page:
         gr.Markdown("# open-supir\nRestores photographs on this machine.")
         with gr.Row():
@@ -144,48 +156,54 @@ def build_page(studio: Studio, examples: list[str]) -> Any:
                     with gr.Row():
                         image = gr.Image(type="filepath", sources=["upload", "clipboard"],
                                          image_mode=None, format="png", label="Image",
-                                         height=260, elem_id="upload")  # fmt: skip
+                                         height=260, buttons=[], elem_id="upload")  # fmt: skip
                         preview = gr.Image(label="Preview", interactive=False, format="png",
-                                           height=260)  # fmt: skip
+                                           height=260, buttons=[])  # fmt: skip
                     if examples:
                         gr.Examples(examples, image, label="Examples", cache_examples=False)
-                    caption = gr.Textbox(label="Caption (empty: the captioner's, if there is one)")
+                    caption = gr.Textbox(label=words, elem_id="caption")
                     with gr.Row():
                         go = gr.Button("Restore", variant="primary", elem_id="restore")
-                        ask = gr.Button("Describe")
-                        cancel = gr.Button("Cancel", variant="stop")
+                        ask = gr.Button("Describe", interactive=studio.can_describe,
+                                        elem_id="describe")  # fmt: skip
+                        cancel = gr.Button("Cancel", variant="stop", elem_id="cancel")
                     status = gr.Textbox(label="Status", interactive=False, elem_id="status")
                     slider = gr.ImageSlider(label="Before / after", format="png", height=420,
                                             interactive=False, elem_id="slider")  # fmt: skip
-                    download = gr.File(label="Download", interactive=False, file_count="multiple")
+                    download = gr.File(label="Download", interactive=False, file_count="multiple",
+                                       elem_id="download")  # fmt: skip
                     with gr.Accordion("Settings of this result", open=False):
                         record = gr.JSON(label="Also inside the file")
-                    past = gr.State([])
+                    history_state = gr.State([])
                     history = gr.Dataframe(label="History of this session", interactive=False,
-                                           headers=["image", "preset", "seed", "steps", "guidance",
-                                                    "strength", "caption"])  # fmt: skip
-                with gr.Tab("Batch"):
-                    files = gr.File(label="Images", file_count="multiple", file_types=["image"])
+                                           headers=HISTORY, elem_id="history")  # fmt: skip
+                with gr.Tab("Batch", elem_id="batch"):
+                    files = gr.File(label="Images", file_count="multiple", file_types=["image"],
+                                    elem_id="files")  # fmt: skip
                     with gr.Row():
-                        go_many = gr.Button("Restore all", variant="primary")
-                        cancel_many = gr.Button("Cancel", variant="stop")
-                    packed = gr.File(label="Download", interactive=False)
-                    report = gr.Dataframe(headers=["image", "result"], interactive=False)
-        preset.change(lambda name: dial_values(studio.presets[name]), preset, dials)
+                        go_many = gr.Button("Restore all", variant="primary", elem_id="restore_all")
+                        cancel_many = gr.Button("Cancel", variant="stop", elem_id="cancel_all")
+                    packed = gr.File(label="Download", interactive=False, elem_id="packed")
+                    report = gr.Dataframe(headers=["image", "result"], interactive=False,
+                                          elem_id="report")  # fmt: skip
+        private: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+        image.change(lambda: "", None, caption, **private)  # it was another image's
+        preset.change(lambda name: dial_values(studio.presets[name]), preset, dials, **private)
         shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "networks"}
-        go.click(
+        go.click(begin, **private).then(
             restore_one,
-            [image, caption, past, preset, *dials],
-            [preview, slider, status, download, record, past, history, caption],
+            [image, caption, history_state, preset, *dials],
+            [preview, slider, status, download, record, history_state, history, caption],
             api_name="restore",
             **shared,
         )
         ask.click(describe_one, [image, preset, *dials], caption, api_name="describe", **shared)
-        go_many.click(
+        go_many.click(begin, **private).then(
             restore_many, [files, preset, *dials], [packed, report], api_name="batch", **shared
         )
         for button in (cancel, cancel_many):
-            button.click(stop, queue=False, api_visibility="private")
+            button.click(stop, **private)
+        page.unload(leave)
     return page
 
 

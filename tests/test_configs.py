@@ -1,5 +1,6 @@
 """Configuration: everything composes, every target exists, full size builds."""
 
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from src.cli import explain, unknown_key
+from src.diffusion import RestoreSettings
 from src.networks.build import build_network
 
 ROOT = Path(__file__).parents[1]
@@ -19,8 +21,15 @@ COMMANDS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml") if path.s
 GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name not in (
-        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset",
+    if path.parent.name
+    not in (
+        "experiment",
+        "scale",
+        "module",
+        "protocol",
+        "metrics",
+        "captioner",
+        "preset",
     )  # fmt: skip
 )
 
@@ -89,6 +98,17 @@ def test_every_command_composes(command: str) -> None:
 def test_every_target_in_every_file_exists(path: Path) -> None:
     found = targets(OmegaConf.to_container(OmegaConf.load(path)))
     assert not [t for t in found if not resolves(t)]
+
+
+def test_samplers_name_every_setting_so_that_each_can_be_changed() -> None:
+    """Hydra refuses a key that no file names."""
+    settings = {field.name: field.default for field in dataclasses.fields(RestoreSettings)}
+    base = plain(composed("restore", "sampler=base"), "sampler")
+    del base["_target_"]
+    assert base == settings | {"s_tmax": 1000.0}  # for infinity: it goes into JSON
+    recorded = OmegaConf.load(ROOT / "conf/sampler/recorded.yaml")
+    assert list(recorded) == list(base)
+    assert all(OmegaConf.is_missing(recorded, name) for name in recorded)
 
 
 def test_full_size_builds_on_meta() -> None:

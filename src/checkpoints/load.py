@@ -20,6 +20,9 @@ from src.checkpoints.plan import PartPlan, matches, plan_part
 
 log = logging.getLogger(__name__)
 
+# A key without content, by which fine-tunes of SDXL say that they predict v.
+V_PREDICTION = "v_pred"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
@@ -119,6 +122,11 @@ def load_all(loads: Iterable[Load]) -> list[LoadReport]:
     return [_run(load, *prepared) for load, prepared in [(load, _prepare(load)) for load in loads]]
 
 
+def ignored_for(prediction: str) -> tuple[str, ...]:
+    """Return the keys of no part that a base file may hold, for a denoiser of this prediction."""
+    return (V_PREDICTION,) if prediction == "v" else ()
+
+
 def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
     origins = {part: load.taken_from.get(part, part) for part in load.parts}
     wrong = sorted({*load.parts, *origins.values()} - set(PARTS))
@@ -144,10 +152,14 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
         )
     unknown = tuple(name for name in contents.unknown if not matches(name, load.ignored))
     if unknown:
+        if V_PREDICTION in unknown:
+            raise KeyError(
+                f"{path}: a network that predicts v, and eps is expected; train with denoiser=v, "
+                "or use another base"
+            )
         raise KeyError(
             f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
-            "They may change what the weights mean (v-prediction, for instance); name them in "
-            "`ignored` to load without them"
+            "They may change what the weights mean; name them in `ignored` to load without them"
         )
     for plan in plans.values():
         plan.check()

@@ -24,20 +24,26 @@ REASONS = (
     "caption missing",
     "caption not UTF-8",
     "json damaged",
+    "member refused",
+    "damaged tar",
+    "not precomputed",
     "other",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkipLimits:
-    """When skips stop the run: more than `rate` of the samples, once `after` were read."""
+    """When skips stop the run: more than `rate` of `window` samples of a rank.
+
+    Windows follow one another, so that a source that goes bad late in a run is noticed too.
+    """
 
     rate: float = 0.01
-    after: int = 10_000
+    window: int = 10_000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1 or self.after < 1:
-            raise ValueError(f"need 0 <= rate <= 1 and after >= 1, got {self.rate}, {self.after}")
+        if not 0 <= self.rate <= 1 or self.window < 1:
+            raise ValueError(f"need 0 <= rate <= 1 and window >= 1, got {self.rate}, {self.window}")
 
 
 class LoaderCounters:
@@ -55,7 +61,10 @@ class LoaderCounters:
         self.skips = torch.zeros(MAX_WORKERS + 1, len(sources), len(REASONS), dtype=torch.int64)
         self.samples = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64)
         self.truncated = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64)
-        for table in (self.skips, self.samples, self.truncated):
+        # Seen and skipped at the start of the window. Workers may move it at the same time, to
+        # places a few samples apart, which does no harm.
+        self.window = torch.zeros(2, dtype=torch.int64)
+        for table in (self.skips, self.samples, self.truncated, self.window):
             table.share_memory_()
 
     def count_sample(self, *, truncated: bool) -> None:
@@ -78,10 +87,13 @@ class LoaderCounters:
             _append_line(self.path, {**record, **place})
         skipped = int(self.skips.sum())
         seen = skipped + int(self.samples.sum())
-        if seen >= self.limits.after and skipped > self.limits.rate * seen:
+        if seen - int(self.window[0]) > self.limits.window:
+            self.window.copy_(torch.tensor([seen - 1, skipped - 1]))
+        start, before = self.window.tolist()
+        if skipped - before > self.limits.rate * self.limits.window:
             raise StorageError(
-                f"{skipped} of {seen} samples were bad, more than the limit of "
-                f"{self.limits.rate:.2%}: {self.skipped()}"
+                f"{skipped - before} of the last {seen - start} samples were bad, more than "
+                f"{self.limits.rate:.2%} of {self.limits.window}: {self.skipped()}"
             )
 
     def skipped(self) -> dict[str, int]:

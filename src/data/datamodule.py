@@ -1,7 +1,8 @@
 """RestorationDataModule: training from shards, validation from folders of photographs."""
 
+import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from src.data.dataset import SampleReader, ShardDataset, SourceConfig
 from src.data.order import BLOCK_SHARDS, CYCLE, StepSampler
 from src.data.pairs import FolderDataset, PairDataset, collate_pairs
 from src.data.plan import DataPlan, make_plan, plan_changes
+from src.data.precomputed import Precomputed, check_policies
 from src.data.samples import Batch, CropPolicy, ImageLimits, collate
+from src.data.storage import is_remote
 from src.data.stream import StreamDataset, source_urls
 
 log = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ class RestorationDataModule(LightningDataModule):
     The trainer must run with `use_distributed_sampler=False`: the order already knows its ranks.
 
     Args:
-        root: Folder with one subfolder of shards a source.
+        root: Folder with one subfolder of shards a source, or an fsspec address (s3://...).
         sources: Name -> weight, folder and rules of each source.
         crop_size: Side of a training crop in pixels.
         global_batch: Samples of one optimiser step, over all ranks and accumulation steps.
@@ -38,6 +41,7 @@ class RestorationDataModule(LightningDataModule):
         crop: How crops are cut.
         captions: How captions are chosen, unless a source has its own policy.
         count_tokens: Counts CLIP tokens; by default an estimate.
+        precomputed: What to read of what `src.precompute` stored: "latents", "text", or both.
         reader: "index" reads at random and resumes exactly; "stream" reads tars without index.
         prepare: Makes the shards when `root` does not exist; called with `root`.
         heldout: Folder of validation photographs, never trained on.
@@ -69,6 +73,7 @@ class RestorationDataModule(LightningDataModule):
         crop: CropPolicy | None = None,
         captions: CaptionPolicy | None = None,
         count_tokens: Callable[[str], int] = approximate_tokens,
+        precomputed: Sequence[str] = (),
         reader: str = "index",
         prepare: Callable[[Path], None] | None = None,
         heldout: str | Path | None = None,
@@ -90,7 +95,7 @@ class RestorationDataModule(LightningDataModule):
             raise ValueError("the data module needs at least one source")
         if reader not in ("index", "stream"):
             raise ValueError(f"reader must be index or stream, got {reader!r}")
-        self.root = Path(root)
+        self.root = str(root) if is_remote(root) else Path(root)
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.num_workers, self.seed, self.worker_timeout = num_workers, seed, worker_timeout
@@ -102,6 +107,10 @@ class RestorationDataModule(LightningDataModule):
             limits=image_limits or ImageLimits(),
             count_tokens=count_tokens,
         )
+        self.precomputed = list(precomputed)
+        check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
+        if self.precomputed and reader == "stream":
+            raise ValueError("reader=stream cannot find what is precomputed; use reader=index")
         self.reader, self.prepare, self.skip_limits = reader, prepare, skip_limits
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
@@ -114,9 +123,14 @@ class RestorationDataModule(LightningDataModule):
         self.plan: DataPlan | None = None
         self.counters: LoaderCounters | None = None
 
+    def caption_policies(self) -> list[CaptionPolicy]:
+        """Return the policy of each source."""
+        common = self.sample_reader.captions
+        return [source.captions or common for source in self.sources.values()]
+
     def prepare_data(self) -> None:
         """Make the shards if there are none and it is known how; runs on one process a node."""
-        if self.root.is_dir():
+        if isinstance(self.root, str) or self.root.is_dir():
             return
         if self.prepare is None:
             raise FileNotFoundError(f"no data folder {self.root}; set data.root to your shards")
@@ -135,7 +149,7 @@ class RestorationDataModule(LightningDataModule):
                 fraction=self.fraction,
                 cycle=self.cycle,
                 block_shards=self.block_shards,
-                check_sizes=self._rank == 0,
+                check=self._rank == 0,
             )
         name = f"bad_samples_rank{self._rank}.jsonl" if self._rank else "bad_samples.jsonl"
         path = self._log_folder() / name
@@ -181,6 +195,7 @@ class RestorationDataModule(LightningDataModule):
             self.sample_reader,
             self.counters,
             shards=self.plan.shards,
+            precomputed=self._stored(self.plan) if self.precomputed else (),
         )
         sampler = StepSampler(
             self.consumed,
@@ -190,6 +205,15 @@ class RestorationDataModule(LightningDataModule):
             world=world,
         )
         return self._loader(dataset, batch_sampler=sampler, collate_fn=collate)
+
+    def _stored(self, plan: DataPlan) -> list[Precomputed]:
+        """Open what is precomputed for each source; the first rank checks that it is all there."""
+        stored = []
+        for folder, shards in zip(plan.folders, plan.shards, strict=True):
+            stored.append(Precomputed(folder.folder, folder.entries, self.precomputed))
+            if self._rank == 0:
+                stored[-1].check(shards.tolist())
+        return stored
 
     def _micro_batch(self, world: int) -> int:
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
@@ -224,6 +248,7 @@ class RestorationDataModule(LightningDataModule):
             dataset,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
             timeout=self.worker_timeout if self.num_workers else 0,
             **options,
         )
@@ -275,6 +300,14 @@ class RestorationDataModule(LightningDataModule):
             log.warning("data.reader=stream cannot resume exactly: shards are drawn anew")
         self.consumed = int(state_dict["consumed"])
         self._saved_accumulation = int(state_dict["accumulation"])
+
+
+def prepare_worker(number: int) -> None:
+    """Keep the garbage collector of a forked worker off what it shares with its parent.
+
+    A collection writes to every object it looks at, and so copies the page it lies in.
+    """
+    gc.freeze()
 
 
 def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:

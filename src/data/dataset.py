@@ -7,20 +7,22 @@ by another of its block of shards; positions never shift.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from src.data.captions import CaptionPolicy, approximate_tokens, choose_caption
 from src.data.counters import LoaderCounters
 from src.data.order import Mixture, keyed_hash, keyed_rng
+from src.data.precomputed import Precomputed
 from src.data.samples import (
     CropPolicy,
     ImageLimits,
     Sample,
     SampleError,
     crop_sample,
-    decode_training_image,
+    open_training_image,
 )
 from src.data.shards import RawSample, ShardFolder, StorageError
 
@@ -80,7 +82,7 @@ class SampleReader:
         """
         caption = read_caption(raw.text, config.missing_caption)
         meta = read_meta(raw.meta)
-        image = decode_training_image(raw.image, self.limits)
+        image = open_training_image(raw.image, self.limits)
         rng = keyed_rng("sample", self.seed, position)
         crop = crop_sample(image, self.crop_size, self.crop, rng)
         is_negative = config.is_negative or meta.get("is_negative") is True
@@ -141,11 +143,16 @@ class ShardDataset(Dataset[Sample]):
         reader: SampleReader,
         counters: LoaderCounters,
         *,
-        shards: Sequence[Sequence[int]],
+        shards: Sequence[np.ndarray],
+        precomputed: Sequence[Precomputed] = (),
     ) -> None:
-        """Join order, storage and reader; `shards` maps the shards of each order to files."""
+        """Join order, storage and reader; `shards` maps the shards of each order to files.
+
+        `precomputed`: for each source, what is stored beside its samples.
+        """
         self.mixture, self.folders, self.configs = mixture, folders, configs
         self.reader, self.counters, self.shards = reader, counters, shards
+        self.precomputed = precomputed
 
     def __getitem__(self, position: int) -> Sample:
         """Read the sample of `position`, or its first readable replacement.
@@ -155,13 +162,18 @@ class ShardDataset(Dataset[Sample]):
         """
         for attempt in range(ATTEMPTS):
             place = self.mixture.locate(position, attempt)
-            folder, shard = self.folders[place.source], self.shards[place.source][place.shard]
+            folder = self.folders[place.source]
+            shard = int(self.shards[place.source][place.shard])
             name = self.mixture.sources[place.source].name
             raw = folder.read(shard, place.sample)
             try:
                 sample, truncated = self.reader(raw, name, self.configs[place.source], position)
+                if self.precomputed:
+                    stored = self.precomputed[place.source]
+                    found = stored.read(shard, place.sample, sample["caption"])
+                    sample = cast(Sample, {**sample, **found})
             except SampleError as error:
-                where = {"shard": folder.entries[shard].name, "key": raw.key, "position": position}
+                where = {"shard": folder.name(shard), "key": raw.key, "position": position}
                 self.counters.count_skip(place.source, error, where)
                 continue
             self.counters.count_sample(truncated=truncated)

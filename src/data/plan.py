@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from src.data.dataset import SourceConfig
 from src.data.order import BLOCK_SHARDS, CYCLE, Mixture, SourceOrder, nested_fraction
 from src.data.shards import ShardFolder, read_manifest
+from src.data.storage import below
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +23,7 @@ class DataPlan:
 
     mixture: Mixture
     folders: Sequence[ShardFolder]
-    shards: Sequence[Sequence[int]]
+    shards: Sequence[np.ndarray]
     settings: Mapping[str, Any]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -36,7 +39,7 @@ class DataPlan:
 
 
 def make_plan(
-    root: Path,
+    root: str | Path,
     sources: Mapping[str, SourceConfig],
     *,
     seed: int,
@@ -44,27 +47,28 @@ def make_plan(
     fraction: float = 1.0,
     cycle: int = CYCLE,
     block_shards: int = BLOCK_SHARDS,
-    check_sizes: bool = True,
+    check: bool = True,
 ) -> DataPlan:
     """Read the manifests below `root` and plan the order.
 
     Raises:
         FileNotFoundError: A folder or a manifest is missing.
         ValueError: A manifest is damaged or lists no samples; a weight is out of range.
-        StorageError: With `check_sizes`, a tar is missing or differs from its manifest.
+        StorageError: With `check`, a tar is missing, or differs from manifest or index.
     """
     orders, folders, shards = [], [], []
     for name, config in sources.items():
-        path = root / (config.folder or name)
-        entries = read_manifest(path)
+        path = below(root, config.folder or name)
+        entries = read_manifest(path, statistics=False)
         chosen = nested_fraction([entry.name for entry in entries], fraction)
         folder = ShardFolder(path, entries)
-        if check_sizes:
+        if check:
             folder.check_sizes()
+            folder.check_indexes()
         counts = [entries[i].count for i in chosen]
         orders.append(SourceOrder(name, counts, block=block_shards, seed=seed))
         folders.append(folder)
-        shards.append(chosen)
+        shards.append(np.array(chosen))
         log.info("source %s: %d samples in %d shards", name, sum(counts), len(counts))
     weights = [config.weight for config in sources.values()]
     settings = {

@@ -5,19 +5,22 @@ Shapes: B batch, H W crop size. Pixel arrays are (H, W, 3) uint8 until `collate`
 
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import simplejpeg
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from src.data.jpeg_rows import decode_rows
 from src.images import DECODE_ERRORS
 
 Rng = np.random.Generator
+PRECOMPUTED = ("latents", "context", "pooled")
 
 
 class Batch(TypedDict):
@@ -30,6 +33,9 @@ class Batch(TypedDict):
     source: list[str]
     key: list[str]
     seed: Tensor  # (B,) int64 on the CPU, from (run seed, position)
+    latents: NotRequired[Tensor]  # (B, z, h, w) of hq, where they are precomputed
+    context: NotRequired[Tensor]  # (B, T, D) of the captions, where they are precomputed
+    pooled: NotRequired[Tensor]  # (B, P), with context
 
 
 class Sample(TypedDict):
@@ -42,6 +48,9 @@ class Sample(TypedDict):
     source: str
     key: str
     seed: int
+    latents: NotRequired[Tensor]
+    context: NotRequired[Tensor]
+    pooled: NotRequired[Tensor]
 
 
 class SampleError(ValueError):
@@ -68,31 +77,50 @@ class ImageLimits:
             raise SampleError("too large", f"{height}x{width}")
 
 
-def decode_training_image(data: bytes, limits: ImageLimits) -> np.ndarray:
-    """Decode a normalised 8-bit RGB or grey image to (H, W, 3) uint8.
+class TrainingImage(NamedTuple):
+    """An image whose header was checked; `rows(top, bottom)` decodes (bottom - top, W, 3) uint8."""
+
+    height: int
+    width: int
+    rows: Callable[[int, int], np.ndarray]
+
+
+def open_training_image(data: bytes, limits: ImageLimits) -> TrainingImage:
+    """Check a normalised 8-bit RGB or grey image, and make ready to decode rows of it.
 
     The magic bytes decide the format, the header is checked first, and anything that the builder of
     a dataset should have normalised (CMYK, alpha, palette, 16 bit, EXIF rotation, foreign colour
     profile) is refused, not repaired.
 
     Raises:
-        SampleError: The image is refused or damaged.
+        SampleError: The image is refused or damaged; `rows` raises it too.
     """
     if data[:3] == b"\xff\xd8\xff":
-        return _decode_jpeg(data, limits)
+        return _open_jpeg(data, limits)
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return _decode_by_pillow(data, "PNG", limits)
+        return array_image(_decode_by_pillow(data, "PNG", limits))
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _decode_by_pillow(data, "WEBP", limits)
+        return array_image(_decode_by_pillow(data, "WEBP", limits))
     raise SampleError("not a JPEG, PNG or WebP image", repr(data[:12]))
 
 
-def _decode_jpeg(data: bytes, limits: ImageLimits) -> np.ndarray:
+def decode_training_image(data: bytes, limits: ImageLimits) -> np.ndarray:
+    """Decode a whole image to (H, W, 3) uint8 by the rules of `open_training_image`."""
+    image = open_training_image(data, limits)
+    return image.rows(0, image.height)
+
+
+def array_image(pixels: np.ndarray) -> TrainingImage:
+    """Wrap decoded (H, W, 3) pixels."""
+    return TrainingImage(pixels.shape[0], pixels.shape[1], lambda top, bottom: pixels[top:bottom])
+
+
+def _open_jpeg(data: bytes, limits: ImageLimits) -> TrainingImage:
     try:
-        rows, columns, colour, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise SampleError("damaged image", str(error)) from error
-    limits.check(int(rows), int(columns))
+    limits.check(int(height), int(width))
     if colour not in ("YCbCr", "RGB", "Gray"):
         raise SampleError("not normalised", f"{colour} JPEG")
     if max(data.find(mark, 0, 64 << 10) for mark in (b"Exif\0\0", b"ICC_PROFILE\0")) >= 0:
@@ -101,10 +129,14 @@ def _decode_jpeg(data: bytes, limits: ImageLimits) -> np.ndarray:
                 _check_normalised(image)
         except DECODE_ERRORS as error:
             raise _as_sample_error(error) from error
-    try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except (ValueError, MemoryError) as error:
-        raise SampleError("damaged image", str(error)) from error
+
+    def rows(top: int, bottom: int) -> np.ndarray:
+        try:
+            return decode_rows(data, top, bottom)
+        except (ValueError, MemoryError) as error:
+            raise SampleError("damaged image", str(error)) from error
+
+    return TrainingImage(int(height), int(width), rows)
 
 
 def _decode_by_pillow(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
@@ -202,16 +234,16 @@ class Crop(NamedTuple):
     box: tuple[float, float, float, float]  # top, left, height, width, as shares, before the flip
 
 
-def crop_sample(image: np.ndarray, size: int, policy: CropPolicy, rng: Rng) -> Crop:
-    """Cut one training crop of `size` x `size` out of an (H, W, 3) image.
+def crop_sample(image: TrainingImage, size: int, policy: CropPolicy, rng: Rng) -> Crop:
+    """Cut one training crop of `size` x `size` out of an image; decodes only the rows it needs.
 
     Crop coordinates are in pixels of the image after the resize and after the flip, as SDXL counts
     them (arXiv:2307.01952, section 2.2).
 
     Raises:
-        SampleError: The image is smaller than the crop.
+        SampleError: The image is smaller than the crop, or damaged.
     """
-    height, width = image.shape[:2]
+    height, width = image.height, image.width
     if min(height, width) < size:
         raise SampleError("too small", f"{height}x{width} for a crop of {size}")
     weights = np.array([policy.native, policy.area, policy.whole])
@@ -224,7 +256,7 @@ def crop_sample(image: np.ndarray, size: int, policy: CropPolicy, rng: Rng) -> C
         side = int(np.clip(round(share**0.5), size, side))
     top = int(rng.integers(height - side + 1))
     left = int(rng.integers(width - side + 1))
-    pixels = image[top : top + side, left : left + side]
+    pixels = image.rows(top, top + side)[:, left : left + side]
     box = (top / height, left / width, side / height, side / width)
     if side != size:
         small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
@@ -259,9 +291,10 @@ def size_condition(
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a batch; `hq` stays (B, H, W, 3) in memory, seen as (B, 3, H, W)."""
-    pixels = np.stack([s["hq"] for s in samples])
-    return Batch(
-        hq=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+    # default_collate stacks in shared memory where it runs in a worker: one copy less.
+    pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])
+    batch = Batch(
+        hq=pixels.permute(0, 3, 1, 2),
         caption=[s["caption"] for s in samples],
         sizes=torch.from_numpy(np.stack([s["sizes"] for s in samples])),
         is_negative=torch.tensor([s["is_negative"] for s in samples], dtype=torch.bool),
@@ -269,3 +302,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
         key=[s["key"] for s in samples],
         seed=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
     )
+    for name in PRECOMPUTED:
+        if name in samples[0]:
+            stored = [s[name] for s in samples]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+            batch[name] = default_collate(stored)
+    return batch

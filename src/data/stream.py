@@ -5,8 +5,10 @@ shards with replacement, and cannot be resumed exactly: a resumed run draws anew
 members hold as for indexed tars; urls are paths or fsspec addresses, and no shell is ever run.
 """
 
+import functools
 import logging
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +23,8 @@ from src.data.dataset import SampleReader, SourceConfig
 from src.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
 from src.data.order import keyed_hash, keyed_rng
 from src.data.samples import Sample, SampleError
-from src.data.shards import RawSample, StorageError
+from src.data.shards import RawSample
+from src.data.storage import StorageError, below, open_files
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,12 @@ class StreamDataset(IterableDataset[Sample]):
         rng, weights = keyed_rng(*key), [config.weight for config in self.configs]
         odds = [weight / sum(weights) for weight in weights]
         streams = [
-            raw_samples(urls, seed=keyed_hash(*key, i, size=4), buffer=self.buffer)
+            raw_samples(
+                urls,
+                seed=keyed_hash(*key, i, size=4),
+                buffer=self.buffer,
+                report=functools.partial(self._count_refused, i),
+            )
             for i, urls in enumerate(self.urls)
         ]
         count = failures = 0
@@ -79,31 +87,44 @@ class StreamDataset(IterableDataset[Sample]):
             count, failures = count + 1, 0
             yield sample
 
+    def _count_refused(self, source: int, url: str, reason: str, detail: str) -> None:
+        self.counters.count_skip(source, SampleError(reason, detail), {"shard": url})
+
 
 def raw_samples(
     urls: Sequence[str],
     *,
     seed: int,
     buffer: int,
+    report: Callable[[str, str, str], None],
     open_url: Callable[[str], IO[bytes]] | None = None,
 ) -> Iterator[tuple[str, RawSample]]:
-    """Yield (url, encoded sample) endlessly from shards drawn with replacement, then shuffled."""
+    """Yield (url, encoded sample) endlessly from shards drawn with replacement, then shuffled.
+
+    `report(url, reason, detail)` is told what is passed over.
+    """
     for url in urls:
         check_url(url)
     shards = ResampledShards(list(urls), seed=seed, worker_seed=int, deterministic=True)
-    read = _Reader(open_url or open_plain)
+    read = _Reader(open_url or open_plain, report)
     mix = shuffle(buffer, initial=min(buffer, 100), rng=random.Random(seed))
     return iter(DataPipeline(shards, read, mix))
 
 
-def source_urls(root: Path, name: str, config: SourceConfig) -> list[str]:
+def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
     """List the tars of a source: its `urls`, or all in its folder.
 
     Raises:
         FileNotFoundError: There are none.
     """
-    folder = root / (config.folder or name)
-    urls = list(config.urls or sorted(str(path) for path in folder.glob("*.tar")))
+    folder = below(root, config.folder or name)
+    urls = list(config.urls or [])
+    if not urls:
+        try:
+            names = sorted(name for name in open_files(folder).sizes() if name.endswith(".tar"))
+        except FileNotFoundError:
+            names = []
+        urls = [str(below(folder, name)) for name in names]
     if not urls:
         raise FileNotFoundError(f"source {name!r}: no tars in {folder}")
     return urls
@@ -111,8 +132,7 @@ def source_urls(root: Path, name: str, config: SourceConfig) -> list[str]:
 
 def check_url(url: str) -> None:
     """Refuse addresses that would run a command or rewrite themselves."""
-    scheme = url.split(":", 1)[0] if ":" in url else ""
-    if scheme and "://" not in url:
+    if re.match(r"[A-Za-z][\w+.-]*:", url) and not re.match(r"[A-Za-z][\w+.-]*(::\w+)*://", url):
         raise ValueError(f"shard address {url!r}: only paths and scheme:// addresses are read")
 
 
@@ -128,8 +148,10 @@ def open_plain(url: str) -> IO[bytes]:
 class _Reader:
     """Pipeline stage: {"url": ...} -> (url, RawSample); a damaged tar is left where it breaks."""
 
-    def __init__(self, open_url: Callable[[str], IO[bytes]]) -> None:
-        self.open_url = open_url
+    def __init__(
+        self, open_url: Callable[[str], IO[bytes]], report: Callable[[str, str, str], None]
+    ) -> None:
+        self.open_url, self.report = open_url, report
 
     def __call__(self, shards: Iterator[dict[str, Any]]) -> Iterator[tuple[str, RawSample]]:
         failures = 0
@@ -137,20 +159,24 @@ class _Reader:
             url, found = shard["url"], 0
             try:
                 with self.open_url(url) as file:
-                    for raw in tar_samples(file):
+                    for raw in tar_samples(file, functools.partial(self.report, url)):
                         found += 1
                         yield url, raw
             except (OSError, EOFError, TarDamage) as error:
                 log.warning("%s: left after %d samples: %s", url, found, error)
+                self.report(url, "damaged tar", f"left after {found} samples: {error}")
             failures = 0 if found else failures + 1
             if failures > MAX_FAILURES:
                 raise StorageError(f"{failures} shards in a row without a sample, last {url}")
 
 
-def tar_samples(file: IO[bytes]) -> Iterator[RawSample]:
+def tar_samples(
+    file: IO[bytes], refuse: Callable[[str, str], None] = lambda reason, detail: None
+) -> Iterator[RawSample]:
     """Group the plain members of an uncompressed tar stream by key, as webdataset lays them out.
 
-    Members that break the rules for names, kinds and sizes are passed over unread.
+    Members that break the rules for names, kinds and sizes are passed over unread; those that cost
+    a sample its image, caption or json are told to `refuse(reason, detail)`.
 
     Raises:
         TarDamage: The tar is compressed, truncated or damaged; what came before was yielded.
@@ -160,13 +186,18 @@ def tar_samples(file: IO[bytes]) -> Iterator[RawSample]:
     for name, offset, size in walk_members(forward.read_at, _ignore):
         stem, _, suffix = name.removeprefix("./").partition(".")
         kind = KINDS.get(suffix.lower())
-        if kind is None or not KEY_PATTERN.fullmatch(stem) or size > SIZE_LIMITS[kind]:
+        if kind is None or not KEY_PATTERN.fullmatch(stem):
+            if name.rpartition(".")[2].lower() in KINDS:
+                refuse("member refused", f"key not [A-Za-z0-9_-]{{1,128}}: {name!r}")
             continue
         if stem != key:
             if "image" in parts:
                 yield _raw(key, parts)
             key, parts = stem, {}
-        parts.setdefault(kind, forward.read_at(offset, size))
+        if kind in parts or size > SIZE_LIMITS[kind]:
+            refuse("member refused", f"{'twice' if kind in parts else f'{size} bytes'}: {name!r}")
+        else:
+            parts[kind] = forward.read_at(offset, size)
     if "image" in parts:
         yield _raw(key, parts)
 

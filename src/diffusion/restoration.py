@@ -94,11 +94,17 @@ class RestoreSettings:
     sequential_cfg: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("sampler", Sampler), ("grid", Grid), ("center", Center)):
+        words = {"sampler": Sampler, "grid": Grid, "center": Center}
+        for name, known in words.items():
             if getattr(self, name) not in get_args(known):
                 raise ValueError(
                     f"unknown {name} {getattr(self, name)!r}; known: {', '.join(get_args(known))}"
                 )
+        for name, value in vars(self).items():
+            if isinstance(value, str) and name not in words:
+                raise ValueError(f"{name} must be a number, got {value!r}")
+            if isinstance(value, float) and name in ("num_steps", "tile", "tile_batch"):
+                raise ValueError(f"{name} must be a whole number, got {value}")
         if not 1 <= self.num_steps <= 1000:
             raise ValueError(f"num_steps must be in 1..1000, got {self.num_steps}")
         for name in ("cfg_scale", "cfg_scale_start", "control_scale", "control_scale_start", "tau"):

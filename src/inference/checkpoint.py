@@ -10,7 +10,7 @@ from torch import nn
 
 from src.checkpoints import inspect_checkpoint
 from src.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
-from src.checkpoints.load import Load, load_all
+from src.checkpoints.load import Load, ignored_for, load_all
 from src.diffusion import Denoiser
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from src.networks.build import build_network, build_on_meta
@@ -72,7 +72,8 @@ def load_networks(
         raise ValueError(
             f"{path} does not say which SDXL file it belongs to; set weights.sdxl=FILE"
         )
-    denoiser = {k: v for k, v in build["denoiser"].items() if k != "_target_"}
+    denoiser = Denoiser(**{k: v for k, v in build["denoiser"].items() if k != "_target_"})
+    ignored = ignored_for(denoiser.prediction)
 
     vae: AutoencoderKL = build_on_meta(build["vae"])
     conditioner: Conditioner = build_on_meta(build["conditioner"])
@@ -91,13 +92,14 @@ def load_networks(
     coders: dict[str, nn.Module] = {"vae": vae, "robust_encoder": robust_encoder}
     trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
     loads = [
-        Load(path=files["sdxl"], parts=base, dtype=dtype, key="weights.sdxl"),
+        Load(path=files["sdxl"], parts=base, dtype=dtype, key="weights.sdxl", ignored=ignored),
         Load(
             path=files[vae_key],
             parts=coders,
             taken_from={"robust_encoder": "vae"},
             dtype=torch.float32,
             key=f"weights.{vae_key}",
+            ignored=ignored,
         ),
         Load(path=path, parts=trained, dtype=dtype, key="checkpoint"),
     ]
@@ -111,7 +113,7 @@ def load_networks(
             )
         )
     load_all(loads)
-    return Networks(network, Denoiser(**denoiser), conditioner, vae, robust_encoder)
+    return Networks(network, denoiser, conditioner, vae, robust_encoder)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -95,6 +95,8 @@ class RestoreOptions:
             value = getattr(self, name)
             if name == "min_size" and value == "native":
                 continue
+            if isinstance(value, str):
+                raise ValueError(f"{name} must be a number, got {value!r}")
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value}")
         if self.long_side is not None and self.scale != 1:

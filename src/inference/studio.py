@@ -12,16 +12,19 @@ from torch import Tensor
 
 from src.diffusion.samplers import Step
 from src.images import resize
+from src.inference.captioner import NoCaptioner
 from src.inference.folder import describe, encode_result
 from src.inference.options import RestoreOptions
 from src.inference.photo import Photo, read_photo
 from src.inference.photo_writer import SUFFIXES, encode_photo
+from src.inference.pixels import CAPTION_SIDE, resized
 from src.inference.restorer import Restorer
 from src.inference.result import Restoration
 
 # What a bad file, a full disk, a captioner or a lack of memory may raise. RuntimeError is torch's
 # word for much else too: a folder of thousands is not given up for one image.
 FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
+RUN = "restoring"  # the name of a run's thread
 PREVIEWS = 8  # while one image is sampled
 # what the page's dials change, in their order
 OPTION_DIALS = ("scale", "strength", "seed", "num_samples", "color_fix", "format", "bits")
@@ -35,7 +38,10 @@ class Cancelled(RuntimeError):
 
 @dataclasses.dataclass
 class Studio:
-    """What the page works with: one restorer, the presets, and the limits of a request."""
+    """What the page works with: one restorer, the presets, and the limits of a request.
+
+    The restorer does one thing at a time; who comes meanwhile waits.
+    """
 
     restorer: Restorer
     presets: dict[str, RestoreOptions]
@@ -44,7 +50,7 @@ class Studio:
     max_pixels: int
     max_output_pixels: int
     max_files: int
-    cancel: threading.Event = dataclasses.field(default_factory=threading.Event)
+    busy: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def read(self, path: str, options: RestoreOptions) -> Photo:
         """Read an upload.
@@ -58,22 +64,36 @@ class Studio:
             raise ValueError(f"the result: {width}x{height} pixels, limit {self.max_output_pixels}")
         return photo
 
+    @property
+    def can_describe(self) -> bool:
+        """Whether there is a captioner."""
+        return not isinstance(self.restorer.captioner, NoCaptioner)
+
+    def describe(self, photo: Photo) -> str:
+        """Return the captioner's words for a photograph, cleaned and at the size it is shown."""
+        scale = min(1.0, CAPTION_SIDE / max(photo.rgb.shape[-2:]))
+        height, width = (max(1, round(side * scale)) for side in photo.rgb.shape[-2:])
+        with self.busy:
+            cleaned = self.restorer.clean(resized(photo.rgb[None], (height, width)))[0]
+            return self.restorer.captioner(cleaned)
+
     def run(
-        self, photo: Photo, caption: str, options: RestoreOptions
+        self, photo: Photo, caption: str, options: RestoreOptions, cancel: threading.Event
     ) -> Iterator[tuple[float, Tensor | None, Any]]:
         """Restore in a thread; yields (share done, preview, None), and the result last.
+
+        Closing the iterator early, as when the user has left, cancels too.
 
         Raises:
             Cancelled: `cancel` was set.
         """
         events: queue.Queue = queue.Queue()
-        self.cancel.clear()
         total = options.settings.num_steps * options.num_samples
         every = max(1, total // PREVIEWS)
-        done = [0]
+        done, left = [0], threading.Event()
 
         def on_step(step: Step, x: Tensor, denoised: Tensor) -> None:
-            if self.cancel.is_set():
+            if cancel.is_set() or left.is_set():
                 raise Cancelled("cancelled")
             done[0] += 1
             if done[0] % every == 0:
@@ -81,21 +101,28 @@ class Studio:
 
         def work() -> None:
             try:
+                if cancel.is_set():  # before its turn came
+                    raise Cancelled("cancelled")
                 text = caption.strip() or None
                 result = self.restorer(photo.rgb, caption=text, options=options, on_step=on_step)
                 events.put((1.0, None, result))
-            except FILE_ERRORS as error:
+            except Exception as error:  # whatever it is: raised below, or the page waits for ever
                 events.put(error)
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        while True:
-            event = events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if event[2] is not None:
-                return
+        with self.busy:
+            thread = threading.Thread(target=work, name=RUN, daemon=True)
+            thread.start()
+            try:
+                while True:
+                    event = events.get()
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+                    if event[2] is not None:
+                        return
+            finally:
+                left.set()
+                thread.join()
 
     def save(
         self, photo: Photo, result: Restoration, name: str

@@ -28,7 +28,9 @@ from src.networks.vae import (
     RobustEncoder,
 )
 
-MAX_TOKENS_CPU = 2**16  # attention costs 4 * tokens ** 2 * width operations
+# Attention takes little memory but 4 * tokens ** 2 * width operations: at full size about as many
+# as all convolutions together for 2 ** 18, and 2e15 for 2 ** 20, which a GPU does in seconds.
+MAX_TOKENS_CPU = 2**18
 MAX_TOKENS_GPU = 2**20
 
 
@@ -41,7 +43,7 @@ class VaeTiles:
             larger passes whole.
         attention_tokens: Most latent pixels that the middle's attention sees at once; windows of
             about that many, where the image has more. None is 2 ** 20 on a GPU (8192x8192 at full
-            size) and 2 ** 16 on a CPU.
+            size) and 2 ** 18 on a CPU (4096x4096).
 
     Raises:
         ValueError: `tile` is below 32, or `attention_tokens` below 1.

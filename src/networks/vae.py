@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from src.networks.layers import zero_init
 
 SDXL_LATENT_SCALE = 0.13025
+MANY_TOKENS = 4096  # from where on attention pays for the copies that let it need little memory
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class AttnBlock(nn.Module):
         q, k, v = (
             rearrange(to(normed), "b c h w -> b 1 (h w) c") for to in (self.q, self.k, self.v)
         )
+        if q.shape[2] >= MANY_TOKENS:  # else every pair of pixels is held at once
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=normed.shape[2]))
 

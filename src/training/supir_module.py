@@ -16,6 +16,7 @@ from src.diffusion.restoration import image_noise
 from src.diffusion.training_noise import seeded_randn
 from src.images import to_signed, to_unit
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
+from src.networks.conditioner import Conditioning
 from src.training.optim import OptimSettings
 from src.training.trained_parts import TrainedParts
 
@@ -68,9 +69,9 @@ class SupirModule(TrainedParts):
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
-            z = self.vae.encode(self.degradation.target(hq))  # (B, 4, h, w), scaled
+            z = self.target_latents(batch, hq)  # (B, 4, h, w), scaled
             z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
-            cond = self.conditioner(batch["caption"], batch["sizes"])
+            cond = self.conditioning(batch)
         sigma = self.noise.sample(batch["seed"], z.device)  # (B,)
         noise = seeded_randn(batch["seed"], z.shape, device=z.device)
         x = z + append_dims(sigma, z.ndim) * noise
@@ -79,6 +80,22 @@ class SupirModule(TrainedParts):
         loss = (self.noise.weight(sigma) * error).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def target_latents(self, batch: Batch, hq: Tensor) -> Tensor:
+        """Encode what the network learns to restore, or take it where it was precomputed."""
+        if "latents" not in batch:
+            return self.vae.encode(self.degradation.target(hq))
+        if self.degradation.config.sharpen:
+            raise ValueError("precomputed latents need degradation.config.sharpen=false")
+        return batch["latents"].to(hq.dtype)
+
+    def conditioning(self, batch: Batch) -> Conditioning:
+        """Encode captions and sizes; text features are taken where they were precomputed."""
+        if "context" not in batch or "pooled" not in batch:
+            return self.conditioner(batch["caption"], batch["sizes"])
+        sizes = self.conditioner.embed_sizes(batch["sizes"])
+        pooled = batch["pooled"].to(sizes.dtype)
+        return Conditioning(batch["context"].to(sizes.dtype), torch.cat([pooled, sizes], dim=-1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""

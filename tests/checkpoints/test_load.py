@@ -129,14 +129,18 @@ def test_unexpected_keys_are_errors_unless_ignored(sdxl_file: Path) -> None:
     assert report.unexpected == {"unet": ("out.2.bias",)}
 
 
-def test_keys_of_no_part_are_errors_unless_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("ztsnr", "1 keys of no known part, first: ztsnr"), ("v_pred", "train with denoiser=v")],
+)
+def test_keys_of_no_part_are_errors_unless_ignored(tmp_path: Path, key: str, said: str) -> None:
     """Such a key can change what the weights mean, as in v-prediction fine-tunes."""
     path = tmp_path / "v.safetensors"
-    save_file(official_sdxl() | {"v_pred": torch.ones(1)}, path)
+    save_file(official_sdxl() | {key: torch.ones(1)}, path)
     unet = module_of(unet_of(official_sdxl()))
-    with pytest.raises(KeyError, match="1 keys of no known part, first: v_pred"):
+    with pytest.raises(KeyError, match=said):
         load_parts(path, {"unet": unet})
-    assert load_parts(path, {"unet": unet}, ignored=["v_pred"]).unexpected == {"": ("v_pred",)}
+    assert load_parts(path, {"unet": unet}, ignored=[key]).unexpected == {"": (key,)}
 
 
 def test_shapes_that_differ_are_named_and_nothing_is_loaded(sdxl_file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +153,35 @@ def test_random_texts_never_exceed_the_budget() -> None:
         words = ["".join(rng.choice(list("abc.,1! "), 6)) for _ in range(rng.integers(1, 60))]
         text = compose(" ".join(words), "sharp, clean", CaptionPolicy(max_tokens=30), count_words)
         assert count_words(text.text) <= 30 and text.text.endswith("sharp, clean")
+
+
+def test_full_scale_configuration_counts_the_tokens_of_clip() -> None:
+    """Not the estimate: the budget then keeps every quality word, to the token."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    conf = OmegaConf.load(Path(__file__).parents[2] / "conf/data/shards.yaml")
+    data = instantiate(OmegaConf.merge(conf, {"root": "nowhere", "heldout": "nowhere", "seed": 0}))
+    reader = data.sample_reader
+    words = reader.captions.quality_words
+    assert reader.count_tokens(words) == 53  # of the released positive prompt, by CLIP
+    text = compose(LONG, words, reader.captions, reader.count_tokens).text
+    assert text.endswith(words) and 60 < reader.count_tokens(text) <= 75
+
+
+@pytest.mark.parametrize("data", ["demo", "shards"])
+def test_open_questions_of_the_paper_are_keys_that_a_sweep_sets(data: str) -> None:
+    """Every rule of the policy stands in the configuration, so that no override needs a plus."""
+    from dataclasses import asdict
+
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    conf = OmegaConf.load(Path(__file__).parents[2] / f"conf/data/{data}.yaml")
+    swept = ["captions.partial=quadrant", "captions.min_visible=0.5",
+             "captions.drop_negatives=true", "captions.negative_content_prob=0.5"]  # fmt: skip
+    OmegaConf.set_struct(conf, True)
+    policy = asdict(instantiate(OmegaConf.merge(conf, OmegaConf.from_dotlist(swept)).captions))
+    assert (policy["partial"], policy["min_visible"]) == ("quadrant", 0.5)
+    assert policy["drop_negatives"] and policy["negative_content_prob"] == 0.5
+    assert set(asdict(CaptionPolicy())) - set(conf["captions"]) == {"max_tokens"}

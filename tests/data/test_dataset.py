@@ -134,11 +134,27 @@ def test_eight_bad_samples_in_a_row_stop_the_run(tmp_path: Path) -> None:
 
 def test_too_many_skips_stop_the_run(tmp_path: Path) -> None:
     write_source(tmp_path / "main", {1, 2, 3})
-    limits = SkipLimits(rate=0.01, after=20)
+    limits = SkipLimits(rate=0.01, window=20)
     data = dataset(tmp_path, sources={"main": SourceConfig(weight=1)}, limits=limits)
-    with pytest.raises(StorageError, match="more than the limit of 1.00%"):
+    with pytest.raises(StorageError, match="more than 1.00% of 20"):
         for position in range(60):
             data[position]
+
+
+def test_skips_are_limited_by_window_not_by_the_whole_run() -> None:
+    """A burst after a million good samples stops the run; the same number spread out does not."""
+    bad, where = SampleError("damaged image"), {"shard": "s", "key": "k"}
+    limits = SkipLimits(rate=0.01, window=1000)
+    spread = LoaderCounters(["main"], path=None, limits=limits)
+    for _ in range(100):
+        spread.samples[0] += 200
+        spread.count_skip(0, bad, where)
+    burst = LoaderCounters(["main"], path=None, limits=limits)
+    burst.samples[0] += 1_000_000
+    for _ in range(10):
+        burst.count_skip(0, bad, where)
+    with pytest.raises(StorageError, match="11 of the last"):
+        burst.count_skip(0, bad, where)
 
 
 def test_too_small_images_count_under_their_reason(tmp_path: Path) -> None:

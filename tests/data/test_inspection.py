@@ -1,11 +1,12 @@
 """python -m src.check: what it finds, builds and refuses."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from src.check import check, verdict
+from src.check import check, main, verdict
 from src.data.inspection import InspectSettings, inspect_folder, shard_folders
 from src.data.samples import ImageLimits
 from src.data.shards import ShardFolder, index_path, read_manifest
@@ -98,3 +99,23 @@ def test_folders_are_found_below_the_root(tmp_path: Path) -> None:
 def test_empty_tar_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tar_bytes([]))
     assert "no samples" in inspect_folder(tmp_path, SETTINGS).faults[0]
+
+
+def test_command_prints_the_tables_and_its_exit_status_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Builds the index of a foreign tar; 3 of 12 samples are bad: fine up to the limit only."""
+    members = [*good_members(9), ("b1.jpg", jpeg()[:900]), ("b1.txt", b"c"), ("b2.jpg", jpeg())]
+    members += [("b3.jpg", b"<html>"), ("b3.txt", b"c")]
+    (tmp_path / "x.tar").write_bytes(tar_bytes(members))
+    command = ["check", f"data.root={tmp_path}", "settings.samples_per_shard=-1"]
+    monkeypatch.setattr(sys, "argv", [*command, "limit=0.25"])
+    main()
+    shown = capsys.readouterr().out
+    assert index_path(tmp_path / "x.tar").exists() and "fit for training" in shown
+    for reason in ("damaged image", "caption missing", "not a JPEG"):
+        assert reason in shown
+    monkeypatch.setattr(sys, "argv", [*command, "limit=0.2"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert "not fit for training: 3 of 12 decoded samples were refused" in str(stopped.value.code)

@@ -15,6 +15,7 @@ from src.data.samples import (
     ImageLimits,
     Sample,
     SampleError,
+    array_image,
     collate,
     crop_sample,
     decode_training_image,
@@ -147,7 +148,7 @@ def coordinates(height: int, width: int) -> np.ndarray:
 def test_native_crop_is_told_where_it_lies() -> None:
     image, policy = coordinates(100, 200), CropPolicy(**NATIVE, flip_prob=0.0)
     for position in range(20):
-        crop = crop_sample(image, 64, policy, keyed_rng(position))
+        crop = crop_sample(array_image(image), 64, policy, keyed_rng(position))
         top, left = int(crop.pixels[0, 0, 0]), int(crop.pixels[0, 0, 1])
         assert crop.sizes.tolist() == [100, 200, top, left, 64, 64]
         assert crop.visible == pytest.approx(64 * 64 / (100 * 200))
@@ -158,14 +159,14 @@ def test_flip_mirrors_the_crop_coordinate() -> None:
     image, policy = coordinates(100, 200), CropPolicy(**NATIVE, flip_prob=1.0)
     mirrored = image[:, ::-1]
     for position in range(20):
-        crop = crop_sample(image, 64, policy, keyed_rng(position))
+        crop = crop_sample(array_image(image), 64, policy, keyed_rng(position))
         top, left = int(crop.sizes[2]), int(crop.sizes[3])
         assert np.array_equal(crop.pixels, mirrored[top : top + 64, left : left + 64])
 
 
 def test_whole_crop_shows_the_whole_square_image() -> None:
     policy = CropPolicy(native=0, area=0, whole=1, flip_prob=0.0, size_condition="actual")
-    crop = crop_sample(pixels(0, 128, 128), 64, policy, keyed_rng(0))
+    crop = crop_sample(array_image(pixels(0, 128, 128)), 64, policy, keyed_rng(0))
     assert crop.visible == 1 and crop.sizes.tolist() == [128, 128, 0, 0, 64, 64]
     assert crop.pixels.shape == (64, 64, 3)
 
@@ -174,7 +175,7 @@ def test_area_crop_shows_the_share_asked_for_in_resized_coordinates() -> None:
     policy = CropPolicy(native=0, area=1, whole=0, area_min=0.5, size_condition="actual")
     shares = []
     for position in range(200):
-        crop = crop_sample(coordinates(128, 128), 64, policy, keyed_rng(position))
+        crop = crop_sample(array_image(coordinates(128, 128)), 64, policy, keyed_rng(position))
         shares.append(crop.visible)
         scale = 64 / (128 * crop.visible**0.5)
         assert (crop.sizes[2:4] <= (128 * scale - 64) + 1).all() and (crop.sizes[2:4] >= 0).all()
@@ -183,21 +184,26 @@ def test_area_crop_shows_the_share_asked_for_in_resized_coordinates() -> None:
 
 def test_crops_are_never_enlarged() -> None:
     policy = CropPolicy(native=0, area=1, whole=0, area_min=0.01)
-    sides = [crop_sample(pixels(0, 80, 80), 64, policy, keyed_rng(i)).visible for i in range(50)]
+    sides = [
+        crop_sample(array_image(pixels(0, 80, 80)), 64, policy, keyed_rng(i)).visible
+        for i in range(50)
+    ]
     assert min(sides) >= (64 / 80) ** 2 - 1e-9
     with pytest.raises(SampleError, match="too small"):
-        crop_sample(pixels(0, 60, 200), 64, CropPolicy(), keyed_rng(0))
+        crop_sample(array_image(pixels(0, 60, 200)), 64, CropPolicy(), keyed_rng(0))
 
 
 def test_constant_condition_is_what_inference_sends() -> None:
     policy = CropPolicy(size_condition="constant", constant_size=1024)
-    crop = crop_sample(pixels(), 64, policy, keyed_rng(0))
+    crop = crop_sample(array_image(pixels()), 64, policy, keyed_rng(0))
     assert crop.sizes.tolist() == [1024, 1024, 0, 0, 1024, 1024]
 
 
 def test_mixed_ways_and_conditions_keep_their_odds() -> None:
     policy = CropPolicy(constant_prob=0.25, constant_size=1024)
-    crops = [crop_sample(pixels(0, 128, 128), 64, policy, keyed_rng(i)) for i in range(2000)]
+    crops = [
+        crop_sample(array_image(pixels(0, 128, 128)), 64, policy, keyed_rng(i)) for i in range(2000)
+    ]
     constant = np.mean([c.sizes[0] == 1024 for c in crops])
     native = np.mean([c.visible == 0.25 for c in crops])
     whole = np.mean([c.visible == 1.0 for c in crops])
@@ -206,8 +212,11 @@ def test_mixed_ways_and_conditions_keep_their_odds() -> None:
 
 def test_crops_depend_on_the_position_alone() -> None:
     policy = CropPolicy()
-    first = [crop_sample(pixels(), 64, policy, keyed_rng("s", 0, p)) for p in range(5)]
-    again = [crop_sample(pixels(), 64, policy, keyed_rng("s", 0, p)) for p in reversed(range(5))]
+    first = [crop_sample(array_image(pixels()), 64, policy, keyed_rng("s", 0, p)) for p in range(5)]
+    again = [
+        crop_sample(array_image(pixels()), 64, policy, keyed_rng("s", 0, p))
+        for p in reversed(range(5))
+    ]
     for a, b in zip(first, reversed(again), strict=True):
         assert np.array_equal(a.pixels, b.pixels) and np.array_equal(a.sizes, b.sizes)
 
@@ -244,7 +253,9 @@ def test_collate_gives_the_batch_of_the_contract() -> None:
 def test_shuffled_channels_are_a_permutation_and_leave_the_crop_where_it_is() -> None:
     image = coordinates(100, 200)
     plain, shuffled = (
-        crop_sample(image, 32, CropPolicy(**NATIVE, shuffle_channels=share), keyed_rng(3))
+        crop_sample(
+            array_image(image), 32, CropPolicy(**NATIVE, shuffle_channels=share), keyed_rng(3)
+        )
         for share in (0.0, 1.0)
     )
     assert np.array_equal(plain.sizes, shuffled.sizes)

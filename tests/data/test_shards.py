@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import src.data.shards as shards_module
+import src.data.storage as storage_module
 from src.data.index import index_tar
 from src.data.shards import (
     ShardFolder,
@@ -173,7 +173,7 @@ def test_index_of_another_tar_is_refused(tmp_path: Path) -> None:
 def test_read_past_the_end_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards_module, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", (0.0, 0.0))
     folder = ShardFolder(tmp_path, shard_folder(tmp_path, [3]))
     os.truncate(tmp_path / "s-000.tar", 2000)
     with pytest.raises(StorageError, match="s-000.tar: read failed"):

@@ -1,5 +1,6 @@
 """The stream reader: endless, tolerant of damage, and never runs a command."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def stream(root: Path, sources: dict[str, SourceConfig], **options) -> StreamDat
         seed=0,
         limits=ImageLimits(min_side=32),
     )
-    counters = LoaderCounters(list(sources), path=None, limits=SkipLimits(rate=1.0))
+    counters = LoaderCounters(
+        list(sources), path=options.pop("log", None), limits=SkipLimits(rate=1.0)
+    )
     urls = [source_urls(root, name, config) for name, config in sources.items()]
     configs = list(sources.values())
     options = {"buffer": 10} | options
@@ -68,8 +71,35 @@ def test_no_readable_tar_stops_the_run(tmp_path: Path) -> None:
         source_urls(tmp_path, "nothing", SourceConfig(weight=1))
 
 
-def test_pipe_addresses_are_refused_and_run_nothing(tmp_path: Path) -> None:
-    url = f"pipe:touch {tmp_path}/owned; cat x.tar"
+@pytest.mark.parametrize("command", ["pipe:touch {}/owned", "pipe:touch {}/owned; cat http://x/y"])
+def test_pipe_addresses_are_refused_and_run_nothing(tmp_path: Path, command: str) -> None:
     with pytest.raises(ValueError, match="only paths"):
-        raw_samples([url], seed=0, buffer=10)
+        raw_samples([command.format(tmp_path)], seed=0, buffer=10, report=print)
     assert not (tmp_path / "owned").exists()
+
+
+def test_rewriting_of_addresses_by_the_environment_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """webdataset's own opener would turn the path into the command."""
+    shard_folder(tmp_path / "a", [2])
+    monkeypatch.setenv("GOPEN_REWRITE", f"{tmp_path}=pipe:touch {tmp_path}/owned #")
+    assert next(iter(stream(tmp_path, {"a": SourceConfig(weight=1)})))["source"] == "a"
+    assert not (tmp_path / "owned").exists()
+
+
+def test_what_a_stream_passes_over_is_counted_and_written(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    members = [*good_members(6), ("000.jpg", b"again"), ("a.b.jpg", b"x"), ("notes.cls", b"3")]
+    members += [("long.jpg", good_members(1)[0][1]), ("long.txt", b"x" * (17 << 10))]
+    members += [("end.jpg", b"x" * 20_000)]
+    (tmp_path / "a" / "x.tar").write_bytes(tar_bytes(members)[:-15_000])
+    log = tmp_path / "bad_samples.jsonl"
+    data = stream(tmp_path, {"a": SourceConfig(weight=1)}, log=log)
+    list(islice(data, 30))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {line["reason"] for line in lines} >= {"damaged tar", "member refused"}
+    assert all(line["shard"].endswith("x.tar") and line["source"] == "a" for line in lines)
+    details = " ".join(line["detail"] for line in lines)
+    assert "a.b.jpg" in details and "17408 bytes" in details and "notes" not in details
+    assert data.counters.summary()["skipped/a/damaged tar"] >= 1

@@ -175,6 +175,8 @@ def test_image_to_image_takes_its_share_of_the_steps_from_the_noised_latent() ->
         dict(overlap=1.0),
         dict(tile_batch=0),
         dict(cfg_interval=(2.0, 1.0)),
+        dict(num_steps=2.5),
+        dict(tau="strong"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(options: dict) -> None:

@@ -66,7 +66,7 @@ def test_configuration_lists_every_option_with_its_own_default() -> None:
         dict(scale=0.0), dict(scale=100.0), dict(min_size=-1), dict(long_side=0), dict(quality=0),
         dict(color_fix="hsv"), dict(color_reference="hq"), dict(prompt_mode="cut"),
         dict(format="bmp"), dict(bits=12), dict(format="jpg", bits=16), dict(vae_tile=8),
-        dict(seed=-1), dict(scale=2.0, long_side=10),
+        dict(seed=-1), dict(scale=2.0, long_side=10), dict(scale="double"),
     ],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(options: dict) -> None:

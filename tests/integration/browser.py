@@ -75,10 +75,34 @@ class Browser:
             time.sleep(0.1)
         return value
 
-    def upload(self, selector: str, path: Path) -> None:
+    def upload(self, selector: str, *paths: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def open(self, url: str) -> None:
+        """Load a page anew: another session."""
+        self.call("Page.enable")
+        self.call("Page.navigate", url=url)
+
+    def click(self, selector: str) -> None:
+        self.wait_for(f"!!document.querySelector({selector!r})")
+        self.evaluate(f"document.querySelector({selector!r}).click()")
+
+    def type(self, selector: str, text: str) -> None:
+        """Give an input a value, as typing does: the page hears of it."""
+        self.evaluate(
+            f"""(() => {{
+                const field = document.querySelector({selector!r});
+                const kind = Object.getPrototypeOf(field);
+                Object.getOwnPropertyDescriptor(kind, "value").set.call(field, {text!r});
+                for (const name of ["input", "change", "blur"])
+                    field.dispatchEvent(new Event(name, {{bubbles: true}}));
+            }})()"""
+        )
+
+    def value(self, selector: str) -> str:
+        return self.evaluate(f"document.querySelector({selector!r}).value")
 
     def screenshot(self, path: Path) -> None:
         data = self.call("Page.captureScreenshot", format="png")["data"]

@@ -64,6 +64,17 @@ def test_adaptor_starts_as_the_file_has_the_unet_and_its_hint_as_zero(
         assert torch.equal(tensor, wanted.float().expand_as(tensor)), name
 
 
+def test_base_that_predicts_v_needs_a_denoiser_that_does(
+    composed_in: Compose, workplace: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "v.safetensors"
+    save_file(load_file(workplace / "prior.safetensors") | {"v_pred": torch.ones(1)}, base)
+    with pytest.raises(KeyError, match="train with denoiser=v"):
+        loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}"))
+    module = loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}", "denoiser=v"))
+    assert module.denoiser.prediction == "v"
+
+
 def test_frozen_parts_are_held_as_told_and_trained_ones_in_float32(composed_in: Compose) -> None:
     cfg = composed_in("train", *STAGE_2, "trainer.precision=bf16-mixed",
                       "weights.frozen_dtype=bfloat16")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from src import restore as restore_module
 from src.inference.folder import printable
@@ -123,6 +125,30 @@ def test_what_is_done_is_skipped_until_something_changed(
     assert again("options.seed=1", "overwrite=true") == ["a.png", "b.png"]
 
 
+def test_other_weights_are_told_by_content_and_not_by_place(
+    run, workplace: Path, tmp_path: Path
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    record, robust = tmp_path / "out/a.png.json", workplace / "robust.safetensors"
+
+    def restored(weights: Path) -> dict:
+        assert run(f"weights.robust_encoder={weights}") == []
+        return json.loads(record.read_text())
+
+    first = restored(robust)
+    assert first["model"]["weights.robust_encoder"] == robust.name
+    assert str(tmp_path) not in record.read_text()
+    (tmp_path / "moved").mkdir()
+    moved = tmp_path / "moved" / robust.name
+    shutil.copy(robust, moved)
+    before = record.stat().st_mtime_ns
+    restored(moved)
+    assert record.stat().st_mtime_ns == before  # it was done
+    tensors = load_file(robust)
+    save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, moved)
+    assert restored(moved)["key"] != first["key"]
+
+
 def test_file_captions_that_changed_are_taken_up(run, tmp_path: Path) -> None:
     _photo(tmp_path / "in/a.png")
     for text in ("a cat", "a dog"):
@@ -192,6 +218,30 @@ def test_shares_of_several_processes_are_whole_and_apart(
     assert done == [["1.png"], ["0.png", "1.png", "2.png"]]
 
 
+@pytest.mark.slow
+def test_torchrun_shares_a_folder_and_one_bad_file_stops_nobody(
+    stage_2: Path, tmp_path: Path
+) -> None:
+    """The first process is done at once, with a failure; the second one has work left then."""
+    for number in range(6):
+        _photo(tmp_path / f"in/{number}.png", (64, 64) if number % 2 else (20, 28), seed=number)
+    (tmp_path / "in/4.png").write_bytes(b"<html>")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "src.restore", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}",
+        f"checkpoint={stage_2}", "device=cpu", "sampler.num_steps=20",
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 1
+    assert [name for name in _files(tmp_path / "out") if name.endswith(".png")] == [
+        f"{number}.png" for number in (0, 1, 2, 3, 5)
+    ]
+    assert ended.stderr.count("error: 1 failed:") == 1, ended.stderr
+    (tmp_path / "in/4.png").unlink()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "0 to restore, 3 done already" in again.stdout
+
+
 def test_nothing_is_written_through_links_in_the_output(run, tmp_path: Path) -> None:
     _photo(tmp_path / "in/sub/a.png")
     (tmp_path / "elsewhere").mkdir()
@@ -246,9 +296,37 @@ def test_limits_are_kept_and_named(run, tmp_path: Path) -> None:
     assert "112x80 pixels, limit 5000" in line
 
 
+def test_settings_of_the_command_line_replace_those_of_the_checkpoint(run, tmp_path: Path) -> None:
+    """The checkpoint records two steps with tau 0.5; presets are their own."""
+    _photo(tmp_path / "in/a.png")
+
+    def settings(*overrides: str) -> list:
+        assert run(*overrides) == []
+        record = json.loads((tmp_path / "out/a.png.json").read_text())
+        return [record["options"]["settings"][name] for name in ("num_steps", "tau", "cfg_scale")]
+
+    assert settings() == [2, 0.5, 1.2]
+    assert settings("sampler.num_steps=1", "sampler.tau=null") == [1, None, 1.2]
+    assert settings("preset=quality", "sampler.num_steps=1", "sampler.tau=3") == [1, 3, 6]
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in (ROOT / "conf/preset").glob("*.yaml")))
+def test_every_preset_restores(run, tmp_path: Path, preset: str) -> None:
+    """With fewer steps, and `released` at less than its 1024 pixels."""
+    _photo(tmp_path / "in/a.png")
+    assert run(f"preset={preset}", "sampler.num_steps=2", "options.min_size=32") == []
+    record = json.loads((tmp_path / "out/a.png.json").read_text())
+    assert record["is_exact"] and read_photo(tmp_path / "out/a.png").rgb.shape == (3, 20, 28)
+
+
 @pytest.mark.parametrize(
     "override, message",
-    [("options.strength=2", "strength"), ("+options.colour=1", "colour"), ("dtype=half", "dtype")],
+    [
+        ("options.strength=2", "strength"),
+        ("+options.colour=1", "colour"),
+        ("dtype=half", "dtype"),
+        ("sampler.tile=7", "tile"),
+    ],
 )
 def test_wrong_options_are_refused_by_name(
     run, tmp_path: Path, override: str, message: str
@@ -298,7 +376,7 @@ def test_a_killed_command_goes_on_and_an_interrupted_one_ends_well(
 def test_records_are_strict_json(run, tmp_path: Path) -> None:
     """Infinity, the default of s_tmax, is no JSON."""
     _photo(tmp_path / "in/a.png")
-    assert run() == []
+    assert run("sampler.s_tmax=inf") == []
 
     def refuse(word: str) -> None:
         raise AssertionError(word)

@@ -1,17 +1,21 @@
 """SUPIR files: out of a training checkpoint, back into restoration; and the released ones."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from src.base_weights import load_base_weights
 from src.checkpoints import inspect_checkpoint
 from src.convert import convert, sha256
+from src.diffusion import RestoreSettings
 from src.evaluate import evaluate
 from src.inference import Restorer
 from src.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
@@ -21,7 +25,7 @@ from tests.conftest import randomise
 from tests.contracts.full_size import full_size_parts
 from tests.integration.conftest import Compose
 from tests.integration.test_base_weights import built
-from tests.test_configs import ROOT, plain
+from tests.test_configs import CONF, ROOT, plain
 
 
 @pytest.fixture
@@ -162,10 +166,10 @@ def test_released_file_is_built_at_sdxl_size_as_its_names_say(released: Path) ->
 
 
 def test_released_settings_are_those_of_the_preset() -> None:
-    preset = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/sampler/released.yaml"))
-    assert isinstance(preset, dict)
-    del preset["_target_"]
-    assert RELEASED_RESTORE["settings"] == preset
+    with initialize_config_dir(CONF, version_base="1.3"):
+        preset = instantiate(compose("restore", overrides=["sampler=released"]).sampler)
+    ours = RestoreSettings(**RELEASED_RESTORE["settings"])
+    assert dataclasses.replace(preset, s_tmax=ours.s_tmax) == ours  # both are beyond every sigma
 
 
 def test_files_that_do_not_restore_say_what_they_are(workplace: Path, tmp_path: Path) -> None:

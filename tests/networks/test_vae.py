@@ -3,9 +3,11 @@
 import math
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from src.networks import AutoencoderKL, RobustEncoder
-from src.networks.vae import DiagonalGaussian
+from src.networks.vae import MANY_TOKENS, AttnBlock, DiagonalGaussian
+from tests.conftest import randomise
 
 
 def test_latents_are_scaled_and_a_quarter_of_the_side(vae: AutoencoderKL) -> None:
@@ -52,3 +54,15 @@ def test_sdxl_autoencoder_has_the_released_number_of_parameters() -> None:
     assert sum(p.numel() for p in vae.encoder.parameters()) == 34_163_592
     assert sum(p.numel() for p in vae.decoder.parameters()) == 49_490_179
     assert len(vae.state_dict()) == 248
+
+
+@torch.no_grad()
+def test_attention_of_large_images_does_not_hold_every_pair_of_pixels() -> None:
+    """torch's kernel that holds few of them takes it; the other one agrees to rounding."""
+    side = int(MANY_TOKENS**0.5)
+    attention = randomise(AttnBlock(8, groups=4))
+    x = torch.randn(1, 8, side, side)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        out = attention(x)
+    with sdpa_kernel([SDPBackend.MATH]):
+        torch.testing.assert_close(attention(x), out, atol=1e-5, rtol=0)

@@ -1,0 +1,163 @@
+"""What the page does, without the page: runs in a thread, cancelling, describing, files."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.diffusion import Denoiser, RestoreSettings
+from src.inference import RestoreOptions, Restorer
+from src.inference.photo import Photo
+from src.inference.studio import (
+    OPTION_DIALS,
+    PREVIEWS,
+    PROMPT_DIALS,
+    SETTING_DIALS,
+    Cancelled,
+    Studio,
+    dial_values,
+    with_dials,
+)
+from tests.inference.standins import (
+    StandInConditioner,
+    StandInNetwork,
+    StandInRobustEncoder,
+    StandInVae,
+)
+
+SETTINGS = RestoreSettings(num_steps=16, cfg_scale=2.0)
+PHOTO = Photo(rgb=torch.rand(3, 12, 20, generator=torch.Generator().manual_seed(0)))
+
+
+class SlowNetwork(StandInNetwork):
+    """Counts its calls, and how many are made at once."""
+
+    calls = at_once = most = 0
+
+    def forward(self, x, t, cond, z_lq=None, control_scale=1.0) -> Tensor:
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        time.sleep(0.002)
+        self.calls, self.at_once = self.calls + 1, self.at_once - 1
+        return super().forward(x, t, cond, z_lq, control_scale)
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    restorer = Restorer(
+        SlowNetwork(), Denoiser(), StandInConditioner(), StandInVae(), StandInRobustEncoder(),
+        settings=SETTINGS, count_tokens=lambda text: len(text.split()),
+    )  # type: ignore[arg-type]  # fmt: skip
+    presets = {"own": restorer.options}
+    return Studio(restorer, presets, {}, tmp_path, 1000, 2000, 3)
+
+
+def _run(studio: Studio, cancel: threading.Event | None = None):
+    return studio.run(PHOTO, "", studio.restorer.options, cancel or threading.Event())
+
+
+def test_a_run_shows_its_progress_and_ends_with_the_result(studio: Studio) -> None:
+    *early, (share, preview, result) = _run(studio)
+    assert (share, preview) == (1.0, None) and result.restored.shape == PHOTO.rgb.shape
+    assert [share for share, _, _ in early] == [(n + 1) / PREVIEWS for n in range(PREVIEWS)]
+    assert all(picture.shape[0] == 3 and nothing is None for _, picture, nothing in early)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_cancelling_ends_the_run_at_the_next_step(studio: Studio, after: int) -> None:
+    cancel, seen = threading.Event(), 0
+    if after == 0:
+        cancel.set()  # before its turn
+    with pytest.raises(Cancelled):
+        for _ in _run(studio, cancel):
+            seen += 1
+            if seen == after:
+                cancel.set()
+    assert studio.restorer.network.calls < SETTINGS.num_steps  # type: ignore[operator]
+    assert list(_run(studio))[-1][2] is not None  # the next one goes through
+
+
+def test_a_run_that_nobody_looks_at_any_more_ends(studio: Studio) -> None:
+    """As when the tab is closed: the iterator is dropped, and the thread is not left behind."""
+    before = threading.active_count()
+    run = _run(studio)
+    next(run)
+    run.close()
+    assert threading.active_count() == before and not studio.busy.locked()
+    assert studio.restorer.network.calls < SETTINGS.num_steps  # type: ignore[operator]
+
+
+def test_requests_at_once_take_turns(studio: Studio) -> None:
+    results: list = []
+    threads = [threading.Thread(target=lambda: results.append(list(_run(studio)))) for _ in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3 and studio.restorer.network.most == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), KeyError("a bug")])
+def test_errors_of_every_kind_come_out_instead_of_waiting_for_ever(
+    studio: Studio, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(studio.restorer.network, "forward", broken)
+    with pytest.raises(type(error)):
+        list(_run(studio))
+
+
+def test_describing_looks_at_the_cleaned_image_and_not_at_all_its_pixels(studio: Studio) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def captioner(image: Tensor, *, source: Path | None = None) -> str:
+        seen.append(tuple(image.shape))
+        return "words"
+
+    assert not studio.can_describe
+    studio.restorer.captioner = captioner
+    assert studio.can_describe and studio.describe(PHOTO) == "words"
+    studio.describe(Photo(rgb=torch.rand(3, 50, 4096)))
+    assert seen == [(3, 12, 20), (3, 12, 1024)]
+
+
+def test_saved_files_are_named_after_the_upload_and_hold_the_record(studio: Studio) -> None:
+    options = RestoreOptions(settings=SETTINGS, num_samples=2)
+    *_, (_, _, result) = studio.run(PHOTO, "a cat", options, threading.Event())
+    paths, before, record = studio.save(PHOTO, result, "../../my <photo>.jpeg")
+    assert [Path(p).name for p in paths] == ["my _photo__restored.png", "my _photo__restored_2.png"]
+    for path in [*paths, before, studio.shown(result.restored)]:
+        assert Path(path).resolve().is_relative_to(studio.folder.resolve())
+        with Image.open(path) as image:
+            assert image.size == (20, 12)
+    with Image.open(paths[0]) as image:
+        assert json.loads(image.info["restoration"])["caption"] == record["caption"] == "a cat"
+
+
+def test_limits_hold_for_the_upload_and_for_the_result(studio: Studio, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 20)).save(tmp_path / "photo.png")
+    studio.read(str(tmp_path / "photo.png"), RestoreOptions())
+    with pytest.raises(ValueError, match="80x40 pixels, limit 2000"):
+        studio.read(str(tmp_path / "photo.png"), RestoreOptions(scale=2))
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    with pytest.raises(ValueError, match="limit 1000"):
+        studio.read(str(tmp_path / "photo.png"), RestoreOptions())
+
+
+def test_dials_left_alone_change_nothing() -> None:
+    names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
+    for base in (
+        RestoreOptions(),
+        RestoreOptions(settings=RestoreSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
+    ):
+        shown = dict(zip(names, dial_values(base), strict=True))
+        assert with_dials(base, shown) == base
+    with pytest.raises(ValueError, match="strength"):
+        with_dials(RestoreOptions(), shown | {"strength": 2})

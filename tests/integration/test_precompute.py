@@ -1,0 +1,74 @@
+"""python -m src.precompute stores what the networks give in the step, to the rounding of bf16."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from src.base_weights import load_base_weights
+from src.data.precomputed import column_path
+from src.images import to_signed
+from src.precompute import precompute_all
+from tests.integration.conftest import Compose
+
+BF16 = 2**-8  # relative rounding of a number with 8 bits of mantissa
+
+
+@pytest.fixture
+def options(workplace: Path, tmp_path: Path) -> list[str]:
+    """One source of the workplace, whole images, both kinds."""
+    shutil.copytree(workplace / "shards", tmp_path / "shards")
+    return ["experiment=zerosft", f"data.root={tmp_path}/shards", "data.crop_size=128",
+            "data.crop.flip_prob=0", "data.sources.dead_leaves=null", "data.sources.photos=null",
+            "data.precomputed=[latents,text]", "degradation.config.sharpen=false",
+            "weights.robust_encoder=clean"]  # fmt: skip
+
+
+def test_stored_features_equal_those_of_the_step(
+    composed_in: Compose, options: list[str], tmp_path: Path
+) -> None:
+    cfg = composed_in("train", *options)
+    shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
+    assert precompute_all(cfg) == 2 * len(shards)
+    module = instantiate(cfg.module, recipe={}, _convert_="all")
+    load_base_weights(module, cfg)
+    data = instantiate(cfg.data, _convert_="all")
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    plain = {k: v for k, v in batch.items() if k not in ("latents", "context", "pooled")}
+    hq = to_signed(batch["hq"])
+    with torch.no_grad():
+        latents = [module.target_latents(b, hq) for b in (batch, plain)]
+        conds = [module.conditioning(b) for b in (batch, plain)]
+    for stored, made in (latents, *zip(*conds, strict=True)):
+        assert stored.shape == made.shape and stored.dtype == made.dtype
+        torch.testing.assert_close(stored, made, rtol=BF16, atol=1e-4)
+    loss = module.training_step(batch, 0)
+    assert torch.isfinite(loss["loss"] if isinstance(loss, dict) else loss)
+
+
+def test_second_run_finds_its_work_done_and_a_changed_tar_undone(
+    composed_in: Compose, options: list[str], tmp_path: Path
+) -> None:
+    cfg = composed_in("train", *options)
+    cfg.data.precomputed = ["text"]
+    written = precompute_all(cfg)
+    assert written and precompute_all(cfg) == 0
+    tar = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))[0]
+    os.remove(column_path(tar, "text"))
+    assert precompute_all(cfg) == 1
+
+
+def test_sharpened_targets_are_refused(composed_in: Compose, options: list[str]) -> None:
+    cfg = composed_in("train", *options, "degradation.config.sharpen=true")
+    module = instantiate(cfg.module, recipe={}, _convert_="all")
+    with pytest.raises(ValueError, match="degradation.config.sharpen=false"):
+        module.target_latents({"latents": torch.zeros(1)}, torch.zeros(1, 3, 8, 8))
+
+
+def test_nothing_to_precompute_says_what_to_write(composed_in: Compose) -> None:
+    with pytest.raises(ValueError, match=r"data.precomputed=\[latents,text\]"):
+        precompute_all(composed_in("train", "experiment=zerosft"))
