@@ -8,7 +8,7 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,35 +18,33 @@ import torch
 from torch import Tensor
 
 from src.evaluation.metrics import Metric, Score, check_weights, select_metrics
+from src.evaluation.provenance import Input, describe_input, read_inputs, write_inputs
 from src.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records
+from src.evaluation.samples import BrokenSample, Method, Sample, as_json
 from src.evaluation.weights import offline
 from src.images import read_image, to_uint8, to_unit, write_image
 
 log = logging.getLogger(__name__)
 
-Method = Callable[[Tensor], Tensor]
-Sample = tuple[str, Tensor, Tensor | None]  # name, lq, hq
 REFERENCE_FOLDER = "hq"
 SAVE_SECONDS = 60.0
 MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
 
 
-@dataclass(frozen=True, kw_only=True)
-class BrokenSample:
-    """Stands among the samples for an input that could not be used; it is recorded by name."""
-
-    name: str
-    reason: str
+REFERENCE_FOLDER = "hq"
+SAVE_SECONDS = 60.0
+MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
 
 
 def run_benchmark(
-    images: Iterable[Sample | BrokenSample],
+    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
     methods: Mapping[str, Method],
     metrics: Iterable[str],
     *,
     out_dir: Path,
     run: str,
     settings: Mapping[str, Any] | None = None,
+    method_settings: Mapping[str, Mapping[str, Any]] | None = None,
     border: int = 0,
     save_images: bool = False,
     resume: bool = False,
@@ -55,15 +53,16 @@ def run_benchmark(
     """Restore every image by every method, measure, and write `out_dir/records.jsonl`.
 
     Args:
-        images: (name, lq, hq or None), names unique; lq and hq (1, 3, H, W) in [0, 1].
-        methods: Name -> function lq -> restored, which has the size of hq (of lq without hq).
+        images: Samples, names unique; a plain (name, lq, hq or None) will do.
+        methods: Name -> function Sample -> restored, which has the size of hq (of lq without hq).
         metrics: Names in METRICS.
         out_dir: Gets records.jsonl, and images/<method>/<image>.png where pictures are saved.
         run: Name of the run, for comparing runs.
-        settings: What the numbers depend on (protocol, seed, checkpoint); JSON values.
+        settings: What all numbers depend on (protocol, seed); JSON values.
+        method_settings: Method -> what its numbers depend on besides (checkpoint, options).
         border: Pixels cut from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
-        resume: Reuse values that records.jsonl holds for the same run and settings.
+        resume: Reuse values that records.jsonl holds for the same run, settings and inputs.
         device: Where learned metrics run.
 
     Returns:
@@ -74,9 +73,14 @@ def run_benchmark(
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
-    row = _RowMaker(run=run, settings=dict(settings or {}))
+    own = method_settings or {}
+    row = _RowMaker(
+        run=run,
+        settings={m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods},
+    )
     path = out_dir / "records.jsonl"
     known = _known_values(path, row) if resume else {}
+    before = read_inputs(out_dir) if known else {}
     if not known:
         path.unlink(missing_ok=True)  # its values never stand beside pictures of this run
     singles = [m for m in chosen if m.name not in missing and not m.per_set]
@@ -90,24 +94,36 @@ def run_benchmark(
         keep = pictures if save_images or sets else None
         judge = _Judge(singles, border=border, device=torch.device(device))
         records: list[Record] = []
+        inputs: dict[str, Input] = {}
         seen: set[str] = set()
         saved = time.monotonic()
         for sample in images:
-            name = sample.name if isinstance(sample, BrokenSample) else sample[0]
+            if not isinstance(sample, Sample | BrokenSample):
+                sample = Sample(*sample)
+            name = sample.name
             if name in seen:
                 raise ValueError(f"two images are named {name!r}; names must differ")
             seen.add(name)
-            records += _measure_image(sample, methods, judge, row, known, keep)
+            if isinstance(sample, Sample):
+                inputs[name] = describe_input(sample)
+            same = name in inputs and before.get(name) == inputs[name]
+            records += _measure_image(sample, methods, judge, row, known if same else {}, keep)
             log.info("measured %s (%d images so far)", name, len(seen))
             if time.monotonic() - saved > SAVE_SECONDS:
+                write_inputs(inputs.values(), out_dir)
                 write_records(records, path)
                 saved = time.monotonic()
         for method in methods:
-            records += _measure_sets(sets, method, pictures, torch.device(device), row)
+            done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
+            old = {image for image, name, _ in known if name == method}
+            same = done <= old and all(before.get(name) == inputs[name] for name in inputs)
+            reused = known if same else {}  # a set with a new picture is another set
+            records += _measure_sets(sets, method, pictures, torch.device(device), row, reused)
             for name, files in missing.items():
                 reason = "; ".join(map(str, files))
                 records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
 
+    write_inputs(inputs.values(), out_dir)
     write_records(records, path)
     return records
 
@@ -115,14 +131,14 @@ def run_benchmark(
 @dataclass(frozen=True)
 class _RowMaker:
     run: str
-    settings: dict[str, Any]
+    settings: dict[str, dict[str, Any]]  # by method
 
     def __call__(
         self, image: str, method: str, metric: str, value: float | None, status: Status, reason: str
     ) -> Record:
         return Record(
             image=image, method=method, metric=metric, value=value, run=self.run,
-            settings=self.settings, status=status, reason=reason,
+            settings=self.settings[method], status=status, reason=reason,
         )  # fmt: skip
 
 
@@ -190,7 +206,7 @@ def _measure_image(
             for method in methods
             for metric in judge.metrics
         ]
-    name, lq, hq = sample
+    name, hq = sample.name, sample.hq
     reference = None if hq is None else _eight_bit(hq)
     if reference is not None and pictures is not None:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
@@ -202,7 +218,8 @@ def _measure_image(
         if done and (target is None or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
             continue
-        restored = _restore(restore, lq, hq, kept=target if known else None)
+        ours = any(value is not None for value in values.values())  # else of other settings
+        restored = _restore(restore, sample, kept=target if ours else None)
         if isinstance(restored, str):
             log.warning("%s failed on %s: %s", method, name, restored)
             records += [
@@ -219,35 +236,42 @@ def _measure_image(
     return records
 
 
-def _restore(restore: Method, lq: Tensor, hq: Tensor | None, *, kept: Path | None) -> Tensor | str:
+def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
     """Return the restored 8-bit image, or why there is none; a kept picture saves the work."""
     if kept is not None and kept.is_file():
         return to_unit(read_image(kept)).unsqueeze(0)
     try:
         with torch.no_grad():
-            image = restore(lq).detach().float().cpu()
+            image = restore(sample).detach().float().cpu()
     except Exception as error:  # one bad image must not end the benchmark
         return f"{type(error).__name__}: {error}"
-    expected = (lq if hq is None else hq).shape
-    if image.shape != expected:
-        return f"restored image is {_size(image)}, expected {_size(lq if hq is None else hq)}"
+    expected = sample.lq if sample.hq is None else sample.hq
+    if image.shape != expected.shape:
+        return f"restored image is {_size(image)}, expected {_size(expected)}"
     if not torch.isfinite(image).all():
         return "restored image has NaN or infinite values"
     return _eight_bit(image)
 
 
 def _measure_sets(
-    metrics: list[Metric], method: str, pictures: Path, device: torch.device, row: _RowMaker
+    metrics: list[Metric],
+    method: str,
+    pictures: Path,
+    device: torch.device,
+    row: _RowMaker,
+    known: Mapping[tuple[str, str, str], float],
 ) -> list[Record]:
     """Score the whole set of one method's pictures against the references."""
     records = []
     restored, reference = pictures / method, pictures / REFERENCE_FOLDER
     count = min(len(list(restored.glob("*.png"))), len(list(reference.glob("*.png"))))
     for metric in metrics:
-        value: float | None = None
+        value = known.get((WHOLE_SET, method, metric.name))
         status: Status = "ok"
         reason = ""
-        if not reference.is_dir():
+        if value is not None:
+            pass
+        elif not reference.is_dir():
             status, reason = "no_reference", f"{metric.name} needs reference images"
         elif count < MIN_SET_SIZE:
             status = "too_small"
@@ -278,7 +302,7 @@ def _known_values(path: Path, row: _RowMaker) -> dict[tuple[str, str, str], floa
         for record in read_records(path)
         if record["value"] is not None
         and record["run"] == row.run
-        and record["settings"] == row.settings
+        and record["settings"] == row.settings.get(record["method"])
     }
 
 

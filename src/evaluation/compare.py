@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from src.evaluation.metrics import METRICS
 from src.evaluation.records import Record
@@ -39,16 +40,26 @@ class Comparison:
     values: list[tuple[str, str, float, float | None, int]]
 
 
-def compare_runs(runs: Mapping[str, Sequence[Record]], *, method: str = "restored") -> Comparison:
+def compare_methods(records: Sequence[Record]) -> Comparison:
+    """Lay the methods of one run side by side, with paired differences from the first."""
+    methods = dict.fromkeys(record["method"] for record in records)
+    groups = {m: [{**r, "method": ""} for r in records if r["method"] == m] for m in methods}
+    return compare_runs(groups, method="", noun="methods")  # type: ignore[arg-type]
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[Record]], *, method: str = "restored", noun: str = "runs"
+) -> Comparison:
     """Lay the metrics of one method side by side, with differences from the first run.
 
     Differences are means over the images that both runs measured; from MIN_PAIRS images on, a
-    95 % bootstrap interval over images stands beside them. It says how far the result depends on
-    which images were taken, not on the training seed.
+    95 % bootstrap interval over images and the p of a paired test stand beside them. They say how
+    far the result depends on which images were taken, not on the training seed.
 
     Args:
         runs: Label -> records; runs without records of `method` are left out.
         method: Which results to compare.
+        noun: What the remarks call a row.
 
     Raises:
         ValueError: No run has records of `method`.
@@ -82,12 +93,18 @@ def compare_runs(runs: Mapping[str, Sequence[Record]], *, method: str = "restore
                 values.append((label, metric, cell.mean, difference, len(pairs)))
             line.append(text)
         rows.append(line)
-    remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both runs."]
+    remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both {noun}."]
+    if any("p=" in text or "p<" in text for line in rows for text in line):
+        tests = sum("p=" in text or "p<" in text for line in rows for text in line)
+        remarks.append(
+            "[low, high]: 95 % bootstrap interval over images. p: Wilcoxon signed-rank test, "
+            f"two-sided, not corrected for there being {tests} of them."
+        )
     if len({frozenset(r["image"] for r in records) for records in chosen.values()}) > 1:
         remarks.append("The runs were measured on different images; compare differences only.")
     if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
         remarks.append("The runs were measured by different protocols: values do not compare.")
-    header = ["run", *map(metric_title, table.metrics)]
+    header = [noun.removesuffix("s"), *map(metric_title, table.metrics)]
     return Comparison(header=header, rows=rows, notes=remarks, values=values)
 
 
@@ -164,6 +181,26 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_test(differences: Sequence[float]) -> float:
+    """Return the two-sided p of Wilcoxon's signed-rank test that differences centre on zero.
+
+    Differences of exactly zero are split between both signs (Pratt's ranks would keep them too);
+    if all are zero, p is 1.
+
+    Args:
+        differences: One number an image, independent of each other.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    if not sample.any():
+        return 1.0
+    return float(wilcoxon(sample, zero_method="zsplit").pvalue)  # type: ignore[attr-defined]
+
+
+def show_p(p: float) -> str:
+    """Write a p value: three decimals, and no smaller than they show."""
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}"
+
+
 def show_number(value: float) -> str:
     """Write a number with four significant digits, whole numbers whole."""
     if value == int(value) and abs(value) < 1e9:
@@ -184,8 +221,9 @@ def _pairs(
 def _interval(pairs: Sequence[tuple[float, float]], metric: str) -> str:
     if len(pairs) < MIN_PAIRS:
         return ""
-    low, high = bootstrap_interval([b - a for a, b in pairs])
-    return f" [{format_value(low, metric, signed=True)}, {format_value(high, metric, signed=True)}]"
+    differences = [b - a for a, b in pairs]
+    low, high = (format_value(v, metric, signed=True) for v in bootstrap_interval(differences))
+    return f" [{low}, {high}], {show_p(paired_test(differences))}"
 
 
 def _protocol(records: Sequence[Record]) -> str:

@@ -3,20 +3,17 @@
 Pictures are files in the folder of the document: Markdown links them, HTML carries them inside.
 """
 
-import base64
 import html
-import io
-import mimetypes
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
+from src.evaluation import widgets
 from src.evaluation.tables import markdown_table
+from src.evaluation.widgets import Scatter, Slides, embed
 
-LARGE_FILE, LARGE_SIDE = 300_000, 768  # bytes, pixels: above, pages carry a smaller copy
+LARGE_FILE, LARGE_SIDE = 300_000, 768  # bytes, pixels: above, reports carry a smaller copy
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table of texts; `**x**` is bold. Notes stand below it, one a line."""
+    """A table of texts: `**x**` is bold, a whole cell `_x_` underlined. Notes stand below it."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -67,12 +64,28 @@ class PictureGrid:
     names: Sequence[str] = field(default_factory=list)
 
 
-Block = Heading | Paragraph | Listing | DataTable | Figure | PictureGrid
+@dataclass(frozen=True)
+class Plots:
+    """Scatter plots in a grid; only the page shows them."""
+
+    plots: Sequence[Scatter]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that the page shows when asked; Markdown shows them plainly."""
+
+    title: str
+    blocks: "Sequence[Block]"
+
+
+Block = Heading | Paragraph | Listing | DataTable | Figure | PictureGrid | Plots | Slides | Folded
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 0 auto; max-width: 1500px; padding: 16px;
        color: #1c1e21; background: #fff; }
-h1 { font-size: 24px; } h2 { font-size: 19px; margin-top: 32px; }
+summary { cursor: pointer; }
+h1 { font-size: 24px; overflow-wrap: anywhere; } h2 { font-size: 19px; margin-top: 32px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; border-bottom: 1px solid #d9dce1; text-align: right;
@@ -108,45 +121,59 @@ def render_markdown(blocks: Sequence[Block], folder: Path) -> str:
                     for name, row in zip(_row_names(rows, names), rows, strict=True)
                 ]
                 parts.append(markdown_table(["", *header], lines))
+            case Folded(title, inner):
+                parts.append(f"## {title}\n\n" + render_markdown(inner, folder).rstrip())
+            case Plots() | Slides():
+                pass
     return "\n\n".join(parts) + "\n"
 
 
 def render_html(title: str, blocks: Sequence[Block]) -> str:
     """Write the document as one HTML page that needs no other file."""
-    body: list[str] = []
-    for block in blocks:
-        match block:
-            case Heading(text, level):
-                body.append(f"<h{level}>{html.escape(text)}</h{level}>")
-            case Paragraph(text):
-                body.append(f"<p>{_inline(text)}</p>")
-            case Listing(lines):
-                items = "".join(f"<li>{_inline(line)}</li>" for line in lines)
-                body.append(f'<ul class="notes">{items}</ul>')
-            case DataTable(header, rows, notes):
-                lines = [[_inline(cell) for cell in row] for row in rows]
-                body.append(_html_table([html.escape(text) for text in header], lines, "wide"))
-                if notes:
-                    body.append('<p class="notes">' + "<br>".join(map(_inline, notes)) + "</p>")
-            case Figure(path, caption):
-                body.append(
-                    f'<figure><img src="{_embed(path)}" alt="{html.escape(caption)}">'
-                    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-                )
-            case PictureGrid(header, rows, names):
-                lines = [
-                    [html.escape(name), *("" if p is None else _image(p) for p in row)]
-                    for name, row in zip(_row_names(rows, names), rows, strict=True)
-                ]
-                titles = ["", *map(html.escape, header)]
-                body.append(_html_table(titles, lines, "wide pictures"))
+    style = STYLE + widgets.STYLE
+    moving = any(isinstance(block, Slides) for block in blocks)
+    script = f"<script>{widgets.SCRIPT}</script>" if moving else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>\n"
+        + "\n".join(map(_html, blocks))
+        + f"\n{script}</body></html>\n"
     )
+
+
+def _html(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{_inline(text)}</p>"
+        case Listing(lines):
+            items = "".join(f"<li>{_inline(line)}</li>" for line in lines)
+            return f'<ul class="notes">{items}</ul>'
+        case DataTable(header, rows, notes):
+            lines = [[_inline(cell) for cell in row] for row in rows]
+            table = _html_table([html.escape(text) for text in header], lines, "wide")
+            below = "<br>".join(map(_inline, notes))
+            return table + (f'<p class="notes">{below}</p>' if notes else "")
+        case Figure(path, caption):
+            return (
+                f'<figure><img src="{embed(path, LARGE_FILE)}" alt="{html.escape(caption)}">'
+                f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            )
+        case PictureGrid(header, rows, names):
+            lines = [
+                [html.escape(name), *("" if p is None else _image(p) for p in row)]
+                for name, row in zip(_row_names(rows, names), rows, strict=True)
+            ]
+            return _html_table(["", *map(html.escape, header)], lines, "wide pictures")
+        case Plots(plots):
+            return widgets.scatter_html(plots)
+        case Slides():
+            return widgets.slides_html(block)
+        case Folded(title, inner):
+            body = "\n".join(map(_html, inner))
+            return f"<details><summary>{html.escape(title)}</summary>\n{body}</details>"
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
@@ -160,25 +187,12 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str)
 
 def _inline(text: str) -> str:
     bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+    bold = re.sub(r"^_([^_]+)_$", r"<u>\1</u>", bold)
     return re.sub(r"(https://[^\s;&<]+)", r'<a href="\1">\1</a>', bold)
 
 
 def _image(path: Path) -> str:
-    return f'<img src="{_embed(path)}" alt="{html.escape(path.stem)}">'
-
-
-def _embed(path: Path) -> str:
-    """Return a picture as a data address; a large file is carried as a smaller JPEG."""
-    content = path.read_bytes()
-    kind = mimetypes.guess_type(path.name)[0] or "image/png"
-    if len(content) > LARGE_FILE:
-        stream = io.BytesIO()
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
-        small.thumbnail((LARGE_SIDE, LARGE_SIDE))
-        small.save(stream, format="JPEG", quality=88)
-        content, kind = stream.getvalue(), "image/jpeg"
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<img src="{embed(path, LARGE_FILE)}" alt="{html.escape(path.stem)}">'
 
 
 def _link(path: Path, folder: Path) -> str:

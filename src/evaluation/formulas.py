@@ -40,7 +40,9 @@ def psnr(restored: Tensor, reference: Tensor) -> Tensor:
     Returns:
         (B,) dB. One value an image: pooling the error over a batch gives another number.
     """
-    error = (restored - reference).square().mean(dim=(1, 2, 3), dtype=torch.float64)
+    pairs = zip(restored, reference, strict=True)
+    # its sums are exact to 1e-7; those of dot products and norms to 5e-4 dB at a million pixels
+    error = torch.stack([F.mse_loss(x, y) for x, y in pairs]).double()
     return -10 * torch.log10(error + PSNR_EPS)
 
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ class Metric:
         title: Column title.
         direction: Which way is better; "none" for statistics that are not scores.
         range: Values that occur, in words.
-        library: Who computes it, with the licence of that code.
+        library: Who computes it, with the installed version and the licence of that code.
         metric_id: Exact id or settings there.
         color: What is measured: RGB, or which Y.
         needs_reference: Compares with the HQ image.
@@ -162,15 +163,38 @@ def _timm_without_download() -> Iterator[None]:
         timm.create_model = create
 
 
-_PYIQA = "pyiqa 0.1.16 (PolyForm Noncommercial)"
-_TORCHMETRICS = "torchmetrics (Apache-2.0)"
+def _installed(package: str, licence: str) -> str:
+    try:
+        return f"{package} {version(package)} ({licence})"
+    except PackageNotFoundError:
+        return f"{package}, not installed ({licence})"
+
+
+_PYIQA = _installed("pyiqa", "PolyForm Noncommercial")
+_TORCHMETRICS = _installed("torchmetrics", "Apache-2.0")
 _OWN = "own formula"
 _ALEXNET = torchvision_file("alexnet-owt-7be5be79.pth")
 _VGG16 = torchvision_file("vgg16-397923af.pth")
 _CLIP_RN50 = WeightFile(
     path="clip/RN50.pt",
     url=f"https://openaipublic.azureedge.net/clip/models/{CLIP_RN50_SHA256}/RN50.pt",
+    licence="MIT",
     sha256=CLIP_RN50_SHA256,
+)
+_INCEPTION = pyiqa_file("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0, trained on ImageNet")
+_NIQE = pyiqa_file("niqe_modelparameters.mat", "NIQE authors (LIVE, UT Austin), research use")
+_MUSIQ = pyiqa_file("musiq_koniq_ckpt-e95806b9.pth", "Apache-2.0 (MUSIQ authors)")
+_MANIQA_KONIQ = pyiqa_file("ckpt_koniq10k.pt", "Apache-2.0 (MANIQA authors)")
+_MANIQA_PIPAL = pyiqa_file("MANIQA_PIPAL-ae6d356b.pth", "Apache-2.0 (MANIQA authors)")
+_CLIPIQA_PLUS = pyiqa_file(
+    "CLIP-IQA+_learned_prompts-603f3273.pth", "S-Lab Licence 1.0, non-commercial"
+)
+_TOPIQ = pyiqa_file("cfanet_nr_koniq_res50-9a73138b.pth", "PolyForm Noncommercial (pyiqa)")
+_ONE_ALIGN = WeightFile(
+    path="models--q-future--one-align",
+    url="https://huggingface.co/q-future/one-align",
+    licence="see its model card",
+    is_repository=True,
 )
 
 
@@ -228,28 +252,28 @@ METRICS: dict[str, Metric] = {
         _full_reference(
             "fid", "FID", "lower", range="0 and up", decimals=2, color="RGB", per_set=True,
             library=_PYIQA, metric_id="fid (clean mode, 2048 features)",
-            weights=(pyiqa_file("pt_inception-2015-12-05-6726825d.pth"),),
+            weights=(_INCEPTION,),
             build=_pyiqa_set("fid", num_workers=0, verbose=False),
         ),
         _no_reference(
             "niqe", "NIQE", "lower", range="about 2 to 20", decimals=2, min_side=96,
             color="Y, full range", library=_PYIQA, metric_id="niqe", build=_pyiqa("niqe"),
-            weights=(pyiqa_file("niqe_modelparameters.mat"),),
+            weights=(_NIQE,),
         ),
         _no_reference(
             "musiq", "MUSIQ", "higher", range="0 to 100", decimals=2, color="RGB", min_side=32,
             library=_PYIQA, metric_id="musiq (KonIQ-10k)", build=_pyiqa("musiq"),
-            weights=(pyiqa_file("musiq_koniq_ckpt-e95806b9.pth"),),
+            weights=(_MUSIQ,),
         ),
         _no_reference(
             "maniqa", "MANIQA (KonIQ)", "higher", range="about 0 to 1", decimals=4, color="RGB",
             library=_PYIQA, metric_id="maniqa (KonIQ-10k)", build=_pyiqa("maniqa"),
-            weights=(pyiqa_file("ckpt_koniq10k.pt"),),
+            weights=(_MANIQA_KONIQ,),
         ),
         _no_reference(
             "maniqa_pipal", "MANIQA (PIPAL)", "higher", range="about 0 to 1", decimals=4,
             color="RGB", library=_PYIQA, metric_id="maniqa-pipal", build=_pyiqa("maniqa-pipal"),
-            weights=(pyiqa_file("MANIQA_PIPAL-ae6d356b.pth"),),
+            weights=(_MANIQA_PIPAL,),
         ),
         _no_reference(
             "clipiqa", "CLIP-IQA", "higher", range="0 to 1", decimals=4, color="RGB",
@@ -260,12 +284,17 @@ METRICS: dict[str, Metric] = {
             "clipiqa_plus", "CLIP-IQA+", "higher", range="0 to 1", decimals=4, color="RGB",
             library=_PYIQA, metric_id="clipiqa+ (RN50, learned prompts)",
             build=_pyiqa("clipiqa+"),
-            weights=(_CLIP_RN50, pyiqa_file("CLIP-IQA+_learned_prompts-603f3273.pth")),
+            weights=(_CLIP_RN50, _CLIPIQA_PLUS),
         ),
         _no_reference(
             "topiq", "TOPIQ", "higher", range="about 0 to 1", decimals=4, color="RGB",
             library=_PYIQA, metric_id="topiq_nr (KonIQ-10k)", build=_pyiqa("topiq_nr"),
-            weights=(pyiqa_file("cfanet_nr_koniq_res50-9a73138b.pth"),), min_side=32,
+            weights=(_TOPIQ,), min_side=32,
+        ),
+        _no_reference(
+            "qalign", "Q-Align", "higher", range="1 to 5", decimals=3, color="RGB",
+            library=_PYIQA, metric_id="qalign (OneAlign, quality)", build=_pyiqa("qalign"),
+            weights=(_ONE_ALIGN,),
         ),
         _no_reference(
             "sharpness", "Sharpness", "none", range="0 and up", decimals=1, min_side=3,

@@ -4,19 +4,20 @@ Images are (1, 3, H, W) float in [0, 1].
 """
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
-from src.evaluation.benchmark import BrokenSample, Sample
 from src.evaluation.metrics import select_metrics
+from src.evaluation.samples import BrokenSample, Sample
 from src.evaluation.synthetic import FixedDegradation
 from src.images import list_images, read_image, resize, resize_short_side, to_uint8, to_unit
 
-Degrade = Callable[[Tensor, int], Tensor]  # (hq (1, 3, H, W), seed) -> lq, same range
+# (hq (1, 3, H, W), seed) -> lq in the same range, and how it was made, as JSON values
+Degrade = Callable[[Tensor, int], tuple[Tensor, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,8 @@ def load_samples(
         protocol: The conventions.
         hq: Folder (or file) of HQ images.
         lq: Folder (or file) of LQ images.
-        degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq, where the protocol has no degradation.
+        degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq and its parameters, where the protocol has
+            no degradation.
 
     Raises:
         FileNotFoundError: A folder is missing.
@@ -122,10 +124,17 @@ def load_samples(
         return _unpaired(protocol, cast(Path, lq))
     if lq is not None:
         return _paired(protocol, hq, lq)
-    degrade = degrade if protocol.degradation is None else protocol.degradation
+    fixed = protocol.degradation
+    if fixed is not None:
+        return _degraded(protocol, hq, _by(fixed))
     if degrade is None:
         raise ValueError(f"protocol {protocol.name} needs LQ images or a degradation")
     return _degraded(protocol, hq, degrade)
+
+
+def _by(fixed: FixedDegradation) -> Degrade:
+    values = {key: value for key, value in asdict(fixed).items() if value not in (None, 1)}
+    return lambda hq, seed: (fixed(hq, seed), {"seed": seed, **values})
 
 
 def image_seed(seed: int, name: str) -> int:
@@ -141,10 +150,10 @@ def _degraded(protocol: Protocol, hq: Path, degrade: Degrade) -> Iterator[Sample
         for index in range(protocol.repeats)
     }
 
-    def load(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
+    def load(path: Path, name: str) -> Sample:
         clean = _frame(protocol, _read(path))
-        lq = degrade(clean, image_seed(protocol.seed, name))
-        return _enlarge(protocol, _eight_bit(lq)), clean
+        lq, how = degrade(clean, image_seed(protocol.seed, name))
+        return _sample(protocol, name, _eight_bit(lq), clean, path, how)
 
     return _each(repeated, load)
 
@@ -154,16 +163,17 @@ def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenS
     degraded = _names(list_images(lq), lq)
     wanted = {name: _partner(protocol, name) for name in list(clean)[: protocol.limit]}
 
-    def load(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
+    def load(path: Path, name: str) -> Sample:
         if wanted[name] not in degraded:
             raise ValueError(f"no LQ partner {wanted[name]} in {lq}")
-        low = _enlarge(protocol, _read(degraded[wanted[name]]))
+        small = _read(degraded[wanted[name]])
+        low = _enlarge(protocol, small)
         high = _frame(protocol, _read(path))
         if protocol.crop and low.shape != high.shape:
             low = _frame(protocol, low)
         if low.shape != high.shape:
             raise ValueError(f"LQ is {_size(low)} after scaling, HQ is {_size(high)}")
-        return low, high
+        return Sample(name, low, high, degraded[wanted[name]], small=small)
 
     def samples() -> Iterator[Sample | BrokenSample]:
         yield from _each({name: clean[name] for name in wanted}, load)
@@ -176,19 +186,31 @@ def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenS
 
 def _unpaired(protocol: Protocol, lq: Path) -> Iterator[Sample | BrokenSample]:
     names = _names(list_images(lq)[: protocol.limit], lq)
-    return _each(names, lambda path, name: (_enlarge(protocol, _read(path)), None))
+    return _each(names, lambda path, name: _sample(protocol, name, _read(path), None, path, {}))
 
 
 def _each(
-    paths: dict[str, Path], load: Callable[[Path, str], tuple[Tensor, Tensor | None]]
+    paths: dict[str, Path], load: Callable[[Path, str], Sample]
 ) -> Iterator[Sample | BrokenSample]:
     for name, path in paths.items():
         try:
-            lq, hq = load(path, name)
+            sample = load(path, name)
         except (ValueError, OSError) as error:
             yield BrokenSample(name=name, reason=str(error))
             continue
-        yield name, lq, hq
+        yield sample
+
+
+def _sample(
+    protocol: Protocol,
+    name: str,
+    lq: Tensor,
+    hq: Tensor | None,
+    source: Path,
+    how: Mapping[str, Any],
+) -> Sample:
+    enlarged = _enlarge(protocol, lq)
+    return Sample(name, enlarged, hq, source, how, small=None if enlarged is lq else lq)
 
 
 def _names(paths: list[Path], folder: Path) -> dict[str, Path]:

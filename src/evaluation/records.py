@@ -74,3 +74,11 @@ def read_records(path: Path) -> list[Record]:
                 raise ValueError(f"{path}, line {number}: lacks {', '.join(sorted(lacking))}")
             records.append(cast(Record, row))
     return records
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

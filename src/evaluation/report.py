@@ -3,102 +3,108 @@
 Everything is made from the records alone, so a table can be made again at any time.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.evaluation.benchmark import REFERENCE_FOLDER, picture_path
+from src.evaluation.compare import compare_methods
 from src.evaluation.document import (
     Block,
     DataTable,
+    Folded,
     Heading,
     Listing,
     Paragraph,
-    PictureGrid,
     render_html,
     render_markdown,
 )
 from src.evaluation.metrics import METRICS
-from src.evaluation.records import WHOLE_SET, Record
+from src.evaluation.page import picture_blocks, scatter_blocks, settings_blocks
+from src.evaluation.records import WHOLE_SET, Record, write_text
 from src.evaluation.tables import (
     Footnotes,
     Table,
     csv_table,
     format_cell,
     format_value,
+    latex_table,
     metric_title,
     tabulate,
 )
 
-MAX_PICTURES = 12
 FAILURES = ("load_failed", "restore_failed", "metric_failed", "not_finite", "too_small")
 
 
-def write_report(records: Sequence[Record], out_dir: Path, *, title: str = "Evaluation") -> str:
-    """Write table.md, table.csv, per_image.csv and report.html, and return the Markdown.
+def write_report(
+    records: Sequence[Record],
+    out_dir: Path,
+    *,
+    title: str = "Evaluation",
+    source: Path | None = None,
+) -> str:
+    """Write tables and the page, and return the summary as Markdown.
 
-    The page shows the pictures that `run_benchmark` saved in `out_dir/images`, if any.
+    Files: table.md, table.csv, table.tex, paired.csv, per_image.csv, report.html. The page shows
+    the pictures and the facts of the inputs that `run_benchmark` left beside the records, if any.
 
     Args:
         records: Of one run; several runs are laid side by side by `write_comparison`.
         out_dir: Made where it does not exist.
         title: First line of the report.
+        source: Folder of the records, `out_dir` where None.
 
     Raises:
         ValueError: There are no records.
     """
     if not records:
         raise ValueError("no records to report")
+    source = out_dir if source is None else source
     table = tabulate(records)
-    summary: list[Block] = [
-        Heading(title, 1),
-        mean_table(table),
-        Paragraph(describe_metrics(table)),
-    ]
+    means = mean_table(table)
+    summary: list[Block] = [Heading(title, 1), means, Paragraph(describe_metrics(table))]
     left_out = list_failures(records)
     if left_out:
         summary.append(Paragraph("Left out of the means:"))
         summary.append(Listing(left_out))
-    whole = [*summary, Heading("Per image"), image_table(records, table)]
+    paired: list[Block] = []
+    if len(table.rows) > 1:
+        comparison = compare_methods(records)
+        paired = [
+            Heading("Paired differences"),
+            DataTable(comparison.header, comparison.rows, comparison.notes),
+        ]
+        numbers = ["method", "metric", "mean", "difference", "images"]
+        write_text(out_dir / "paired.csv", csv_table(numbers, comparison.values))
+    images = image_table(records, table)
     text = render_markdown(summary, out_dir)
+    whole = [*summary, *paired, Heading("Per image"), images]
     write_text(out_dir / "table.md", render_markdown(whole, out_dir))
     write_text(out_dir / "table.csv", mean_csv(table))
+    write_text(out_dir / "table.tex", latex_table(means.header, means.rows))
     write_text(out_dir / "per_image.csv", image_csv(records))
-    pictures = picture_grid(records, out_dir / "images")
-    settings = [Heading("Settings"), Listing(_settings(records))]
-    write_text(out_dir / "report.html", render_html(title, [*whole, *pictures, *settings]))
+    page = [
+        *summary,
+        *picture_blocks(records, source),
+        *scatter_blocks(records, table),
+        *paired,
+        Heading("Per image"),
+        Folded("Show", [images]),
+        *settings_blocks(records, source),
+    ]
+    write_text(out_dir / "report.html", render_html(title, page))
     return text
 
 
-def picture_grid(records: Sequence[Record], folder: Path) -> list[Block]:
-    """Show the first pictures of every method beside the reference, as far as they were saved."""
-    methods = [*dict.fromkeys(r["method"] for r in records), REFERENCE_FOLDER]
-    images = list(dict.fromkeys(r["image"] for r in records if r["image"] != WHOLE_SET))
-    rows, names = [], []
-    for image in images[:MAX_PICTURES]:
-        paths = [picture_path(folder, method, image) for method in methods]
-        if any(path.is_file() for path in paths):
-            rows.append([path if path.is_file() else None for path in paths])
-            names.append(image)
-    return [Heading("Pictures"), PictureGrid(methods, rows, names)] if rows else []
-
-
-def _settings(records: Sequence[Record]) -> list[str]:
-    runs = dict.fromkeys((r["run"], json.dumps(r["settings"], sort_keys=True)) for r in records)
-    return [f"{run}: {settings}" for run, settings in runs]
-
-
 def mean_table(table: Table, *, first_column: str = "method") -> DataTable:
-    """Lay out the means: arrows, best in bold, counts, and footnotes for n/a."""
+    """Lay out the means: best in bold, second best underlined, counts, and footnotes for n/a."""
     notes = Footnotes()
     rows = []
-    best = {metric: table.best(metric) for metric in table.metrics}
+    ranked = {metric: table.ranked(metric) for metric in table.metrics}
     for row in table.rows:
         line = [row]
         for metric in table.metrics:
             text = format_cell(table.cells.get((row, metric)), metric, notes)
-            line.append(f"**{text}**" if row in best[metric] else text)
+            best, second = ranked[metric]
+            line.append(f"**{text}**" if row in best else f"_{text}_" if row in second else text)
         rows.append(line)
     return DataTable([first_column, *map(metric_title, table.metrics)], rows, notes.lines())
 
@@ -177,11 +183,3 @@ def list_failures(records: Sequence[Record]) -> list[str]:
         names = ", ".join(dict.fromkeys(metrics))
         lines.append(f"{image}, {method} ({names}): {reason}")
     return lines
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

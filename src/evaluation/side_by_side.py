@@ -20,7 +20,7 @@ from src.evaluation.document import (
     render_markdown,
 )
 from src.evaluation.plots import plot_curves
-from src.evaluation.report import write_text
+from src.evaluation.records import write_text
 from src.evaluation.runs import Run, config_differences, final_values
 from src.evaluation.tables import csv_table
 from src.images import read_image, resize, write_image

@@ -1,4 +1,4 @@
-"""Records -> cells -> tables in Markdown and CSV.
+"""Records -> cells -> tables in Markdown, CSV and LaTeX.
 
 A cell is one method (or run) and metric: the mean over images, and how many images it counts.
 """
@@ -14,6 +14,10 @@ from src.evaluation.metrics import METRICS
 from src.evaluation.records import WHOLE_SET, Record
 
 NOT_AVAILABLE = "n/a"
+LATEX = {  # the backslash first: the others bring their own
+    "\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
+    "\u2191": r"$\uparrow$", "\u2193": r"$\downarrow$", "\u00b1": r"$\pm$",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +55,32 @@ class Table:
 
         Only means over the same images compete: those over the most images.
         """
+        return self.ranked(metric)[0]
+
+    def second(self, metric: str) -> set[str]:
+        """Return the rows with the second best shown mean, where at least three compete."""
+        return self.ranked(metric)[1]
+
+    def ranked(self, metric: str) -> tuple[set[str], set[str]]:
+        """Return the rows with the best and with the second best shown mean of a metric."""
+        none: tuple[set[str], set[str]] = (set(), set())
         direction = METRICS[metric].direction if metric in METRICS else "none"
         cells = {row: self.cells[row, metric] for row in self.rows if (row, metric) in self.cells}
         most = max((cell.counted for cell in cells.values()), default=0)
         fullest = {row: cell for row, cell in cells.items() if cell.counted == most > 0}
         if direction == "none" or len(fullest) < 2:
-            return set()
+            return none
         if len({cell.images for cell in fullest.values()}) > 1:
-            return set()
+            return none
         shown = {
             row: float(format_value(cell.mean, metric))
             for row, cell in fullest.items()
             if cell.mean is not None
         }
-        top = max(shown.values()) if direction == "higher" else min(shown.values())
-        return {row for row, value in shown.items() if value == top}
+        order = sorted(set(shown.values()), reverse=direction == "higher")
+        places = [{row for row, value in shown.items() if value == place} for place in order[:2]]
+        second = places[1] if len(places) > 1 and len(shown) > 2 else set()
+        return places[0], second
 
 
 def tabulate(records: Iterable[Record], *, by: str = "method") -> Table:
@@ -151,6 +166,28 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join([join(lines[0]), join(rule), *map(join, lines[1:])])
+
+
+def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a booktabs table; `**x**` becomes bold and `_x_` underlined."""
+    lines = [" & ".join(map(_latex, line)) + r" \\" for line in (header, *rows)]
+    columns = "l" + "r" * (len(header) - 1)
+    head = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    tail = [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*head, lines[0], r"\midrule", *lines[1:], *tail]) + "\n"
+
+
+def _latex(text: str) -> str:
+    mark = next((m for m in (("**", "textbf"), ("_", "underline")) if _wrapped(text, m[0])), None)
+    if mark is not None:
+        text = text[len(mark[0]) : -len(mark[0])]
+    for plain, written in LATEX.items():
+        text = text.replace(plain, written)
+    return text if mark is None else rf"\{mark[1]}{{{text}}}"
+
+
+def _wrapped(text: str, mark: str) -> bool:
+    return len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark)
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

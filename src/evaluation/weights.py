@@ -28,12 +28,16 @@ class WeightFile:
     Attributes:
         path: Official place, relative to torch's hub folder.
         url: Where it comes from.
+        licence: Its terms, as its authors state them.
         sha256: Digest the loader insists on (it would download again), None where it checks none.
+        is_repository: A repository in the cache of Hugging Face; `path` is its folder there.
     """
 
     path: str
     url: str
+    licence: str
     sha256: str | None = None
+    is_repository: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,31 +45,35 @@ class Missing:
     """A file that a metric needs and that is not there.
 
     Attributes:
-        file: Path relative to the hub folder.
-        looked_in: The hub folder.
+        file: Path relative to the folder looked in.
+        looked_in: torch's hub folder, or the cache of Hugging Face.
         url: Where to get it.
+        licence: Its terms.
         problem: "not found", or what is wrong with the file that is there.
     """
 
     file: str
     looked_in: Path
     url: str
+    licence: str = "terms not stated"
     problem: str = "not found"
+    is_repository: bool = False
 
     def __str__(self) -> str:
         path, home = self.looked_in / self.file, Path.home()
         place = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
-        return f"{place} {self.problem}; download {self.url} to that place"
+        return f"{place} {self.problem}; download {self.url} to that place ({self.licence})"
 
 
-def pyiqa_file(name: str) -> WeightFile:
-    """Name a file of pyiqa's own collection."""
-    return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name)
+def pyiqa_file(name: str, licence: str) -> WeightFile:
+    """Name a file of pyiqa's own collection; `licence` is that of the metric's authors."""
+    return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name, licence=licence)
 
 
 def torchvision_file(name: str) -> WeightFile:
     """Name an ImageNet trunk of torchvision."""
-    return WeightFile(path=f"checkpoints/{name}", url=TORCHVISION_URL + name)
+    licence = "torchvision weights, BSD-3-Clause; trained on ImageNet"
+    return WeightFile(path=f"checkpoints/{name}", url=TORCHVISION_URL + name, licence=licence)
 
 
 def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> list[Missing]:
@@ -78,13 +86,25 @@ def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> 
     folder = Path(torch.hub.get_dir()) if hub_dir is None else hub_dir
     missing = []
     for file in files:
+        if file.is_repository:
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            if not any((Path(HF_HUB_CACHE) / file.path).glob("snapshots/*/config.json")):
+                missing.append(_missing(file, Path(HF_HUB_CACHE), "not found"))
+            continue
         path = folder / file.path
         if not path.is_file():
-            missing.append(Missing(file=file.path, looked_in=folder, url=file.url))
+            missing.append(_missing(file, folder, "not found"))
         elif file.sha256 is not None and _sha256(path) != file.sha256:
-            problem = "is not the released file (SHA-256 differs)"
-            missing.append(Missing(file=file.path, looked_in=folder, url=file.url, problem=problem))
+            missing.append(_missing(file, folder, "is not the released file (SHA-256 differs)"))
     return missing
+
+
+def _missing(file: WeightFile, folder: Path, problem: str) -> Missing:
+    return Missing(
+        file=file.path, looked_in=folder, url=file.url, licence=file.licence, problem=problem,
+        is_repository=file.is_repository,
+    )  # fmt: skip
 
 
 def fetch(missing: Iterable[Missing]) -> None:
@@ -95,6 +115,11 @@ def fetch(missing: Iterable[Missing]) -> None:
     """
     for file in missing:
         target = file.looked_in / file.file
+        if file.is_repository:
+            from huggingface_hub import snapshot_download
+
+            snapshot_download(file.url.removeprefix("https://huggingface.co/"))
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         log.info("downloading %s to %s", file.url, target)
         try:

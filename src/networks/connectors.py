@@ -124,7 +124,17 @@ class PlainConnector(Connector):
 
     def bind(self, features: Sequence[Tensor], scale: float) -> Join:
         """Return a join that ignores the features."""
-        return PlainJoin()
+        return _IgnoringJoin(features) if torch.is_grad_enabled() else PlainJoin()
+
+
+@dataclass(frozen=True)
+class _IgnoringJoin(PlainJoin):
+    """Takes a feature with weight zero: training needs a gradient, be it zero."""
+
+    features: Sequence[Tensor]
+
+    def middle(self, h: Tensor) -> Tensor:
+        return h + 0 * self.features[-1].mean()
 
 
 class ResidualConnector(Connector):

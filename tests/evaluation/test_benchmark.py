@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from src.evaluation import metrics as registry
-from src.evaluation.benchmark import BrokenSample, picture_path, run_benchmark
+from src.evaluation.benchmark import picture_path, run_benchmark
 from src.evaluation.records import Record, read_records
+from src.evaluation.samples import BrokenSample, Sample
 from src.images import read_image, to_uint8
 
-DO_NOTHING = {"lq": lambda lq: lq}
+DO_NOTHING = {"lq": lambda s: s.lq}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def _by_key(records: list[Record]) -> dict[tuple[str, str, str], Record]:
 
 
 def test_benchmark_writes_one_record_an_image_method_and_metric(tmp_path: Path) -> None:
-    methods = {**DO_NOTHING, "flip": lambda lq: lq.flip(-1)}
+    methods = {**DO_NOTHING, "flip": lambda s: s.lq.flip(-1)}
     settings = {"protocol": "demo", "seed": 0}
     records = run_benchmark(
         _samples(), methods, ["psnr", "ssim"], out_dir=tmp_path, run="a", settings=settings
@@ -49,7 +50,7 @@ def test_benchmark_measures_the_eight_bit_image(tmp_path: Path) -> None:
     """An error below half a grey level disappears when the image is saved."""
     hq = to_uint8(_image(0)).float() / 255
     records = run_benchmark(
-        [("a", hq, hq)], {"m": lambda lq: lq + 0.4 / 255}, ["psnr"], out_dir=tmp_path, run="a"
+        [("a", hq, hq)], {"m": lambda s: s.lq + 0.4 / 255}, ["psnr"], out_dir=tmp_path, run="a"
     )
     assert records[0]["value"] == pytest.approx(80.0, abs=1e-6)
 
@@ -74,10 +75,10 @@ def test_benchmark_refuses_an_unknown_metric_before_any_work(tmp_path: Path) -> 
 
 
 def test_benchmark_records_a_failing_method_and_goes_on(tmp_path: Path) -> None:
-    def restore(lq: Tensor) -> Tensor:
-        if torch.equal(lq, _image(0)):
+    def restore(sample: Sample) -> Tensor:
+        if sample.name == "img0":
             raise RuntimeError("out of luck")
-        return lq
+        return sample.lq
 
     records = run_benchmark(_samples(), {"m": restore}, ["psnr"], out_dir=tmp_path, run="a")
     rows = _by_key(records)
@@ -88,7 +89,7 @@ def test_benchmark_records_a_failing_method_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_benchmark_records_nan_pixels_and_wrong_sizes(tmp_path: Path) -> None:
-    methods = {"nan": lambda lq: lq * math.nan, "small": lambda lq: lq[..., :8]}
+    methods = {"nan": lambda s: s.lq * math.nan, "small": lambda s: s.lq[..., :8]}
     records = run_benchmark(_samples(1), methods, ["psnr"], out_dir=tmp_path, run="a")
     reasons = {r["method"]: r["reason"] for r in records}
     assert reasons["nan"] == "restored image has NaN or infinite values"
@@ -191,9 +192,9 @@ def test_benchmark_saves_the_pictures_it_measured(tmp_path: Path) -> None:
 def test_resumed_benchmark_restores_only_what_is_new(tmp_path: Path) -> None:
     calls = []
 
-    def restore(lq: Tensor) -> Tensor:
+    def restore(sample: Sample) -> Tensor:
         calls.append(1)
-        return lq
+        return sample.lq
 
     fixed = {"out_dir": tmp_path, "run": "a", "settings": {"checkpoint": "x"}, "resume": True}
     first = run_benchmark(_samples(2), {"m": restore}, ["psnr"], save_images=True, **fixed)
@@ -207,16 +208,16 @@ def test_resumed_benchmark_restores_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_resumed_benchmark_reuses_nothing_of_other_settings(tmp_path: Path) -> None:
-    methods = {"m": lambda lq: lq}
+    methods = {"m": lambda s: s.lq}
     run_benchmark(
         _samples(1), methods, ["psnr"], out_dir=tmp_path, run="a", settings={"checkpoint": "x"}
     )
     again = run_benchmark(
-        _samples(1), {"m": lambda lq: lq * 0}, ["psnr"], out_dir=tmp_path, run="a",
+        _samples(1), {"m": lambda s: s.lq * 0}, ["psnr"], out_dir=tmp_path, run="a",
         settings={"checkpoint": "y"}, resume=True,
     )  # fmt: skip
     fresh = run_benchmark(
-        _samples(1), {"m": lambda lq: lq * 0}, ["psnr"], out_dir=tmp_path / "b", run="a"
+        _samples(1), {"m": lambda s: s.lq * 0}, ["psnr"], out_dir=tmp_path / "b", run="a"
     )
     assert again[0]["value"] == fresh[0]["value"]
 

@@ -9,8 +9,10 @@ from scipy import stats
 from src.evaluation.compare import (
     average_seeds,
     bootstrap_interval,
+    compare_methods,
     compare_runs,
     compare_scalars,
+    paired_test,
     show_number,
 )
 from src.evaluation.records import Record
@@ -89,3 +91,21 @@ def test_seeds_are_averaged_with_their_spread() -> None:
 
 def test_numbers_have_four_digits() -> None:
     assert [show_number(x) for x in (20.0, 0.123456, 12345.678)] == ["20", "0.1235", "1.235e+04"]
+
+
+def test_paired_test_of_differences_of_one_sign_counts_the_signs() -> None:
+    """Six positive differences of distinct size: 2 of the 2^6 sign patterns are as extreme."""
+    assert paired_test([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx(2 / 2**6)
+    assert paired_test([0.0, 0.0, 0.0]) == 1.0
+    assert paired_test([1.0, -1.5, 2.0, -2.5, 0.5, -0.6]) > 0.5
+
+
+def test_methods_are_compared_in_pairs_with_the_first() -> None:
+    base = {str(i): 20.0 + i for i in range(6)}
+    records = _records(base, method="lq") + _records(
+        {name: value + 1 + int(name) / 10 for name, value in base.items()}, method="restored"
+    )
+    comparison = compare_methods(records)
+    assert comparison.header[0] == "method"
+    assert comparison.rows[1][0] == "restored" and "p=0.031" in comparison.rows[1][1]  # 2 / 64
+    assert any("Wilcoxon" in note for note in comparison.notes)

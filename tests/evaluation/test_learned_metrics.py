@@ -78,8 +78,9 @@ def _write_pyiqa_files(folder: Path) -> None:
     torch.save(state, folder / "pt_inception-2015-12-05-6726825d.pth")
     from torchmetrics.functional.image import lpips
 
-    heads = Path(lpips.__file__).parent / "lpips_models" / "alex.pth"  # the released ones
-    copyfile(heads, folder / "LPIPS_v0.1_alex-df73285e.pth")
+    heads = Path(lpips.__file__).parent / "lpips_models"  # the released ones
+    copyfile(heads / "alex.pth", folder / "LPIPS_v0.1_alex-df73285e.pth")
+    copyfile(heads / "vgg.pth", folder / "LPIPS_v0.1_vgg-a78928a0.pth")
     rng = np.random.default_rng(0)
     factor = rng.normal(size=(36, 36))
     scipy.io.savemat(
@@ -112,6 +113,7 @@ def _direct(metric_id: str, *images: Tensor, **options: object) -> float:
         ("psnr_y", "psnr", {"test_y_channel": True, "color_space": "ycbcr"}, 1e-4),
         ("ssim", "ssimc", {}, 1e-5),
         ("ssim_y", "ssim", {"color_space": "ycbcr"}, 1e-5),
+        ("lpips_vgg", "lpips-vgg", {}, 1e-5),
         ("lpips", "lpips", {}, 1e-5),  # ours runs in torchmetrics, with one file less
     ],
 )
@@ -121,6 +123,19 @@ def test_full_reference_metrics_equal_pyiqa(
 ) -> None:  # fmt: skip
     value = METRICS[name].build(CPU)(*pair)
     assert value == pytest.approx(_direct(metric_id, *pair, **options), abs=tolerance)
+
+
+def test_formulas_equal_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
+    """Its SSIM pads by reflection, so it is compared where no window leaves the image."""
+    from torchmetrics.functional import image as functional
+
+    expected = functional.peak_signal_noise_ratio(*pair, data_range=1.0).item()
+    assert METRICS["psnr"].build(CPU)(*pair) == pytest.approx(expected, abs=1e-4)
+    _, full = functional.structural_similarity_index_measure(
+        *pair, data_range=1.0, return_full_image=True
+    )
+    inside = full[..., 5:-5, 5:-5].mean().item()
+    assert METRICS["ssim"].build(CPU)(*pair) == pytest.approx(inside, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["niqe", "musiq"])
@@ -164,7 +179,9 @@ def test_benchmark_runs_learned_metrics_without_a_network(
 ) -> None:
     names = ["lpips", "dists", "niqe", "musiq", "clipiqa"]
     assert set(check_weights(names)) == {"clipiqa"}
-    records = run_benchmark([("a", *pair)], {"lq": lambda lq: lq}, names, out_dir=tmp_path, run="r")
+    records = run_benchmark(
+        [("a", *pair)], {"lq": lambda s: s.lq}, names, out_dir=tmp_path, run="r"
+    )
     status = {r["metric"]: r["status"] for r in records}
     assert status == {
         "lpips": "ok", "dists": "ok", "niqe": "ok", "musiq": "ok", "clipiqa": "missing_weights",

@@ -25,7 +25,9 @@ def test_every_metric_states_what_a_table_needs(name: str) -> None:
     assert metric.library and metric.metric_id and metric.color and metric.range
     assert all(file.url.startswith("https://") for file in metric.weights)
     # a file's own name ends its address, so that a plain download lands right
-    assert all(Path(file.path).name == file.url.rsplit("/", 1)[1] for file in metric.weights)
+    files = [file for file in metric.weights if not file.is_repository]
+    assert all(Path(file.path).name == file.url.rsplit("/", 1)[1] for file in files)
+    assert all(file.licence for file in metric.weights)
 
 
 def test_weightless_metrics_are_never_missing(tmp_path: Path) -> None:
@@ -50,7 +52,8 @@ def test_check_weights_finds_a_file_that_is_there(tmp_path: Path) -> None:
 
 def test_find_missing_reports_a_file_that_its_loader_would_fetch_again(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"truncated")
-    file = WeightFile(path="model.pt", url="https://example.org/model.pt", sha256="0" * 64)
+    url = "https://example.org/model.pt"
+    file = WeightFile(path="model.pt", url=url, licence="MIT", sha256="0" * 64)
     (missing,) = find_missing((file,), tmp_path)
     assert "SHA-256 differs" in missing.problem
 

@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.evaluation.benchmark import BrokenSample
 from src.evaluation.metrics import select_metrics
 from src.evaluation.protocols import Protocol, image_seed, load_samples
+from src.evaluation.samples import BrokenSample
 from src.evaluation.synthetic import FixedDegradation
 from src.images import write_image
 
@@ -34,12 +34,15 @@ def test_degraded_samples_are_cropped_and_seeded_by_name(tmp_path: Path) -> None
     image = _write(tmp_path / "sub" / "a.png")
     seeds = []
 
-    def degrade(hq: Tensor, seed: int) -> Tensor:
+    def degrade(hq: Tensor, seed: int) -> tuple[Tensor, dict]:
         seeds.append(seed)
-        return hq * 0.5
+        return hq * 0.5, {"factor": 0.5}
 
     protocol = _protocol(crop=16, seed=3)
-    ((name, lq, hq),) = load_samples(protocol, hq=tmp_path, degrade=degrade)
+    ((name, lq, hq, source, how, small),) = load_samples(
+        protocol, hq=tmp_path, degrade=degrade
+    )
+    assert source == tmp_path / "sub/a.png" and how == {"factor": 0.5} and small is None
     assert name == "sub/a" and seeds == [image_seed(3, "sub/a")]
     assert torch.equal(hq, image[..., 4:20, 2:18])
     assert torch.equal(lq, (hq * 0.5 * 255).round() / 255)
@@ -48,7 +51,7 @@ def test_degraded_samples_are_cropped_and_seeded_by_name(tmp_path: Path) -> None
 def test_short_side_is_resized_before_the_crop(tmp_path: Path) -> None:
     _write(tmp_path / "a.png", height=40, width=20)
     protocol = _protocol(short_side=16, crop=16)
-    ((_, lq, hq),) = load_samples(protocol, hq=tmp_path, degrade=lambda hq, seed: hq)
+    ((_, lq, hq, *_),) = load_samples(protocol, hq=tmp_path, degrade=lambda hq, seed: (hq, {}))
     assert hq.shape == lq.shape == (1, 3, 16, 16)
 
 
@@ -74,14 +77,14 @@ def test_small_lq_images_are_enlarged_and_partners_found_by_pattern(tmp_path: Pa
     _write(tmp_path / "hq" / "a.png", height=32, width=32)
     _write(tmp_path / "lq" / "ax4.png", height=8, width=8)
     protocol = _protocol(scale=4, lq_name="{stem}x4")
-    ((_, lq, hq),) = load_samples(protocol, hq=tmp_path / "hq", lq=tmp_path / "lq")
+    ((_, lq, hq, *_),) = load_samples(protocol, hq=tmp_path / "hq", lq=tmp_path / "lq")
     assert lq.shape == hq.shape == (1, 3, 32, 32)
     assert 0 <= lq.min() and lq.max() <= 1
 
 
 def test_lq_alone_has_no_reference(tmp_path: Path) -> None:
     image = _write(tmp_path / "a.png")
-    ((name, lq, hq),) = load_samples(_protocol(), lq=tmp_path)
+    ((name, lq, hq, *_),) = load_samples(_protocol(), lq=tmp_path)
     assert name == "a" and hq is None and torch.equal(lq, image)
 
 

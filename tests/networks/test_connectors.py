@@ -136,3 +136,13 @@ def test_released_connector_has_the_released_layout_and_size() -> None:
     assert len(kinds) == 12 and len(paper.project_modules) == 10
     assert sum(p.numel() for p in connector.parameters()) == 54_797_440
     assert len(connector.state_dict()) == 118
+
+
+def test_plain_connector_trains_with_a_zero_gradient() -> None:
+    """The ablation without control runs like the others; its output is the UNet's, exactly."""
+    features = [torch.randn(1, 4, 2, 2, requires_grad=True) for _ in range(2)]
+    h = torch.randn(1, 8, 2, 2)
+    out = PlainConnector(**NUMBERS).bind(features, 1.0).middle(h)
+    assert torch.equal(out, h)
+    (gradient,) = torch.autograd.grad(out.sum(), features[-1])
+    assert not gradient.any()

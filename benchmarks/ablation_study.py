@@ -1,0 +1,263 @@
+"""The ablation study of docs/ablations.md: every variant at tiny scale, by three seeds, unattended.
+
+    python -m benchmarks.ablation_study                        all runs, one after the other
+    python -m benchmarks.ablation_study launch=srun            the same, each behind a launcher
+    python -m benchmarks.ablation_study report=tables          tables of what is finished
+    python -m benchmarks.ablation_study sheet=FILE.jpg         pictures of the first seed
+    python -m benchmarks.ablation_study job=zerosft_s0 part=trained     one run in this process
+
+A run is one training and the evaluations of its checkpoint, each in a run folder that
+`python -m src.ablation` reads. Finished runs are skipped, so a study that was stopped goes on.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image, ImageDraw
+
+from src.evaluate import evaluate
+from src.evaluation.compare import bootstrap_interval
+from src.evaluation.records import read_records
+from src.evaluation.tables import format_value, markdown_table, metric_title
+from src.runs import write_config
+from src.train import train
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path("runs/study")
+SEEDS = (0, 1, 2)
+COMMON = (
+    "experiment=zerosft", "max_steps=300", "val_every=300", "data.val_size=33",
+    "data.root=data/shards/study", "+data.prepare.shard_size=5",  # 1 % of the shards exists then
+    "weights.robust_encoder=data/demo/robust_encoder.safetensors",
+)  # fmt: skip
+TRAINED = {  # in order of interest, should the study be stopped
+    "zerosft": (),
+    "residual": ("connector=residual",),
+    "clean_encoder": ("weights.robust_encoder=clean",),
+    "no_negatives": ("data.sources.negatives=null",),
+    "data_10": ("data.fraction=0.1",),
+    "data_1": ("data.fraction=0.01",),
+    "cross_attention": ("connector=cross_attention",),
+    "zerosft_cross": ("connector=zerosft_released",),
+}
+LATER = ("cross_attention", "zerosft_cross")  # after all seeds of the others
+EVALUATED = ("metrics=weightless", "captioner=file", "protocol.repeats=1", "sampler=tiny")
+NO_POSITIVE, NO_NEGATIVE = "options.positive_prompt=''", "options.negative_prompt=''"
+STRONG = "sampler.cfg_scale=4"  # prompts act by guidance; the default 1.2 hardly guides
+VARIANTS = {  # evaluations of one checkpoint, beside the default
+    "zerosft": {
+        "tau_none": ("sampler.tau=null",),
+        **{f"tau_{tau}": (f"sampler.tau={tau}",) for tau in (1, 2, 4, 6)},
+        "control_off": ("++sampler.control_scale=0",),
+        "cfg4": (STRONG,),
+        "cfg4_no_positive": (STRONG, NO_POSITIVE),
+        "cfg4_no_negative": (STRONG, NO_NEGATIVE),
+        "cfg4_no_words": (STRONG, NO_POSITIVE, NO_NEGATIVE),
+    },
+    "no_negatives": {"cfg4": (STRONG,)},
+}
+
+
+def evaluations(job: str, part: str) -> dict[str, tuple[str, ...]]:
+    """Return the run folders of a job's evaluations, and what each changes."""
+    if part == "trained":
+        return {job: ()}
+    name, _, seed = job.rpartition("_s")
+    found = {f"{job}_{v}": changes for v, changes in VARIANTS.get(name, {}).items()}
+    if seed != "0":  # without control the prior alone is left, which no seed changed
+        found.pop(f"{job}_control_off", None)
+    return found
+
+
+def run(job: str, part: str) -> None:
+    """Train one run and evaluate it; what is done already is left alone."""
+    name, _, seed = job.rpartition("_s")
+    folder = FOLDER / job
+    changes = (*COMMON, *TRAINED[name], f"seed={seed}", f"run_dir={folder}", f"name={name}")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        trained = compose("train", list(changes))
+        if not (folder / "summary.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut off
+            train(trained)
+        for target, options in evaluations(job, part).items():
+            if (FOLDER / target / "eval" / "report.html").is_file():
+                continue
+            cfg = compose(
+                "evaluate",
+                [
+                    *EVALUATED,
+                    *options,
+                    f"checkpoint={checkpoint}",
+                    f"output={FOLDER / target}/eval",
+                ],
+            )
+            if target != job:
+                own = OmegaConf.to_container(cfg, resolve=True)
+                plain = OmegaConf.to_container(trained, resolve=True)
+                both = OmegaConf.merge(plain, {"evaluation": own})
+                write_config(FOLDER / target, both)  # type: ignore[arg-type]
+            evaluate(cfg)
+
+
+def order() -> Iterator[tuple[str, str]]:
+    """Yield (job, part), seed by seed: trainings, then variants; LATER after all seeds."""
+    for seed in SEEDS:
+        own = [name for name in TRAINED if name not in LATER]
+        yield from ((f"{name}_s{seed}", part) for part in ("trained", "variants") for name in own)
+    yield from ((f"{name}_s{seed}", "trained") for seed in SEEDS for name in LATER)
+
+
+def main(launch: list[str]) -> int:
+    """Run what is not done yet, each in a process of its own; returns how many failed."""
+    failed = 0
+    for job, part in order():
+        if all((FOLDER / t / "eval" / "report.html").is_file() for t in evaluations(job, part)):
+            continue
+        command = [
+            *launch,
+            sys.executable,
+            "-m",
+            "benchmarks.ablation_study",
+            f"job={job}",
+            f"part={part}",
+        ]
+        failed += subprocess.run(command, cwd=ROOT).returncode != 0
+    return failed
+
+
+FAMILIES = {  # rows of each table: title -> (job, variant); differences are from the first
+    "Fusion": {
+        "ZeroSFT": ("zerosft", ""),
+        "zero convolution": ("residual", ""),
+        "cross-attention": ("cross_attention", ""),
+        "ZeroSFT, two cross-attentions": ("zerosft_cross", ""),
+        "no control": ("zerosft", "_control_off"),
+    },
+    "Data scale": {
+        "100 % of the shards": ("zerosft", ""),
+        "10 %": ("data_10", ""),
+        "1 %": ("data_1", ""),
+    },
+    "Negative samples and words (guidance 4)": {
+        "negative samples, both words": ("zerosft", "_cfg4"),
+        "negative samples, positive words": ("zerosft", "_cfg4_no_negative"),
+        "negative samples, negative words": ("zerosft", "_cfg4_no_positive"),
+        "negative samples, no words": ("zerosft", "_cfg4_no_words"),
+        "no negative samples, both words": ("no_negatives", "_cfg4"),
+    },
+    "Negative samples (guidance 1.2)": {
+        "with negative samples": ("zerosft", ""),
+        "without negative samples": ("no_negatives", ""),
+    },
+    "Degradation-robust encoder": {
+        "robust encoder": ("zerosft", ""),
+        "ordinary encoder": ("clean_encoder", ""),
+    },
+    "Restoration guidance": {
+        "tau 0.5": ("zerosft", ""),
+        **{f"tau {tau}": ("zerosft", f"_tau_{tau}") for tau in (1, 2, 4, 6)},
+        "no guidance": ("zerosft", "_tau_none"),
+    },
+}
+COLUMNS = ("psnr", "ssim", "sharpness")
+
+
+def scores(name: str, variant: str, metric: str) -> dict[int, dict[str, float]]:
+    """Return seed -> image -> value of the restored images, of the runs that are finished."""
+    found = {}
+    for seed in SEEDS:
+        path = FOLDER / f"{name}_s{seed}{variant}" / "eval" / "records.jsonl"
+        if path.is_file():
+            rows = [r for r in read_records(path) if r["method"] == "restored"]
+            rows = [r for r in rows if r["metric"] == metric and r["value"] is not None]
+            found[seed] = {r["image"]: float(r["value"] or 0) for r in rows}
+    return found
+
+
+def cell(own: dict[int, dict[str, float]], base: dict[int, dict[str, float]], metric: str) -> str:
+    """Write the mean over images and seeds, its spread over seeds, and the paired difference."""
+    by_seed = [fmean(images.values()) for images in own.values()]
+    text = format_value(fmean(by_seed), metric)
+    if len(by_seed) > 1:
+        text += f" ± {format_value(stdev(by_seed), metric)}"
+    shared = [seed for seed in own if seed in base]
+    if own is base or not shared:
+        return text
+    images = [
+        fmean(own[seed][name] - base[seed][name] for seed in shared) for name in own[shared[0]]
+    ]
+    numbers = (fmean(images), *bootstrap_interval(images))
+    change, low, high = (format_value(value, metric, signed=True) for value in numbers)
+    return f"{text} ({change} [{low}, {high}])"
+
+
+def report() -> str:
+    """Return the tables of all families, as Markdown, from the records that are there."""
+    parts = []
+    for family, variants in FAMILIES.items():
+        first = next(iter(variants.values()))
+        rows = []
+        for title, (name, variant) in variants.items():
+            seeds = scores(name, variant, COLUMNS[0])
+            if not seeds:
+                rows.append([title, "0", *["not run"] * len(COLUMNS)])
+                continue
+            line = [title, str(len(seeds))]
+            for metric in COLUMNS:
+                base = scores(*first, metric)
+                own = base if (name, variant) == first else scores(name, variant, metric)
+                line.append(cell(own, base, metric))
+            rows.append(line)
+        header = ["", "seeds", *map(metric_title, COLUMNS)]
+        parts.append(f"### {family}\n\n{markdown_table(header, rows)}")
+    return "\n\n".join(parts)
+
+
+SHOWN = (
+    "chelsea-05",
+    "coffee-04",
+    "rocket-01",
+    "rocket-08",
+)  # by place, not picked
+COLUMN, HEAD = 168, 18  # pixels
+
+
+def sheet(path: Path) -> None:
+    """Draw the restored images of seed 0, a column a variant that is finished."""
+    base = FOLDER / "zerosft_s0" / "eval" / "images"
+    columns = {"LQ": base / "lq", "HQ": base / "hq"}
+    for variants in FAMILIES.values():
+        for title, (name, variant) in variants.items():
+            folder = FOLDER / f"{name}_s0{variant}" / "eval" / "images" / "restored"
+            if folder.is_dir() and folder not in columns.values():
+                columns[title] = folder
+    page = Image.new("RGB", (COLUMN * len(columns), (COLUMN + 2) * len(SHOWN) + HEAD), "white")
+    draw, size = ImageDraw.Draw(page), (COLUMN - 2, COLUMN - 2)
+    for x, (title, folder) in enumerate(columns.items()):
+        draw.text((COLUMN * x + 4, 3), title[:27], fill="black")
+        for y, name in enumerate(SHOWN):
+            with Image.open(folder / f"{name}.png") as picture:
+                large = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
+            page.paste(large, (COLUMN * x, HEAD + (COLUMN + 2) * y))
+    page.save(path, quality=88)
+
+
+if __name__ == "__main__":
+    arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if "report" in arguments:
+        print(report())
+    elif "sheet" in arguments:
+        sheet(Path(arguments["sheet"]))
+    elif "job" in arguments:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+        run(arguments["job"], arguments["part"])
+    else:
+        sys.exit(main(arguments.get("launch", "").split()) > 0)
