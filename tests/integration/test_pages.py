@@ -1,6 +1,7 @@
 """The evaluation's page and the preference page in a headless Chromium, at both widths."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,8 +79,10 @@ def test_preference_page_records_votes_and_goes_on_where_it_was_left(
     assert browser.evaluate("at('given').hidden")
     browser.evaluate("at('left').click()")
     browser.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
-    _open(browser, study / "preference.html")
     assert browser.evaluate("at('place').textContent") == "Question 3 of 3, 2 answered"
+    time.sleep(1)  # Chromium hands storage to the next page's process with a delay
+    _open(browser, study / "preference.html")
+    browser.wait_for("at('place').textContent === 'Question 3 of 3, 2 answered'", 5)
     browser.evaluate("at('tie').click()")
     answers = json.loads(browser.evaluate("JSON.stringify({study, rater: 'one', answers})"))
     (study / "votes_one.json").write_text(json.dumps(answers))
