@@ -7,6 +7,7 @@ applied to that (see select.py).
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from src.curation.sources import file_digest, printable
 from src.curation.steps import FilterStep
 from src.curation.tables import write_rows
 from src.curation.work import Unit
+from src.data.jpeg_rows import encode_jpeg
 from src.data.samples import ImageLimits, SampleError
 from src.data.shards import StoredSample, write_shard
 from src.images import DECODE_ERRORS, READABLE_FORMATS, normalise
@@ -69,7 +71,7 @@ class Filter:
         entry = write_shard(folder / f"{unit.name}.tar", self._stored(unit, rows))
         write_rows(folder / "rows.parquet", rows, ROWS)
         refused = Counter(row["reason"] for row in rows if row.get("reason"))
-        return {"rows": len(rows), "refused": dict(refused), "shard": vars(entry)}
+        return {"rows": len(rows), "refused": dict(refused), "shard": asdict(entry)}
 
     def _stored(self, unit: Unit, rows: list[Row]) -> Iterator[StoredSample]:
         """Yield what is stored; adds a row for every image, stored or not."""
@@ -100,9 +102,7 @@ class Filter:
             pixels = np.asarray(picture)
             data = None if changed else decoded.plain
             if data is None:
-                data = simplejpeg.encode_jpeg(
-                    np.ascontiguousarray(pixels), self.step.quality, "RGB", "444"
-                )
+                data = encode_jpeg(pixels, quality=self.step.quality)
             piece = row | {
                 "key": key,
                 "original_height": height,

@@ -6,17 +6,18 @@ meaning: image-to-image from a photograph at strength 0.5, prompted by words of 
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 
 from src.curation.reading import open_shard, read_pixels
 from src.curation.steps import NegativeStep
 from src.curation.tables import read_rows
 from src.curation.work import Unit, digest, unit_folder
+from src.data.jpeg_rows import encode_jpeg
 from src.data.shards import StoredSample, write_shard
 from src.images import to_uint8
 
@@ -45,7 +46,7 @@ class Negatives:
 
         entry = write_shard(folder / f"{unit.name}.tar", samples())
         shard.close()
-        return {"keys": made, "caption": self.step.words, "shard": vars(entry)}
+        return {"keys": made, "caption": self.step.words, "shard": asdict(entry)}
 
     def _sample(self, row: dict[str, Any], pixels: np.ndarray, meta: dict) -> StoredSample:
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
@@ -56,7 +57,7 @@ class Negatives:
             seed=negative_seed(self.step.seed, row["key"]),
         )
         spoilt = to_uint8(made[0]).cpu().permute(1, 2, 0).contiguous().numpy()
-        data = simplejpeg.encode_jpeg(spoilt, self.step.quality, "RGB", "444")
+        data = encode_jpeg(spoilt, quality=self.step.quality)
         meta |= {"is_negative": True, "content": row["caption"] or "", "of": row["key"]}
         return StoredSample(
             key=negative_key(row["key"]), image=data, caption=self.step.words, meta=meta

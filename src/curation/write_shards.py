@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ class ShardStep:
         rows = read_rows(Path(unit.inputs["listing"]))
         target = Path(self.output) / self.plan.source / unit.inputs["tar"]
         entry = write_shard(target, self._samples(Path(unit.inputs["root"]), rows))
-        return {"shard": vars(entry)}
+        return {"shard": asdict(entry)}
 
     def _samples(self, root: Path, rows: list[dict[str, Any]]) -> Iterator[Any]:
         from src.data.shards import ShardEntry, ShardFolder, StoredSample
