@@ -29,7 +29,8 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from src.data import CropPolicy, RestorationDataModule, SourceConfig
+from src.data import CropPolicy, SourceConfig
+from src.data.datamodule import RestorationDataModule
 from src.data.demo import load_photo
 from src.data.jpeg_rows import decode_rows
 from src.data.shards import ShardFolder, StoredSample, read_manifest, write_shards

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from src.checkpoints import load_parts
 from src.cli import command, pick_device
-from src.data import RestorationDataModule, SourceConfig
+from src.data import SourceConfig
+from src.data.datamodule import RestorationDataModule
 from src.data.dataset import read_caption, read_meta
 from src.data.precomputed import (
     constant_texts,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.base_weights import load_base_weights
 from src.cli import ROOT, command
-from src.data import RestorationDataModule
+from src.data.datamodule import RestorationDataModule
 from src.networks.switches import checkpoint_activations, compile_networks
 from src.resume import resolve_checkpoint
 from src.runs import write_config, write_summary

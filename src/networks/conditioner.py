@@ -72,13 +72,19 @@ class Conditioner(nn.Module):
         """Encode captions (B of them) and sizes (B, 6): original, crop corner, target, each (h, w)
         in pixels.
         """
-        tokens = tokenize(captions).to(sizes.device)
+        return self.with_sizes(*self.encode(captions, sizes.device), sizes)
+
+    def encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Encode captions (B of them) as context (B, 77, L + G) and pooled text (B, G_pooled)."""
+        tokens = tokenize(captions).to(device)
         penultimate_l, _ = encode_text(self.clip_l, pad_with_end(tokens))
         penultimate_g, pooled = encode_text(self.clip_g, tokens)
-        context = torch.cat([penultimate_l, penultimate_g], dim=-1)
-        return Conditioning(
-            context, torch.cat([pooled, self.embed_sizes(sizes).to(pooled.dtype)], dim=-1)
-        )
+        return torch.cat([penultimate_l, penultimate_g], dim=-1), pooled
+
+    def with_sizes(self, context: Tensor, pooled: Tensor, sizes: Tensor) -> Conditioning:
+        """Put encoded captions and sizes (B, 6) together."""
+        embedded = self.embed_sizes(sizes).to(pooled.dtype)
+        return Conditioning(context, torch.cat([pooled, embedded], dim=-1))
 
     def embed_sizes(self, sizes: Tensor) -> Tensor:
         """Embed sizes (B, 6) as (B, 6 * size_channels)."""

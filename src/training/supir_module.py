@@ -3,6 +3,7 @@
 Shapes: B batch, H W crop, h w latent size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from src.diffusion.training_noise import seeded_noise, seeded_randn
 from src.images import to_signed, to_unit
 from src.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from src.networks.conditioner import Conditioning
+from src.training.constant_prompts import ConstantPrompts
 from src.training.optim import OptimSettings
 from src.training.trained_parts import TrainedParts
 
@@ -35,6 +37,7 @@ class SupirModule(TrainedParts):
         val_draws: Noise levels drawn for every validation image; fixed by its seed.
         offset_noise: Strength of the noise's part that is constant over an image; see
             `seeded_noise`.
+        constant_prompts: Captions whose text features are made once and kept.
         optim, recipe: See TrainedParts.
     """
 
@@ -52,6 +55,7 @@ class SupirModule(TrainedParts):
         negative_prompt: str,
         val_draws: int,
         offset_noise: float = 0.0,
+        constant_prompts: Sequence[str] = (),
         optim: OptimSettings,
         recipe: dict[str, Any],
     ) -> None:
@@ -67,6 +71,7 @@ class SupirModule(TrainedParts):
         self.negative_prompt = negative_prompt
         self.val_draws = val_draws
         self.offset_noise = offset_noise
+        self.constant_prompts = ConstantPrompts(constant_prompts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of one batch, and what it is the mean of."""
@@ -95,10 +100,9 @@ class SupirModule(TrainedParts):
     def conditioning(self, batch: Batch) -> Conditioning:
         """Encode captions and sizes; text features are taken where they were precomputed."""
         if "context" not in batch or "pooled" not in batch:
-            return self.conditioner(batch["caption"], batch["sizes"])
-        sizes = self.conditioner.embed_sizes(batch["sizes"])
-        pooled = batch["pooled"].to(sizes.dtype)
-        return Conditioning(batch["context"].to(sizes.dtype), torch.cat([pooled, sizes], dim=-1))
+            return self.constant_prompts.encode(self.conditioner, batch["caption"], batch["sizes"])
+        context, pooled = batch["context"].float(), batch["pooled"].float()
+        return self.conditioner.with_sizes(context, pooled, batch["sizes"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.data import CropPolicy, RestorationDataModule, SourceConfig
+from src.data import CropPolicy, SourceConfig
+from src.data.datamodule import RestorationDataModule
 from src.data.samples import ImageLimits
 
 GLOBAL_BATCH = 12
