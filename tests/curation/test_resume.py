@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from src.curation.pipeline import STEPS, Pipeline
 from src.curation.runners import LocalRunner
@@ -29,6 +30,7 @@ def _in_a_process(work: Callable[[], None]) -> int:
     pid = os.fork()
     if pid == 0:
         try:
+            torch.set_num_threads(1)  # the parent's threads of arithmetic do not exist here
             work()
             os._exit(0)
         finally:
