@@ -35,7 +35,7 @@ train: $(STAMP)  ## stage 1 and stage 2 at tiny scale, then the metric table (un
 eval: $(STAMP)  ## the metric table of the newest checkpoint
 	$(PY) -m src.evaluate
 
-test: $(STAMP)  ## the quick tests (under 6 minutes on two cores)
+test: $(STAMP)  ## the quick tests (about 7 minutes on two cores)
 	$(PY) -m pytest -m "not slow"
 
 test-all: $(STAMP)  ## every test
