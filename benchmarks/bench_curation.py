@@ -1,9 +1,10 @@
 """Curation: images/s of each step and runner, start-up, peak memory, and a finished run.
 
 Run: python -m benchmarks.bench_curation --counts 1000 10000 --images DIR --output DIR
-The images are made once and kept. A rate is that of the steady state: from the first outcome of
-every worker to the last outcome. CPU time is that of all processes, Ray's own included; the
-difference between the largest and the smallest count leaves start-up out.
+     python -m benchmarks.bench_curation --also captioner=local captioner.model=DIR
+The images are made once and kept. A rate is that of the steady state: the first fifth of the units
+and the last one of each worker are left out. CPU time is that of all processes, Ray's own included;
+the difference between the largest and the smallest count leaves start-up out.
 """
 
 import argparse
@@ -141,12 +142,17 @@ def overrides(images: Path, output: Path, runner: str, workers: int) -> list[str
 
 
 def measure(
-    images: Path, output: Path, runner: str, workers: int, steps: Sequence[str]
+    images: Path,
+    output: Path,
+    runner: str,
+    workers: int,
+    steps: Sequence[str],
+    also: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run all steps; returns seconds and steady rate of each, and peak memory of the filter."""
+    """Run steps; returns seconds, CPU seconds, steady rate and peak memory of each."""
     shutil.rmtree(output, ignore_errors=True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("curate", overrides=overrides(images, output, runner, workers))
+        cfg = compose("curate", overrides=[*overrides(images, output, runner, workers), *also])
     timed = Timed(instantiate(cfg.runner, _convert_="all"))
     pipeline = Pipeline(settings_of(cfg), timed)
     result: dict[str, Any] = {}
@@ -157,11 +163,12 @@ def measure(
         result[step] = {"seconds": time.perf_counter() - start, "cpu": watch.cpu_seconds}
         result[step] |= {"total_mib": watch.total, "worker_mib": watch.worker}
         times = timed.times.get(step) or timed.times.get(f"{step}-positive")
-        if times and len(times) > workers + 2:
-            first = times[workers]
+        if times and len(times) > 2 * workers + 2:
             result[step]["start"] = times[1] - times[0]
             size = UNIT if step != "shards" else 1000
-            result[step]["rate"] = (len(times) - 1 - workers) * size / (times[-1] - first)
+            first, last = max(workers, len(times) // 5), len(times) - 1 - workers
+            if last > first:
+                result[step]["rate"] = (last - first) * size / (times[last] - times[first])
     return result
 
 
@@ -171,7 +178,7 @@ def finished_seconds(images: Path, output: Path, runner: str, workers: int) -> l
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -184,6 +191,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runners", nargs="+", default=["local", "ray"])
     parser.add_argument("--steps", nargs="+", default=list(STEPS))
+    parser.add_argument("--also", nargs="+", default=[], help="overrides of conf/curate.yaml")
     options = parser.parse_args()
     print(
         f"{os.cpu_count()} cores {platform.processor() or platform.machine()}, "
@@ -200,14 +208,15 @@ def main() -> None:
         make_images(images, count)
         for runner in options.runners:
             output = options.output / runner
-            result = measure(images, output, runner, options.workers, options.steps)
+            result = measure(images, output, runner, options.workers, options.steps, options.also)
+            ray.shutdown()  # else its processes count in what comes next
             for step, row in result.items():
                 cells = [f"{row[n]:.1f}" if n in row else "" for n in NUMBERS]
                 print(f"| {count} | {runner} | {step} | {' | '.join(cells)} |", flush=True)
             if "filter" in result:
                 cpu[runner, count] = result["filter"]["cpu"]
                 rates[runner, count] = result["filter"].get("rate", 0.0)
-            if runner == "local" and options.steps == list(STEPS):
+            if runner == "local" and options.steps == list(STEPS) and not options.also:
                 again = finished_seconds(images, output, runner, options.workers)
                 finished.append(f"{statistics.median(again):.2f} s over {count} images")
             shutil.rmtree(output, ignore_errors=True)

@@ -32,12 +32,11 @@ from src.evaluation.preference import run_study
 from src.evaluation.protocols import Degrade
 from src.evaluation.provenance import (
     describe_environment,
-    hash_file,
     weight_hashes,
     write_environment,
 )
 from src.evaluation.samples import Method
-from src.evaluation.weights import fetch
+from src.evaluation.weights import fetch, hash_file
 from src.images import to_signed, to_unit
 from src.inference import Restorer
 from src.runs import newest_checkpoint, read_config, run_folder, write_config, write_text

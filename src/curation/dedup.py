@@ -69,12 +69,11 @@ class DedupStep:
                 rows.append(_row(keys[number], "in an evaluation set", names[of], distance))
         leaked, left = len(rows), np.flatnonzero(~leaks)
         groups = group_duplicates(hashes[left], self.max_distance)
-        best = _best_of(groups, quality[left], [keys[i] for i in left])
-        for place, number in enumerate(left):
-            winner = left[best[groups[place]]]
-            if winner != number:
-                distance = int(np.bitwise_count(hashes[number] ^ hashes[winner]))
-                rows.append(_row(keys[number], "duplicate", keys[winner], distance))
+        winners = left[best_of(groups, quality[left], keys[left])]
+        lost = winners != left
+        for number, winner in zip(left[lost], winners[lost], strict=True):
+            distance = int(np.bitwise_count(hashes[number] ^ hashes[winner]))
+            rows.append(_row(keys[number], "duplicate", keys[winner].decode(), distance))
         write_rows(folder / "rows.parquet", rows, ROWS)
         return {
             "compared": len(keys),
@@ -84,27 +83,24 @@ class DedupStep:
         }
 
 
-def _row(key: str, reason: str, of: str, distance: int) -> dict[str, Any]:
-    return {"key": key, "reason": reason, "of": of, "distance": distance}
+def _row(key: bytes, reason: str, of: str, distance: int) -> dict[str, Any]:
+    return {"key": key.decode(), "reason": reason, "of": of, "distance": distance}
 
 
 def _survivors(
     root: Path, units: Sequence[str], thresholds: Thresholds
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Return keys, hashes (N,) uint64 and quality (N,) of the rows within all bounds."""
-    keys: list[str] = []
-    hashes, quality = [], []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return keys (N,) bytes, hashes (N,) uint64 and quality (N,) of the rows within all bounds."""
+    keys, hashes, quality = [np.zeros(0, "S1")], [np.zeros(0, np.uint64)], [np.zeros(0)]
     columns = ["phash", "original_height", "original_width", "bytes"]
     columns += [name for name in thresholds.bounds if name in MEASURES]
     for stored in stored_rows(root, units, columns, scores=True):
         kept = thresholds.judge(stored.table) == ""
-        found = stored.table.column("key").to_pylist()
-        keys += [key for key, keep in zip(found, kept, strict=True) if keep]
+        keys.append(np.array(stored.table.column("key").to_pylist(), dtype=np.bytes_)[kept])
         hashes.append(stored.table.column("phash").to_numpy()[kept])
         size = column(stored.table, "original_height") * column(stored.table, "original_width")
         quality.append((size + column(stored.table, "bytes") / 1e12)[kept])
-    empty: Any = [np.zeros(0, np.uint64)]
-    return keys, np.concatenate(hashes or empty), np.concatenate(quality or [np.zeros(0)])
+    return np.concatenate(keys), np.concatenate(hashes), np.concatenate(quality)
 
 
 def _evaluation_hashes(folders: Sequence[str], fit: FilterStep) -> tuple[list[str], np.ndarray]:
@@ -166,8 +162,9 @@ def group_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
         for bucket in np.split(order, cuts):
             if len(bucket) > 1:
                 _link(unique, bucket, distance, links)
-    roots = np.array([_root(links, i) for i in range(len(unique))], dtype=np.int64)
-    return roots[where]
+    while (links != links[links]).any():  # each to the root of its chain
+        links = links[links]
+    return links[where]
 
 
 def _link(hashes: np.ndarray, bucket: np.ndarray, distance: int, links: np.ndarray) -> None:
@@ -187,11 +184,12 @@ def _root(links: np.ndarray, start: int) -> int:
     return int(start)
 
 
-def _best_of(groups: np.ndarray, quality: np.ndarray, keys: Sequence[str]) -> dict[int, int]:
-    """Return group -> its largest image; of equals the one with the lowest key."""
-    best: dict[int, int] = {}
-    for number, group in enumerate(groups):
-        held = best.get(int(group))
-        if held is None or (-quality[number], keys[number]) < (-quality[held], keys[held]):
-            best[int(group)] = number
+def best_of(groups: np.ndarray, quality: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return for every image the best of its group, (N,) int64: the largest; of equals the one
+    with the lowest key."""
+    order = np.lexsort((keys, -quality, groups))
+    first = np.flatnonzero(np.diff(groups[order], prepend=-1))  # of each group
+    counts = np.diff(first, append=len(order))
+    best = np.empty(len(order), dtype=np.int64)
+    best[order] = np.repeat(order[first], counts)
     return best

@@ -1,5 +1,6 @@
 """The pipeline: which units each step has, what is left to do, and what became of it."""
 
+import heapq
 import logging
 import time
 from collections.abc import Sequence
@@ -185,13 +186,13 @@ class Pipeline:
     def _negative_units(self, step: NegativeStep) -> list[Unit]:
         """Pick the positives with the lowest hashes: more of them are a superset of fewer."""
         captioned, filtered = dict(self._captioned()), dict(self._filtered())
-        ranked = sorted(
+        ranked = (
             (digest("negative", step.seed, row["key"]), row["key"], name)
             for name in captioned
             for row in kept_rows(self.root, name)
         )
         chosen: dict[str, list[str]] = {}
-        for _, key, name in ranked[: self.settings.num_negatives]:
+        for _, key, name in heapq.nsmallest(self.settings.num_negatives, ranked):
             chosen.setdefault(name, []).append(key)
         units = []
         for name, keys in sorted(chosen.items()):

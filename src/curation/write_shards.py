@@ -1,12 +1,18 @@
 """The last step: kept samples, shuffled globally, as the shards that training reads."""
 
+import itertools
 import json
 import logging
+import math
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from src.curation.tables import read_rows, write_rows
@@ -19,6 +25,9 @@ LISTING = pa.schema(
     [(n, pa.string()) for n in ("key", "unit")]
     + [("index", pa.int32()), ("caption", pa.string()), ("meta", pa.string())]
 )
+PLACED = LISTING.append(pa.field("place", pa.int64()))
+BLOCK = 100_000  # rows in memory at a time, about 1 KB each
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,29 +64,81 @@ class ShardPlanStep:
         return self._plan
 
     def _plan(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Write a listing for each shard."""
-        root = Path(unit.inputs["root"])
-        rows = [row for name in unit.inputs["units"] for row in self._rows(root, name)]
-        if self.shuffle:
-            rows.sort(key=lambda row: (digest("order", self.seed, row["key"]), row["key"]))
-        _refuse_twins(rows)
-        contents = {}
-        for number, start in enumerate(range(0, len(rows), self.shard_size)):
-            part = rows[start : start + self.shard_size]
-            write_rows(folder / f"{number:06d}.parquet", part, LISTING)
-            contents[f"{number:06d}"] = digest_all(repr(sorted(row.items())) for row in part)
-        return {"samples": len(rows), "shards": contents, "captions": _caption_words(rows)}
+        """Write a listing for each shard.
 
-    def _rows(self, root: Path, unit: str) -> Iterator[dict[str, Any]]:
+        In memory are about 50 bytes a sample, and the rows of BLOCK of them: the others lie on
+        disk, in the parts that they belong to.
+        """
+        root, units = Path(unit.inputs["root"]), unit.inputs["units"]
+        places = self._places(root, units)
+        size = max(1, BLOCK // self.shard_size) * self.shard_size  # samples a part: whole shards
+        captions: Counter[str] = Counter()
+        contents = {}
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            rows = (row for name in units for row in self._rows(root, name))
+            _write_parts(Path(scratch), rows, places, size)
+            for part in range(math.ceil(len(places) / size)):
+                for number, shard in self._shards(Path(scratch), part, size):
+                    write_rows(folder / f"{number:06d}.parquet", shard, LISTING)
+                    contents[f"{number:06d}"] = digest_all(
+                        repr(sorted(row.items())) for row in shard
+                    )
+                    captions.update(_caption_words(row) for row in shard)
+        words = dict(sorted(captions.items(), key=lambda item: (len(item[0]), item[0])))
+        return {"samples": len(places), "shards": contents, "captions": words}
+
+    def _places(self, root: Path, units: list[str]) -> np.ndarray:
+        """Return where each row goes, (N,) int64, by a hash of its key.
+
+        Raises:
+            ValueError: A key comes twice.
+        """
+        hashes = (self._order(key) for name in units for key in self._keys(root, name))
+        order = np.fromiter(hashes, dtype=np.uint64)
+        values, counts = np.unique(order, return_counts=True)
+        shared = set(values[counts > 1].tolist())
+        if shared:  # by a key that comes twice, or, once in 10^5 sets of 20M, by chance
+            keys = (key for name in units for key in self._keys(root, name))
+            suspects = [key for key in keys if self._order(key) in shared]
+            twice = len(suspects) - len(set(suspects))
+            if twice:
+                raise ValueError(
+                    f"{twice} keys come twice; with filter.keep_keys=true the keys of all input "
+                    "tars must differ"
+                )
+        places = np.arange(len(order))
+        if self.shuffle:
+            places[np.argsort(order, kind="stable")] = np.arange(len(order))
+        return places
+
+    def _order(self, key: str) -> int:
+        return int(digest("order", self.seed, key), 16)
+
+    def _shards(self, scratch: Path, part: int, size: int) -> Iterator[tuple[int, list[Row]]]:
+        """Yield number and rows of each shard of a part."""
+        rows = [row for file in scratch.glob(f"{part}-*.parquet") for row in read_rows(file)]
+        rows.sort(key=itemgetter("place"))
+        for row in rows:
+            del row["place"]
+        for start in range(0, len(rows), self.shard_size):
+            yield (part * size + start) // self.shard_size, rows[start : start + self.shard_size]
+
+    def _keys(self, root: Path, unit: str) -> list[str]:
+        """Return the keys of `_rows`."""
         if self.origin == "negatives":
-            done = read_done(unit_folder(root, "negatives", unit))
-            made = done["statistics"] if done else {"keys": [], "caption": None}
+            return _negatives_of(root, unit)["keys"]
+        rows = read_rows(_captions_of(root, unit), ["key", "error"])
+        return [row["key"] for row in rows if row["error"] is None]
+
+    def _rows(self, root: Path, unit: str) -> Iterator[Row]:
+        if self.origin == "negatives":
+            made = _negatives_of(root, unit)
             for index, key in enumerate(made["keys"]):
                 row = {"key": key, "unit": unit, "index": index, "meta": "{}"}
                 yield row | {"caption": made["caption"]}
             return
         scores = _scores_by_key(root, unit) if self.scores else {}
-        for row in read_rows(unit_folder(root, "caption", unit) / "rows.parquet"):
+        for row in read_rows(_captions_of(root, unit)):
             if row.pop("error") is None:
                 base = {name: row.pop(name) for name in ("key", "index", "caption")}
                 meta: dict[str, Any] = {}
@@ -85,6 +146,15 @@ class ShardPlanStep:
                 meta |= {"captions": parts} if parts else {}
                 meta |= {"scores": scores[base["key"]]} if base["key"] in scores else {}
                 yield {**base, "unit": unit, "meta": json.dumps(meta, sort_keys=True)}
+
+
+def _captions_of(root: Path, unit: str) -> Path:
+    return unit_folder(root, "caption", unit) / "rows.parquet"
+
+
+def _negatives_of(root: Path, unit: str) -> dict[str, Any]:
+    done = read_done(unit_folder(root, "negatives", unit))
+    return done["statistics"] if done else {"keys": [], "caption": None}
 
 
 def _scores_by_key(root: Path, unit: str) -> dict[str, dict[str, float]]:
@@ -97,23 +167,23 @@ def _scores_by_key(root: Path, unit: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _refuse_twins(rows: list[dict[str, Any]]) -> None:
-    keys = {row["key"] for row in rows}
-    if len(keys) < len(rows):
-        raise ValueError(
-            f"{len(rows) - len(keys)} keys come twice; with filter.keep_keys=true the keys of all "
-            "input tars must differ"
-        )
+def _write_parts(scratch: Path, rows: Iterator[Row], places: np.ndarray, size: int) -> None:
+    """Write each row, with its place, into a file of the part that it belongs to."""
+    numbered = zip(places.tolist(), rows, strict=True)
+    for block in itertools.count():
+        parts: dict[int, list[Row]] = {}
+        for place, row in itertools.islice(numbered, BLOCK):
+            parts.setdefault(place // size, []).append(row | {"place": place})
+        if not parts:
+            return
+        for part, part_rows in parts.items():
+            write_rows(scratch / f"{part}-{block}.parquet", part_rows, PLACED)
 
 
-def _caption_words(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the number of captions by words, in steps of 16, and of images without one."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        words = len((row.get("caption") or "").split())
-        name = str(words // 16 * 16) if words else "none"
-        counts[name] = counts.get(name, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (len(item[0]), item[0])))
+def _caption_words(row: Row) -> str:
+    """Return the words of a caption, rounded down to a multiple of 16; "none" without one."""
+    words = len((row["caption"] or "").split())
+    return str(words // 16 * 16) if words else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

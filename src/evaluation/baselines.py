@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.evaluation.provenance import hash_file
 from src.evaluation.samples import Method, Sample
+from src.evaluation.weights import hash_file
 from src.images import list_images, read_image, resize, to_unit
 
 

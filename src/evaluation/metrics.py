@@ -189,11 +189,11 @@ _MANIQA_PIPAL = pyiqa_file("MANIQA_PIPAL-ae6d356b.pth", "Apache-2.0 (MANIQA auth
 _CLIPIQA_PLUS = pyiqa_file(
     "CLIP-IQA+_learned_prompts-603f3273.pth", "S-Lab Licence 1.0, non-commercial"
 )
-_TOPIQ = pyiqa_file("cfanet_nr_koniq_res50-9a73138b.pth", "PolyForm Noncommercial (pyiqa)")
+_TOPIQ = pyiqa_file("cfanet_nr_koniq_res50-9a73138b.pth", "trained by pyiqa's authors")
 _ONE_ALIGN = WeightFile(
     path="models--q-future--one-align",
     url="https://huggingface.co/q-future/one-align",
-    licence="see its model card",
+    licence="MIT",
     is_repository=True,
 )
 

@@ -4,7 +4,6 @@
 machine, so that a report can be given away.
 """
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ import torch
 from src.evaluation.metrics import select_metrics
 from src.evaluation.records import write_text
 from src.evaluation.samples import Sample, as_json
+from src.evaluation.weights import hash_file
 
 INPUTS, ENVIRONMENT = "inputs.jsonl", "environment.json"
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pyiqa", "scikit-image", "spandrel", "numpy")
@@ -98,9 +98,3 @@ def weight_hashes(metrics: Iterable[str]) -> dict[str, str]:
     hub = Path(torch.hub.get_dir())
     files = {file.path for metric in select_metrics(metrics) for file in metric.weights}
     return {name: hash_file(hub / name) for name in sorted(files) if (hub / name).is_file()}
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -107,9 +107,12 @@ def read_run(path: Path) -> Run:
     except json.JSONDecodeError as error:
         raise ValueError(f"{summary_file}: not JSON ({error})") from None
     curves: dict[str, dict[int, float]] = {}
-    for log_file in sorted(path.rglob("metrics.csv"), key=lambda p: (p.stat().st_mtime, str(p))):
-        for name, points in _read_curves(log_file).items():
-            curves.setdefault(name, {}).update(points)  # a resumed run logs to a new file
+    for log_file in sorted(path.rglob("metrics*.csv"), key=lambda p: (p.stat().st_mtime, str(p))):
+        later = _read_curves(log_file)  # a resumed run logs to a new file, and takes steps again
+        start = min((min(points) for points in later.values()), default=math.inf)
+        for name in {**curves, **later}:
+            kept = {step: y for step, y in curves.get(name, {}).items() if step < start}
+            curves[name] = kept | later.get(name, {})
     folder = path / "pictures"
     pictures = {
         p.relative_to(folder).as_posix(): p
@@ -122,7 +125,7 @@ def read_run(path: Path) -> Run:
         config=flatten(config),
         overrides=tuple(map(str, overrides)),
         summary=summary if isinstance(summary, dict) else {},
-        curves={name: sorted(points.items()) for name, points in curves.items()},
+        curves={name: sorted(points.items()) for name, points in curves.items() if points},
         pictures=pictures,
     )
 
@@ -200,7 +203,7 @@ def _is_run(path: Path) -> bool:
         return False
     if (path / "summary.json").is_file() or (path / "eval" / "records.jsonl").is_file():
         return True
-    return next(path.rglob("metrics.csv"), None) is not None
+    return next(path.rglob("metrics*.csv"), None) is not None
 
 
 def _runs_below(place: Path) -> list[Path]:

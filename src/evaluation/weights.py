@@ -66,8 +66,9 @@ class Missing:
 
 
 def pyiqa_file(name: str, licence: str) -> WeightFile:
-    """Name a file of pyiqa's own collection; `licence` is that of the metric's authors."""
-    return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name, licence=licence)
+    """Name a file of pyiqa's collection; `licence` is that of the metric's authors."""
+    terms = f"{licence}; pyiqa's collection as a whole: CC BY-NC-SA 4.0"
+    return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name, licence=terms)
 
 
 def torchvision_file(name: str) -> WeightFile:
@@ -95,7 +96,7 @@ def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> 
         path = folder / file.path
         if not path.is_file():
             missing.append(_missing(file, folder, "not found"))
-        elif file.sha256 is not None and _sha256(path) != file.sha256:
+        elif file.sha256 is not None and hash_file(path) != file.sha256:
             missing.append(_missing(file, folder, "is not the released file (SHA-256 differs)"))
     return missing
 
@@ -147,6 +148,7 @@ def offline() -> Iterator[None]:
             os.environ["HF_HUB_OFFLINE"] = before
 
 
-def _sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

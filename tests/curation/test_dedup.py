@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from src.curation.dedup import DedupStep, find_near, group_duplicates
+from src.curation.dedup import DedupStep, best_of, find_near, group_duplicates
 from src.curation.pipeline import Pipeline
 from src.curation.runners import LocalRunner
 from src.curation.steps import FilterStep
@@ -46,6 +46,16 @@ def test_groups_are_those_of_comparing_all_with_all(distance: int) -> None:
 def test_no_groups_where_none_are_wanted() -> None:
     assert len(set(group_duplicates(np.zeros(5, np.uint64), -1).tolist())) == 5
     assert len(group_duplicates(np.zeros(0, np.uint64), 3)) == 0
+
+
+def test_best_of_a_group_is_the_largest_then_the_lowest_key() -> None:
+    rng = np.random.default_rng(0)
+    groups, quality = rng.integers(0, 30, 200), rng.integers(0, 4, 200).astype(float)
+    keys = rng.permutation(200).astype(np.bytes_)
+    for number, best in enumerate(best_of(groups, quality, keys)):
+        mates = np.flatnonzero(groups == groups[number])
+        assert best == min(mates, key=lambda mate: (-quality[mate], keys[mate]))
+    assert len(best_of(groups[:0], quality[:0], keys[:0])) == 0
 
 
 def test_near_hashes_are_all_found() -> None:

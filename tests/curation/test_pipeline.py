@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.curation import filters
+from src.curation import filters, write_shards
 from src.curation.caption import quadrants
 from src.curation.negatives import negative_seed
 from src.curation.pipeline import STEPS, Pipeline, UnitsFailed
 from src.curation.runners import LocalRunner
-from src.curation.steps import CaptionStep, NegativeStep, ScoreStep
+from src.curation.sources import InputSettings
+from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from src.curation.tables import read_rows
 from src.curation.thresholds import Thresholds
 from src.curation.work import Recipe
@@ -97,6 +99,42 @@ def test_shuffle_is_global_and_a_function_of_the_seed(
     in_order = [r["key"] for p in sorted((built / "work/filter").iterdir())
                 for r in read_rows(p / "rows.parquet") if r["key"] in set(order)]  # fmt: skip
     assert order != in_order
+
+
+def _plan(output: Path) -> dict[str, list]:
+    folder = output / "work/shards-plan-positive/all"
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".parquet"}  # no scratch files
+    return {path.stem: read_rows(path) for path in folder.glob("*.parquet")}
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_plan_made_in_parts_is_that_made_at_once(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
+) -> None:
+    plan = ShardPlanStep(source="positive", origin="filter", shard_size=3, shuffle=shuffle)
+    for name, block in (("once", 1000), ("parts", 7)):
+        monkeypatch.setattr(write_shards, "BLOCK", block)
+        run(candidates, tmp_path / name, num_negatives=0, positives=plan)
+    assert _plan(tmp_path / "parts") == _plan(tmp_path / "once")
+    assert [len(rows) for _, rows in sorted(_plan(tmp_path / "once").items())] == [3] * 6 + [2]
+    once, parts = (statistics(tmp_path / n, "shards-plan-positive") for n in ("once", "parts"))
+    assert parts == once
+
+
+def test_keys_of_the_same_hash_are_told_from_keys_that_come_twice(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardPlanStep, "_order", lambda self, key: 7)
+    run(candidates, tmp_path / "made", num_negatives=0)
+    assert len({raw.key for raw in shards(tmp_path / "made", "positive")}) == GOOD
+    tars = tmp_path / "made/shards/positive"
+    again = tars.with_name("again")
+    shutil.copytree(tars, again)
+    changes = dict(filter=FilterStep(size=48, min_side=48, keep_keys=True), dedup=None)
+    paths = {"one": str(tars), "two": str(again)}
+    with pytest.raises(UnitsFailed, match=f"{GOOD} keys come twice"):
+        twice = InputSettings(paths=paths)
+        run(candidates, tmp_path / "twice", num_negatives=0, input=twice, **changes)
 
 
 def test_negatives_come_from_positives_with_the_words_and_a_seed_of_their_key(built: Path) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from src.evaluation import read_records, run_benchmark, write_report
 from src.evaluation.provenance import (
     describe_environment,
-    hash_file,
     read_inputs,
     write_environment,
 )
 from src.evaluation.records import Record
 from src.evaluation.samples import Sample
+from src.evaluation.weights import hash_file
 from src.evaluation.widgets import Scatter, embed, scatter_html
 from src.images import write_image
 

@@ -69,6 +69,18 @@ def test_read_run_joins_the_logs_of_a_resumed_run(tmp_path: Path) -> None:
     assert read_run(path).curves["val/loss"] == [(10, 5.0), (20, 3.0), (30, 2.0)]
 
 
+def test_read_run_drops_what_a_resumed_run_took_back(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "r")
+    logs = {"metrics_until_step_0000020": "step,val/loss,lr\n10,5,1\n20,4,\n25,9,\n"}
+    logs["metrics"] = "step,val/loss,lr\n22,3,\n30,2,2\n"
+    for number, (name, text) in enumerate(logs.items()):
+        (path / "csv" / f"{name}.csv").write_text(text)
+        os.utime(path / "csv" / f"{name}.csv", (2e9 + number, 2e9 + number))
+    curves = read_run(path).curves
+    assert curves["val/loss"] == [(10, 5.0), (20, 4.0), (22, 3.0), (30, 2.0)]
+    assert curves["lr"] == [(10, 1.0), (30, 2.0)]
+
+
 def test_read_run_skips_empty_cells_and_a_line_cut_off(tmp_path: Path) -> None:
     path = make_run(tmp_path / "r")
     (path / "csv" / "metrics.csv").write_text(
