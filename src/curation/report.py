@@ -28,10 +28,11 @@ WIDTH, HEIGHT = 640, 120
 STYLE = (
     "body{font:15px/1.4 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse}td,th{padding:.15rem .8rem;text-align:left;"
-    "border-bottom:1px solid #ccc}figure{display:inline-block;margin:2px;width:112px;"
-    "vertical-align:top}figcaption{font-size:12px;overflow-wrap:anywhere}img{max-width:112px}"
+    "border-bottom:1px solid #ccc;overflow-wrap:anywhere}"
+    "figure{display:inline-block;margin:2px;width:112px;vertical-align:top}"
+    "figcaption{font-size:12px;overflow-wrap:anywhere}img{max-width:112px}"
     ".out{border-left:4px solid #c33;padding-left:.5rem}.in{border-left:4px solid #393;"
-    "padding-left:.5rem}svg{background:#f6f6f6}"
+    "padding-left:.5rem}svg{background:#f6f6f6;max-width:100%;height:auto}"
 )
 
 
@@ -75,7 +76,8 @@ def write_report(path: Path, root: Path, thresholds: Thresholds) -> None:
     page = "".join(parts)
     write_text(
         path,
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Filter report</title>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width'><title>Filter report</title>"
         f"<style>{STYLE}</style>{page}</html>\n",
     )
 

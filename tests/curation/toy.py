@@ -45,6 +45,8 @@ class ToyStep:
             raise OSError("disk on fire")
         if fault == "dies" or (fault == "dies once" and starts == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "out of memory once" and starts == 1:
+            bytearray(1 << 60)
         if fault == "slow":
             time.sleep(0.3)
         (folder / "square.txt").write_text(str(int(unit.name) ** 2))

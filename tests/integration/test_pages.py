@@ -77,6 +77,10 @@ def test_preference_page_records_votes(browser: Browser, tmp_path: Path) -> None
     browser.evaluate("at('left').click()")
     browser.evaluate("dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}))")
     assert browser.evaluate("at('place').textContent") == "Question 3 of 3, 2 answered"
+    browser.evaluate("window.old = true")
+    browser.call("Page.reload")
+    browser.wait_for("!window.old && document.readyState === 'complete'")
+    assert browser.evaluate("at('place').textContent") == "Question 3 of 3, 2 answered"
     browser.evaluate("at('tie').click()")
     answers = json.loads(browser.evaluate("JSON.stringify({study, rater: 'one', answers})"))
     (study / "votes_one.json").write_text(json.dumps(answers))
