@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Path]:
-    """A hub folder of random weights: both trunks, LPIPS heads, NIQE, MUSIQ, MANIQA, Inception."""
+    """A hub folder of random weights: trunks, LPIPS heads, the files of pyiqa."""
     import pyiqa.utils.download_util as download
     import torchvision
 
@@ -63,10 +63,15 @@ def _slim(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _write_pyiqa_files(folder: Path) -> None:
     import timm
-    from pyiqa.archs import inception, maniqa_arch, musiq_arch
+    from pyiqa.archs import inception, maniqa_arch, musiq_arch, topiq_arch
 
     state = musiq_arch.MUSIQ(pretrained=False, num_class=1).state_dict()
     torch.save(state, folder / "musiq_koniq_ckpt-e95806b9.pth")
+    topiq = topiq_arch.CFANet(
+        semantic_model_name="resnet50", model_name="cfanet_nr_koniq_res50", use_ref=False,
+        backbone_pretrain=False, pretrained=False,
+    )  # fmt: skip
+    torch.save({"params": topiq.state_dict()}, folder / "cfanet_nr_koniq_res50-9a73138b.pth")
     create = timm.create_model
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timm, "create_model", lambda name, **_: create(name))
@@ -74,7 +79,11 @@ def _write_pyiqa_files(folder: Path) -> None:
     torch.save(state, folder / "ckpt_koniq10k.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception, "load_pretrained_network", lambda *args: None)
-        state = inception.fid_inception_v3().state_dict()
+        net = inception.fid_inception_v3()
+    for module in net.modules():  # at its own scale nearly all images have the same features
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    state = net.state_dict()
     torch.save(state, folder / "pt_inception-2015-12-05-6726825d.pth")
     from torchmetrics.functional.image import lpips
 
@@ -138,12 +147,19 @@ def test_formulas_equal_torchmetrics(pair: tuple[Tensor, Tensor]) -> None:
     assert METRICS["ssim"].build(CPU)(*pair) == pytest.approx(inside, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["niqe", "musiq"])
+@pytest.mark.parametrize(
+    ("name", "metric_id", "options"),
+    [
+        ("niqe", "niqe", {}),
+        ("musiq", "musiq", {}),
+        ("topiq", "topiq_nr", {"backbone_pretrain": False}),  # the metric's file holds it
+    ],
+)
 def test_no_reference_metrics_equal_pyiqa(
-    hub: Path, pair: tuple[Tensor, Tensor], name: str
+    hub: Path, pair: tuple[Tensor, Tensor], name: str, metric_id: str, options: dict
 ) -> None:
     value = METRICS[name].build(CPU)(pair[0], None)
-    assert value == pytest.approx(_direct(name, pair[0]), rel=1e-5)
+    assert value == pytest.approx(_direct(metric_id, pair[0], **options), rel=1e-5)
 
 
 def test_maniqa_loads_its_own_file_whole_and_asks_for_no_trunk(hub: Path) -> None:
@@ -163,15 +179,21 @@ def test_dists_equals_the_functional_form(hub: Path, pair: tuple[Tensor, Tensor]
     assert [score(*pair), score(*pair)] == pytest.approx([expected, expected], abs=1e-5)
 
 
-def test_fid_of_equal_sets_is_zero(hub: Path, tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        generator = torch.Generator().manual_seed(0)
+def test_fid_of_equal_sets_is_zero_and_of_others_that_of_pyiqa(hub: Path, tmp_path: Path) -> None:
+    import pyiqa
+
+    for folder, seed, scale in (("a", 0, 1.0), ("b", 0, 1.0), ("c", 1, 0.5)):
+        generator = torch.Generator().manual_seed(seed)
         for index in range(4):
-            write_image(
-                tmp_path / folder / f"{index}.png", torch.rand(3, 32, 32, generator=generator)
-            )
+            image = scale * torch.rand(3, 32, 32, generator=generator)
+            write_image(tmp_path / folder / f"{index}.png", image)
     score = METRICS["fid"].build(CPU)
     assert score(tmp_path / "a", tmp_path / "b") == pytest.approx(0, abs=1e-3)
+    with contextlib.redirect_stdout(None):
+        direct = pyiqa.create_metric("fid", device=CPU)
+        expected = float(direct(str(tmp_path / "a"), str(tmp_path / "c"), num_workers=0))
+    assert score(tmp_path / "a", tmp_path / "c") == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.01
 
 
 def test_benchmark_runs_learned_metrics_without_a_network(
