@@ -165,7 +165,9 @@ def measure(
         times = timed.times.get(step) or timed.times.get(f"{step}-positive")
         if times and len(times) > 2 * workers + 2:
             result[step]["start"] = times[1] - times[0]
-            size = UNIT if step != "shards" else cfg.shards.shard_size
+            sizes = {"shards": cfg.shards.shard_size}
+            sizes["negatives"] = cfg.negatives.count / (len(times) - 1)
+            size = sizes.get(step, UNIT)
             first, last = max(workers, len(times) // 5), len(times) - 1 - workers
             if last > first:
                 result[step]["rate"] = (last - first) * size / (times[last] - times[first])
