@@ -110,7 +110,7 @@ def caption_tables(folder: Path) -> None:
     letters = np.array(list(string.ascii_lowercase + "     "))
     for unit in tables._caption_units():
         rows = pq.read_table(unit_folder(tables.root, "select", "all") / f"{unit.name}.parquet")
-        rows = rows.filter(pa.compute.equal(rows.column("reason"), ""))
+        rows = rows.filter(pa.array(rows.column("reason").to_numpy() == ""))
         text = "".join(rng.choice(letters, CAPTION * len(rows)))
         columns = {
             "key": rows.column("key"),

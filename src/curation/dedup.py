@@ -71,7 +71,8 @@ class DedupStep:
         groups = group_duplicates(hashes[left], self.max_distance)
         winners = left[best_of(groups, quality[left], keys[left])]
         lost = winners != left
-        for number, winner in zip(left[lost], winners[lost], strict=True):
+        for pair in zip(left[lost], winners[lost], strict=True):
+            number, winner = map(int, pair)
             distance = int(np.bitwise_count(hashes[number] ^ hashes[winner]))
             rows.append(_row(keys[number], "duplicate", keys[winner].decode(), distance))
         write_rows(folder / "rows.parquet", rows, ROWS)
