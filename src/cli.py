@@ -6,6 +6,7 @@ and exit status 1. Set HYDRA_FULL_ERROR=1 for the traceback.
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if wants_traceback:
                     raise
                 sys.exit(f"error: {explain(error, config_name, sys.argv[1:])}")
+            except KeyboardInterrupt:
+                if wants_traceback:
+                    raise
+                print("interrupted", file=sys.stderr)
+                sys.exit(128 + signal.SIGINT)  # what a shell reports for ctrl-C
 
         return main
 

@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.cli import explain, unknown_key
+from src.cli import command, explain, unknown_key
 from src.diffusion import RestoreSettings
 from src.networks.build import build_network
 
@@ -133,3 +133,17 @@ def test_unknown_option_is_answered_with_the_known_ones() -> None:
         composed("train", "experiment=zerosft", "connector=nonesuch")
     message = explain(caught.value, "train", [])
     assert "zerosft" in message and "residual" in message
+
+
+def test_an_interrupt_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(cfg: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["curate", "input=x", "output=y"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # a command sets it; put back afterwards
+    with pytest.raises(SystemExit) as stop:
+        command("curate")(task)()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

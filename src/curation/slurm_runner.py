@@ -62,14 +62,20 @@ class SlurmRunner:
             log.info("%s: %d jobs submitted, logs in %s", step.name, len(jobs), self.logs)
             failed: list[Unit] = []
             errors: dict[str, str] = {}
-            for job, share in self._ended(dict(zip(jobs, shares, strict=True))):
-                errors |= _errors(job)
-                for unit in share:
-                    if is_done(root, step, unit):
-                        yield Outcome(unit.name, attempt)
-                    else:
-                        failed.append(unit)
-                        errors.setdefault(unit.name, f"job {job.job_id} ended before it was done")
+            running = dict(zip(jobs, shares, strict=True))
+            try:
+                for job, share in self._ended(running):
+                    errors |= _errors(job)
+                    for unit in share:
+                        if is_done(root, step, unit):
+                            yield Outcome(unit.name, attempt)
+                        else:
+                            failed.append(unit)
+                            problem = f"job {job.job_id} ended before it was done"
+                            errors.setdefault(unit.name, problem)
+            finally:
+                for job in running:  # this run was interrupted: the next one submits its own
+                    job.cancel(check=False)
             left = failed
             if not left:
                 return

@@ -82,6 +82,10 @@ def test_workers_end_with_a_killed_starter(tmp_path: Path) -> None:
     run.wait()
     pids = {int(line) for path in tmp_path.glob("*.starts") for line in path.read_text().split()}
     assert len(pids) == 2
+    _await_end(pids)
+
+
+def _await_end(pids: set[int]) -> None:
     deadline = time.monotonic() + 30
     while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -120,6 +124,17 @@ def test_slurm_jobs_do_their_shares_and_the_next_array_does_what_is_left(tmp_pat
     }  # fmt: skip
     errors = {name: outcome.error for name, outcome in outcomes.items() if outcome.error}
     assert sorted(errors) == ["3"] and "disk on fire" in errors["3"]
+
+
+def test_slurm_jobs_of_an_interrupted_run_are_cancelled(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    runner = SlurmRunner(logs=str(tmp_path / "logs"), jobs=2, cluster="local", poll_s=0.05)
+    run = runner.run(ToyStep(str(tmp_path)), toy_units(2, u1="sleeps"), tmp_path)
+    assert next(run).unit == "0"
+    while not (started := tmp_path / "1.starts").is_file() or not started.read_text():
+        time.sleep(0.05)
+    run.close()  # type: ignore[attr-defined]
+    _await_end({int(started.read_text())})
 
 
 @pytest.mark.parametrize("runner, library", [

@@ -47,6 +47,8 @@ class ToyStep:
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "out of memory once" and starts == 1:
             bytearray(1 << 60)
+        if fault == "sleeps":
+            time.sleep(60)
         if fault == "slow":
             time.sleep(0.3)
         (folder / "square.txt").write_text(str(int(unit.name) ** 2))
