@@ -64,6 +64,7 @@ class StopOnSignal(pl.Callback):
         if number and self.received is None:
             self.received = signal.Signals(number)
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # the checkpoint is what the little time left is for
             log.warning(
                 "%s: stopping after step %d with a checkpoint; go on with ckpt_path=last",
                 self.received.name,

@@ -24,6 +24,9 @@ class Toy(pl.LightningModule):
             os.kill(os.getpid(), signal.SIGINT)
         return self.layer(batch).square().mean()
 
+    def validation_step(self, batch: Any, index: int) -> None:
+        raise AssertionError("a scheduler that sent a signal does not wait for a validation")
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -34,9 +37,10 @@ def test_first_ctrl_c_saves_after_the_step_and_stops(tmp_path: Path) -> None:
     trainer = pl.Trainer(
         max_steps=50, accelerator="cpu", logger=False,
         enable_progress_bar=False, callbacks=[stop, save], enable_model_summary=False,
-        plugins=[VerifiedCheckpointIO()],
+        plugins=[VerifiedCheckpointIO()], num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(Toy(), DataLoader(torch.randn(64, 2), batch_size=1))
+    batches = DataLoader(torch.randn(64, 2), batch_size=1)
+    trainer.fit(Toy(), batches, batches)
     assert stop.received == signal.SIGINT and stop.exit_code == 130
     assert trainer.global_step == 4
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
