@@ -5,6 +5,7 @@
     python -m benchmarks.ablation_study report=tables          tables of what is finished
     python -m benchmarks.ablation_study sheet=FILE.jpg         pictures of the first seed
     python -m benchmarks.ablation_study job=zerosft_s0 part=trained     one run in this process
+    python -m benchmarks.ablation_study steps=1200 names=zerosft,data_1   some trainings, longer
 
 A run is one training and the evaluations of its checkpoint, each in a run folder that
 `python -m src.ablation` reads. Finished runs are skipped, so a study that was stopped goes on.
@@ -30,10 +31,11 @@ from src.runs import write_config
 from src.train import train
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path("runs/study")
+FOLDER = Path("runs/study")  # of STEPS; longer trainings have a folder of their own
+STEPS = 300
 SEEDS = (0, 1, 2)
 COMMON = (
-    "experiment=zerosft", "max_steps=300", "val_every=300", "data.val_size=33",
+    "experiment=zerosft", "data.val_size=33",
     "data.root=data/shards/study", "+data.prepare.shard_size=5",  # 1 % of the shards exists then
     "weights.robust_encoder=data/demo/robust_encoder.safetensors",
 )  # fmt: skip
@@ -81,6 +83,7 @@ def run(job: str, part: str) -> None:
     name, _, seed = job.rpartition("_s")
     folder = FOLDER / job
     changes = (*COMMON, *TRAINED[name], f"seed={seed}", f"run_dir={folder}", f"name={name}")
+    changes += (f"max_steps={STEPS}", f"val_every={STEPS}")
     checkpoint = folder / "checkpoints" / "last.ckpt"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         trained = compose("train", list(changes))
@@ -107,18 +110,24 @@ def run(job: str, part: str) -> None:
             evaluate(cfg)
 
 
-def order() -> Iterator[tuple[str, str]]:
-    """Yield (job, part), seed by seed: trainings, then variants; LATER after all seeds."""
+def order(names: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield (job, part), seed by seed: trainings, then variants; LATER after all seeds.
+
+    With `names`, only the trainings of these.
+    """
+    if names:
+        yield from ((f"{name}_s{seed}", "trained") for seed in SEEDS for name in names)
+        return
     for seed in SEEDS:
         own = [name for name in TRAINED if name not in LATER]
         yield from ((f"{name}_s{seed}", part) for part in ("trained", "variants") for name in own)
     yield from ((f"{name}_s{seed}", "trained") for seed in SEEDS for name in LATER)
 
 
-def main(launch: list[str]) -> int:
+def main(launch: list[str], names: list[str]) -> int:
     """Run what is not done yet, each in a process of its own; returns how many failed."""
     failed = 0
-    for job, part in order():
+    for job, part in order(names):
         if all((FOLDER / t / "eval" / "report.html").is_file() for t in evaluations(job, part)):
             continue
         command = [
@@ -128,6 +137,7 @@ def main(launch: list[str]) -> int:
             "benchmarks.ablation_study",
             f"job={job}",
             f"part={part}",
+            f"steps={STEPS}",
         ]
         failed += subprocess.run(command, cwd=ROOT).returncode != 0
     return failed
@@ -207,8 +217,7 @@ def report() -> str:
         rows = []
         for title, (name, variant) in variants.items():
             seeds = scores(name, variant, COLUMNS[0])
-            if not seeds:
-                rows.append([title, "0", *["not run"] * len(COLUMNS)])
+            if not seeds:  # not run
                 continue
             line = [title, str(len(seeds))]
             for metric in COLUMNS:
@@ -217,6 +226,8 @@ def report() -> str:
                 line.append(cell(own, base, metric))
             rows.append(line)
         header = ["", "seeds", *map(metric_title, COLUMNS)]
+        if len(rows) < 2:
+            continue
         parts.append(f"### {family}\n\n{markdown_table(header, rows)}")
     return "\n\n".join(parts)
 
@@ -252,6 +263,9 @@ def sheet(path: Path) -> None:
 
 if __name__ == "__main__":
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if int(arguments.get("steps", STEPS)) != STEPS:
+        STEPS = int(arguments["steps"])
+        FOLDER = FOLDER.with_name(f"study_{STEPS}")
     if "report" in arguments:
         print(report())
     elif "sheet" in arguments:
@@ -260,4 +274,5 @@ if __name__ == "__main__":
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         run(arguments["job"], arguments["part"])
     else:
-        sys.exit(main(arguments.get("launch", "").split()) > 0)
+        names = arguments.get("names", "")
+        sys.exit(main(arguments.get("launch", "").split(), names.split(",") if names else []) > 0)
