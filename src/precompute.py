@@ -4,7 +4,6 @@ data.precomputed=[latents,text] ..., with the words of the run that will use the
 What is there already, made in the same way of the same tar, is left alone.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from src.data.precomputed import (
     constant_texts,
     possible_texts,
     read_metadata,
+    recipe_of,
     text_key,
     write_columns,
 )
@@ -106,7 +106,7 @@ def latents(
                 found.append(vae.encode(to_signed(images.to(device))).bfloat16().cpu())
         return {"latents": torch.cat(found), "valid": valid}
 
-    return columns, json.dumps({"weights": str(path), "size": size})
+    return columns, recipe_of(vae, size=size)
 
 
 def text(cfg: DictConfig, data: RestorationDataModule, device: torch.device) -> tuple[Columns, str]:
@@ -146,7 +146,7 @@ def text(cfg: DictConfig, data: RestorationDataModule, device: torch.device) -> 
         found = {name: t.unflatten(0, (-1, 2)) for name, t in encode(texts).items()}
         return found | {f"constant_{name}": t for name, t in encode(constants).items()}
 
-    return columns, json.dumps({"weights": str(cfg.weights.sdxl)})
+    return columns, recipe_of(conditioner)
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -21,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from src.base_weights import load_base_weights
 from src.cli import ROOT, command
 from src.data.datamodule import RestorationDataModule
+from src.data.precomputed import recipe_of
 from src.networks.switches import checkpoint_activations, compile_networks
 from src.resume import resolve_checkpoint
 from src.runs import write_config, write_summary
+from src.training import SupirModule
 from src.training.checkpoint_io import committed, read_manifest
 from src.training.interruption import StopOnSignal, requeue_slurm_job
 from src.training.replay import ReplayStep
@@ -126,11 +128,15 @@ def build(cfg: DictConfig, *extra: pl.Callback) -> Run:
     module = instantiate(cfg.module, recipe=recipe, _convert_="all")
     recipe["weights"] = load_base_weights(module, cfg)
     module.recipe = recipe
+    datamodule: RestorationDataModule = instantiate(cfg.data, _convert_="all")
+    if datamodule.precomputed and isinstance(module, SupirModule):
+        size = datamodule.sample_reader.crop_size
+        made_by = {"latents": recipe_of(module.vae, size=size)}
+        datamodule.recipes = made_by | {"text": recipe_of(module.conditioner)}
     if cfg.channels_last:
         module.to(memory_format=torch.channels_last)
     checkpoint_activations(module, cfg.checkpointing)
     compile_networks(module, cfg.compile)
-    datamodule = instantiate(cfg.data, _convert_="all")
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     trainer: pl.Trainer = instantiate(

@@ -6,15 +6,18 @@
 writes them; each tells in its metadata the sha256 of its tar and what made it.
 """
 
+import hashlib
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.data.captions import CaptionPolicy, TokenCounter, compose
 from src.data.order import keyed_hash
@@ -75,6 +78,19 @@ def check_policies(
         raise ValueError("precomputed text has no captions by crop: it needs min_visible=0")
 
 
+def recipe_of(network: nn.Module, **settings: int) -> str:
+    """Return what made features: the settings, and 16 digits that tell weights from others.
+
+    Of each tensor 64 values count, as bfloat16, so that the precision it is held in does not.
+    """
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)][:64]
+        bits = values.to("cpu", torch.bfloat16).view(torch.int16)
+        state.update(name.encode() + bits.numpy().tobytes())
+    return json.dumps({"weights": state.hexdigest(), **settings})
+
+
 def column_path(tar: Path, kind: str) -> Path:
     """Return where what was precomputed for `tar` lies."""
     return tar.with_suffix(f".{kind}.safetensors")
@@ -114,12 +130,15 @@ class Precomputed:
         self.folder, self.entries, self.kinds = Path(folder), list(entries), list(kinds)
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
-    def check(self, shards: Sequence[int]) -> None:
-        """See that the files of these shards are there, and belong to the tars.
+    def check(self, shards: Sequence[int], wanted: Mapping[str, str]) -> None:
+        """See that the files of these shards are there, belong to the tars, and are made as wanted.
+
+        Args:
+            shards: Their numbers.
+            wanted: Kind -> recipe; of a kind that is not named, all files must have the same.
 
         Raises:
-            StorageError: One is missing, or of another version of its tar, or made otherwise than
-                the first.
+            StorageError: One is missing, or of another version of its tar, or made otherwise.
         """
         for kind in self.kinds:
             recipes = set()
@@ -132,6 +151,11 @@ class Precomputed:
                         f"another version of the tar; python -m src.precompute writes it"
                     )
                 recipes.add(found.get("recipe"))
+            if kind in wanted and recipes - {wanted[kind]}:
+                raise StorageError(
+                    f"{self.folder}: {kind} were made by other weights, or for another crop size, "
+                    f"than this run's; python -m src.precompute writes them again"
+                )
             if len(recipes) > 1:
                 raise StorageError(f"{self.folder}: {kind} of {len(recipes)} different recipes")
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
 
 from src.base_weights import load_base_weights
 from src.data.precomputed import column_path
+from src.data.storage import StorageError
 from src.images import to_signed
 from src.precompute import precompute_all
+from src.train import build
 from tests.integration.conftest import Compose
 
 BF16 = 2**-8  # relative rounding of a number with 8 bits of mantissa
@@ -60,6 +63,30 @@ def test_second_run_finds_its_work_done_and_a_changed_tar_undone(
     tar = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))[0]
     os.remove(column_path(tar, "text"))
     assert precompute_all(cfg) == 1
+
+
+def test_features_of_other_weights_stop_a_training_and_are_made_again(
+    composed_in: Compose, options: list[str], tmp_path: Path
+) -> None:
+    cfg = composed_in("train", *options)
+    assert precompute_all(cfg) > 0
+
+    def start() -> None:
+        data = build(cfg).datamodule
+        data.setup("fit")
+        data.train_dataloader()
+
+    start()
+    other = tmp_path / "other.safetensors"
+    state = load_file(cfg.weights.sdxl)
+    name = next(name for name in state if name.startswith("first_stage_model.encoder"))
+    save_file(state | {name: state[name] + 0.5}, other)
+    cfg.weights.vae = str(other)
+    with pytest.raises(StorageError, match="latents were made by other weights"):
+        start()
+    shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
+    assert precompute_all(cfg) == len(shards)  # the latents; the text is as it was
+    start()
 
 
 def test_sharpened_targets_are_refused(composed_in: Compose, options: list[str]) -> None:
