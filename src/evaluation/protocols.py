@@ -63,8 +63,8 @@ class Protocol:
         select_metrics(self.metrics)
         for field in ("short_side", "crop", "scale", "repeats", "limit"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field} must be a whole number from 1 on, got {value}")
         if self.border < 0:
             raise ValueError(f"border must be 0 or more, got {self.border}")
         if self.degradation is not None and self.degradation.scale != self.scale:
