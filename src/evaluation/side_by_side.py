@@ -241,7 +241,8 @@ def _data_table(comparison: Comparison) -> DataTable:
 
 
 def _without_seed(label: str) -> str:
-    return " ".join(part for part in label.split(" ") if not part.startswith("seed=")) or "all"
+    """Leave the seed out, also in the name of a training's folder within a label."""
+    return " ".join(re.sub(r"(^|[ ,/])seed=\d+(?=[ ,/]|$)", "", label).split()) or "all"
 
 
 def _file_name(name: str) -> str:

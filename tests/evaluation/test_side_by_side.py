@@ -13,7 +13,12 @@ from src.ablation import compare
 from src.evaluation.document import DataTable, Heading, render_html, render_markdown
 from src.evaluation.plots import running_mean
 from src.evaluation.runs import label_runs, read_run
-from src.evaluation.side_by_side import ComparisonSettings, _file_name, write_comparison
+from src.evaluation.side_by_side import (
+    ComparisonSettings,
+    _file_name,
+    _without_seed,
+    write_comparison,
+)
 from src.images import read_image, write_image
 from tests.evaluation.fake_runs import make_run
 
@@ -147,6 +152,13 @@ def test_pictures_of_runs_whose_labels_hold_points_stand_apart(tmp_path: Path) -
     pictures = list((tmp_path / "report/pictures").glob("sampler.tau=*.png"))
     assert len(pictures) == 2 * 3
     assert {read_image(path)[0, 0, 0].item() for path in pictures} == {64, 76, 89, 102}
+
+
+def test_seed_is_left_out_of_labels_and_of_paths_in_them() -> None:
+    assert _without_seed("connector=plain seed=12") == "connector=plain"
+    path = "checkpoint=runs/multirun/t/connector=plain,seed=0/checkpoints/last.ckpt"
+    assert _without_seed(path) == path.replace(",seed=0", "")
+    assert _without_seed("seed=1") == "all" and _without_seed("data.seed=1") == "data.seed=1"
 
 
 def test_labels_make_short_and_distinct_file_names() -> None:
