@@ -75,8 +75,8 @@ class Protocol:
     def settings(self) -> dict[str, Any]:
         """Return what the numbers depend on, as JSON values, for the records."""
         fields = asdict(self)
-        prose = ("metrics", "source", "obtain")
-        settings = {key: value for key, value in fields.items() if key not in prose}
+        others = ("metrics", "source", "obtain", "limit")  # no value of one image depends on them
+        settings = {key: value for key, value in fields.items() if key not in others}
         return {"protocol": settings.pop("name"), **settings}
 
     def folders(self, root: Path) -> tuple[Path | None, Path | None]:

@@ -140,6 +140,7 @@ def test_every_protocol_file_builds_a_protocol_of_its_name(name: str) -> None:
         OmegaConf.update(whole, key, "given")  # folders that only the user knows
     protocol = instantiate(whole.protocol, _convert_="all")
     assert isinstance(protocol, Protocol) and protocol.name == name and protocol.source
+    assert "limit" in config and "limit" not in protocol.settings()  # more images, same values
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "metrics").glob("*.yaml")), ids=str)
