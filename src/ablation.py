@@ -24,18 +24,19 @@ def compare(cfg: DictConfig) -> str:
     """
     root = Path(cfg.runs_dir)
     named = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs or [])
-    sweep = None if named else newest_sweep(root)
+    sweep = [] if named else newest_sweep(root)
     if not named and not root.is_dir():
         raise FileNotFoundError(f"no runs: there is no folder {root}; train first, or give runs=")
-    paths = find_runs(named or [sweep or root])
+    paths = find_runs(named or sweep or [root])
     if not paths:
         places = ", ".join(named) or str(root)
         raise FileNotFoundError(
             f"no runs below {places}: a run folder holds config.yaml and metrics.csv, "
             "summary.json or eval/records.jsonl"
         )
-    if sweep is not None:
-        log.info("comparing the newest sweep, %s; choose others by runs=[...]", sweep)
+    if sweep:
+        places = ", ".join(map(str, sweep))
+        log.info("comparing the newest sweep, %s; choose others by runs=[...]", places)
     runs = label_runs([read_run(path) for path in paths])
     if cfg.baseline is not None:
         if not any(cfg.baseline in run.label for run in runs):

@@ -8,6 +8,7 @@ again from records alone (report=DIR), and holds a blinded preference study (stu
 
 import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,9 @@ def evaluate(cfg: DictConfig) -> str:
     if cfg.study is not None:
         return run_study(Path(cfg.study), OmegaConf.to_container(cfg.preference))  # type: ignore[arg-type]
     protocol: Protocol = instantiate(cfg.protocol, _convert_="all")
-    missing = check_weights(protocol.metrics, require=list(cfg.metrics.require))
-    if cfg.metrics.download and missing:
-        fetch(file for files in missing.values() for file in files)
-        check_weights(protocol.metrics, require=protocol.metrics)  # what came may be damaged
+    if cfg.metrics.names is not None:
+        protocol = replace(protocol, metrics=tuple(cfg.metrics.names))
+    _find_weights(cfg, protocol)
     device = pick_device(cfg.device)
     others, settings = other_methods(cfg, device)
     with_model = cfg.checkpoint is not None or not others
@@ -189,6 +189,21 @@ def named_outputs(outputs: Any) -> dict[str, Path]:
     if isinstance(outputs, str):
         return {Path(outputs).name: Path(outputs)}
     return {str(name): Path(folder) for name, folder in outputs.items()}
+
+
+def _find_weights(cfg: DictConfig, protocol: Protocol) -> None:
+    """Fetch the weights of metrics where that is asked for, and see to the required ones."""
+    unasked = set(cfg.metrics.require) - set(protocol.metrics)
+    if unasked:
+        raise ValueError(
+            f"metrics.require={sorted(unasked)} is not measured; measured by protocol "
+            f"{protocol.name}: {', '.join(protocol.metrics)}; choose others by metrics.names=[...]"
+        )
+    if cfg.metrics.download:
+        missing = check_weights(protocol.metrics)
+        fetch(dict.fromkeys(file for files in missing.values() for file in files))
+        check_weights(protocol.metrics, require=protocol.metrics)  # what came may be damaged
+    check_weights(protocol.metrics, require=list(cfg.metrics.require))
 
 
 def _require_what_no_run_says(

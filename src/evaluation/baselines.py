@@ -68,8 +68,8 @@ def spandrel_models(files: Mapping[str, str | Path], device: torch.device) -> di
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: spandrel is not installed, does not know the file, or the model is no image to
-            image model for RGB.
+        ValueError: spandrel is not installed, or cannot read or does not know the file, or the
+            model is no image to image model for RGB.
     """
     return {name: _Spandrel(name, Path(file), device) for name, file in files.items()}
 
@@ -87,6 +87,9 @@ class _Spandrel:
             model = ModelLoader(device=device).load_from_file(file)
         except UnsupportedModelError as error:
             raise ValueError(f"spandrel.{name}={file}: spandrel knows no such model") from error
+        except Exception as error:  # third-party code: torch, safetensors and pickle all differ
+            kind = type(error).__name__
+            raise ValueError(f"spandrel.{name}={file}: damaged ({kind}: {error})") from error
         if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3:
             raise ValueError(f"spandrel.{name}={file}: not a model from RGB image to RGB image")
         self.model, self.device = model.eval(), device

@@ -4,6 +4,7 @@ Images are (1, 3, H, W) float in [0, 1]. Everything is measured on the 8-bit ima
 would save.
 """
 
+import contextlib
 import logging
 import math
 import tempfile
@@ -25,11 +26,6 @@ from src.evaluation.weights import offline
 from src.images import read_image, to_uint8, to_unit, write_image
 
 log = logging.getLogger(__name__)
-
-REFERENCE_FOLDER = "hq"
-SAVE_SECONDS = 60.0
-MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
-
 
 REFERENCE_FOLDER = "hq"
 SAVE_SECONDS = 60.0
@@ -69,7 +65,7 @@ def run_benchmark(
         The records, in the order of images, methods, metrics.
 
     Raises:
-        ValueError: A metric is unknown, or two images share a name.
+        ValueError: A metric is unknown, two images share a name, or one is no relative path.
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
@@ -79,10 +75,11 @@ def run_benchmark(
         settings={m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods},
     )
     path = out_dir / "records.jsonl"
-    known = _known_values(path, row) if resume else {}
-    before = read_inputs(out_dir) if known else {}
-    if not known:
-        path.unlink(missing_ok=True)  # its values never stand beside pictures of this run
+    old = _old_records(path, row) if resume else []
+    known = {(r["image"], r["method"], r["metric"]): r["value"] for r in old}
+    before = read_inputs(out_dir) if old else {}
+    if path.is_file():  # other values never stand beside pictures of this run
+        write_records(old, path)
     singles = [m for m in chosen if m.name not in missing and not m.per_set]
     sets = [m for m in chosen if m.name not in missing and m.per_set]
 
@@ -91,7 +88,7 @@ def run_benchmark(
         pictures = out_dir / "images"
         if sets and not save_images:
             pictures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        keep = pictures if save_images or sets else None
+        keep = save_images or bool(sets)
         judge = _Judge(singles, border=border, device=torch.device(device))
         records: list[Record] = []
         inputs: dict[str, Input] = {}
@@ -101,24 +98,28 @@ def run_benchmark(
             if not isinstance(sample, Sample | BrokenSample):
                 sample = Sample(*sample)
             name = sample.name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"image {name!r}: its picture would lie outside the output folder")
             if name in seen:
                 raise ValueError(f"two images are named {name!r}; names must differ")
             seen.add(name)
             if isinstance(sample, Sample):
                 inputs[name] = describe_input(sample)
             same = name in inputs and before.get(name) == inputs[name]
-            records += _measure_image(sample, methods, judge, row, known if same else {}, keep)
+            reused = known if same else {}
+            records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
             log.info("measured %s (%d images so far)", name, len(seen))
             if time.monotonic() - saved > SAVE_SECONDS:
-                write_inputs(inputs.values(), out_dir)
-                write_records(records, path)
+                later = [r for r in old if r["image"] not in seen]  # not lost by an interruption
+                write_inputs({**before, **inputs}.values(), out_dir)
+                write_records([*records, *later], path)
                 saved = time.monotonic()
+        unchanged = before == inputs
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
-            old = {image for image, name, _ in known if name == method}
-            same = done <= old and all(before.get(name) == inputs[name] for name in inputs)
+            same = unchanged and done <= {image for image, name, _ in known if name == method}
             reused = known if same else {}  # a set with a new picture is another set
-            records += _measure_sets(sets, method, pictures, torch.device(device), row, reused)
+            records += _measure_sets(sets, method, inputs, pictures, judge, row, reused)
             for name, files in missing.items():
                 reason = "; ".join(map(str, files))
                 records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
@@ -148,7 +149,7 @@ class _Judge:
     def __init__(self, metrics: list[Metric], *, border: int, device: torch.device) -> None:
         self.metrics = metrics
         self._border = border
-        self._device = device
+        self.device = device
         self._scores: dict[str, Score | str] = {}
 
     def __call__(
@@ -179,7 +180,7 @@ class _Judge:
     def _score(self, metric: Metric) -> Score | str:
         if metric.name not in self._scores:
             try:
-                self._scores[metric.name] = metric.build(self._device)
+                self._scores[metric.name] = metric.build(self.device)
             except Exception as error:  # third-party code; the rows say what happened
                 log.warning("metric %s cannot be built: %s", metric.name, error)
                 reason = f"{metric.name} cannot be built: {type(error).__name__}: {error}"
@@ -196,8 +197,10 @@ def _measure_image(
     methods: Mapping[str, Method],
     judge: _Judge,
     row: _RowMaker,
-    known: Mapping[tuple[str, str, str], float],
-    pictures: Path | None,
+    known: Mapping[tuple[str, str, str], float | None],
+    pictures: Path,
+    *,
+    keep: bool,
 ) -> list[Record]:
     if isinstance(sample, BrokenSample):
         log.warning("%s left out: %s", sample.name, sample.reason)
@@ -208,18 +211,20 @@ def _measure_image(
         ]
     name, hq = sample.name, sample.hq
     reference = None if hq is None else _eight_bit(hq)
-    if reference is not None and pictures is not None:
+    if reference is not None and keep:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
     records: list[Record] = []
     for method, restore in methods.items():
         values = {m.name: known.get((name, method, m.name)) for m in judge.metrics}
-        target = None if pictures is None else picture_path(pictures, method, name)
-        done = all(value is not None for value in values.values())
-        if done and (target is None or target.is_file()):
+        target = picture_path(pictures, method, name)
+        done = bool(values) and None not in values.values()
+        if done and (not keep or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
             continue
         ours = any(value is not None for value in values.values())  # else of other settings
         restored = _restore(restore, sample, kept=target if ours else None)
+        if isinstance(restored, str) or not (keep or ours):
+            target.unlink(missing_ok=True)  # one of other settings
         if isinstance(restored, str):
             log.warning("%s failed on %s: %s", method, name, restored)
             records += [
@@ -227,7 +232,7 @@ def _measure_image(
                 for metric in judge.metrics
             ]
             continue
-        if target is not None:
+        if keep:
             write_image(target, restored[0])
         for metric in judge.metrics:
             value = values[metric.name]
@@ -239,7 +244,8 @@ def _measure_image(
 def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
     """Return the restored 8-bit image, or why there is none; a kept picture saves the work."""
     if kept is not None and kept.is_file():
-        return to_unit(read_image(kept)).unsqueeze(0)
+        with contextlib.suppress(ValueError):  # damaged: made again
+            return to_unit(read_image(kept)).unsqueeze(0)
     try:
         with torch.no_grad():
             image = restore(sample).detach().float().cpu()
@@ -256,31 +262,41 @@ def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | 
 def _measure_sets(
     metrics: list[Metric],
     method: str,
+    inputs: Mapping[str, Input],
     pictures: Path,
-    device: torch.device,
+    judge: _Judge,
     row: _RowMaker,
-    known: Mapping[tuple[str, str, str], float],
+    known: Mapping[tuple[str, str, str], float | None],
 ) -> list[Record]:
     """Score the whole set of one method's pictures against the references."""
     records = []
-    restored, reference = pictures / method, pictures / REFERENCE_FOLDER
-    count = min(len(list(restored.glob("*.png"))), len(list(reference.glob("*.png"))))
+    paired = [name for name, facts in inputs.items() if facts["hq_size"] is not None]
+    made = [name for name in paired if picture_path(pictures, method, name).is_file()]
     for metric in metrics:
         value = known.get((WHOLE_SET, method, metric.name))
         status: Status = "ok"
-        reason = ""
+        reason = "" if len(made) == len(paired) else f"{len(made)} of {len(paired)} images"
         if value is not None:
             pass
-        elif not reference.is_dir():
+        elif not paired:
             status, reason = "no_reference", f"{metric.name} needs reference images"
-        elif count < MIN_SET_SIZE:
+        elif len(made) < MIN_SET_SIZE:
             status = "too_small"
-            reason = f"{metric.name} compares sets of at least {MIN_SET_SIZE} images, got {count}"
+            reason = (
+                f"{metric.name} compares sets of {MIN_SET_SIZE} images or more, got {len(made)}"
+            )
         else:
-            try:
-                value = metric.build(device)(restored, reference)
-            except Exception as error:  # third-party code; the row says what happened
-                status, reason = "metric_failed", f"{type(error).__name__}: {error}"
+            with tempfile.TemporaryDirectory() as folder:  # not what else lies among the pictures
+                for index, name in enumerate(made):
+                    for kind in (method, REFERENCE_FOLDER):
+                        link = Path(folder) / kind / f"{index}.png"
+                        link.parent.mkdir(exist_ok=True)
+                        link.symlink_to(picture_path(pictures, kind, name).absolute())
+                restored, reference = Path(folder) / method, Path(folder) / REFERENCE_FOLDER
+                try:
+                    value = metric.build(judge.device)(restored, reference)
+                except Exception as error:  # third-party code; the row says what happened
+                    status, reason = "metric_failed", f"{type(error).__name__}: {error}"
         if value is not None and not math.isfinite(value):
             reason = f"{metric.name} returned {value}"
             value, status = None, "not_finite"
@@ -290,20 +306,20 @@ def _measure_sets(
 
 def picture_path(folder: Path, method: str, name: str) -> Path:
     """Return where the picture of one method and image is kept."""
-    return folder / method / (name.replace("/", "__").replace("\\", "__") + ".png")
+    return folder / method / f"{name}.png"
 
 
-def _known_values(path: Path, row: _RowMaker) -> dict[tuple[str, str, str], float]:
+def _old_records(path: Path, row: _RowMaker) -> list[Record]:
     """Return the values in `path` that were measured by the same run under the same settings."""
     if not path.is_file():
-        return {}
-    return {
-        (record["image"], record["method"], record["metric"]): record["value"]
+        return []
+    return [
+        record
         for record in read_records(path)
         if record["value"] is not None
         and record["run"] == row.run
         and record["settings"] == row.settings.get(record["method"])
-    }
+    ]
 
 
 def _eight_bit(image: Tensor) -> Tensor:

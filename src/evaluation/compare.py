@@ -94,8 +94,8 @@ def compare_runs(
             line.append(text)
         rows.append(line)
     remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both {noun}."]
-    if any("p=" in text or "p<" in text for line in rows for text in line):
-        tests = sum("p=" in text or "p<" in text for line in rows for text in line)
+    tests = sum(", p" in text for line in rows for text in line[1:])
+    if tests:
         remarks.append(
             "[low, high]: 95 % bootstrap interval over images. p: Wilcoxon signed-rank test, "
             f"two-sided, not corrected for there being {tests} of them."

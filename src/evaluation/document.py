@@ -93,8 +93,12 @@ th, td { padding: 4px 10px; border-bottom: 1px solid #d9dce1; text-align: right;
 th:first-child, td:first-child { text-align: left; }
 .notes { color: #555; font-size: 13px; overflow-wrap: anywhere; }
 figure { margin: 12px 0; } figure img { max-width: 100%; }
-.pictures img { min-width: 96px; width: 100%; max-width: 420px; image-rendering: pixelated; }
-.pictures td, .pictures th { padding: 3px; border: 0; text-align: center; font-weight: normal; }
+.pictures table { width: 100%; }
+.pictures img { width: 100%; max-width: 420px; image-rendering: pixelated; }
+.pictures td, .pictures th { padding: 3px; border: 0; text-align: center; font-weight: normal;
+                             width: 240px; min-width: 110px; vertical-align: bottom;
+                             white-space: normal; overflow-wrap: anywhere; }
+.pictures th:first-child, .pictures td:first-child { width: 70px; min-width: 70px; }
 """
 
 

@@ -63,8 +63,8 @@ class Protocol:
         select_metrics(self.metrics)
         for field in ("short_side", "crop", "scale", "repeats", "limit"):
             value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} must be at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field} must be a whole number from 1 on, got {value}")
         if self.border < 0:
             raise ValueError(f"border must be 0 or more, got {self.border}")
         if self.degradation is not None and self.degradation.scale != self.scale:
@@ -75,8 +75,8 @@ class Protocol:
     def settings(self) -> dict[str, Any]:
         """Return what the numbers depend on, as JSON values, for the records."""
         fields = asdict(self)
-        prose = ("metrics", "source", "obtain")
-        settings = {key: value for key, value in fields.items() if key not in prose}
+        others = ("metrics", "source", "obtain", "limit")  # no value of one image depends on them
+        settings = {key: value for key, value in fields.items() if key not in others}
         return {"protocol": settings.pop("name"), **settings}
 
     def folders(self, root: Path) -> tuple[Path | None, Path | None]:

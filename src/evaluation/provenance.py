@@ -4,6 +4,7 @@
 machine, so that a report can be given away.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from src.evaluation.metrics import select_metrics
 from src.evaluation.records import write_text
 from src.evaluation.samples import Sample, as_json
 from src.evaluation.weights import hash_file
+from src.images import to_uint8
 
 INPUTS, ENVIRONMENT = "inputs.jsonl", "environment.json"
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pyiqa", "scikit-image", "spandrel", "numpy")
@@ -29,6 +31,7 @@ class Input(TypedDict):
         image: Name in the records.
         file: Name of the file it was read from, without its folder.
         sha256: Of that file.
+        pixels: SHA-256 of LQ and HQ as 8-bit values, which is what numbers depend on.
         lq_size, hq_size: (height, width); hq_size is None without a reference.
         degradation: How LQ was made; empty where it was given.
     """
@@ -36,6 +39,7 @@ class Input(TypedDict):
     image: str
     file: str | None
     sha256: str | None
+    pixels: str
     lq_size: list[int]
     hq_size: list[int] | None
     degradation: dict[str, Any]
@@ -44,10 +48,15 @@ class Input(TypedDict):
 def describe_input(sample: Sample) -> Input:
     """Return what the report says about one input."""
     source = sample.source
+    pixels = hashlib.sha256()
+    for image in (sample.lq, sample.hq):
+        if image is not None:
+            pixels.update(to_uint8(image.detach().cpu()).contiguous().numpy().tobytes())
     return Input(
         image=sample.name,
         file=None if source is None else source.name,
         sha256=None if source is None else hash_file(source),
+        pixels=pixels.hexdigest(),
         lq_size=list(sample.lq.shape[-2:]),
         hq_size=None if sample.hq is None else list(sample.hq.shape[-2:]),
         degradation=as_json(sample.degradation),

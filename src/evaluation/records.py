@@ -31,7 +31,7 @@ class Record(TypedDict):
         run: Name of the run.
         settings: Protocol, seed, checkpoint and so on: equal for rows that may be compared.
         status: See Status.
-        reason: Why there is no value; empty when there is one.
+        reason: Why there is no value; empty when there is one, but for sets that lack images.
     """
 
     image: str

@@ -85,10 +85,14 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def newest_sweep(root: Path) -> Path | None:
-    """Return the newest multirun folder `root/<experiment>/multirun/<date_time>` with runs."""
-    sweeps = sorted(root.glob("*/multirun/*/"), key=lambda path: path.name, reverse=True)
-    return next((sweep for sweep in sweeps if _runs_below(sweep)), None)
+def newest_sweep(root: Path) -> list[Path]:
+    """Return the newest multirun folders `root/<experiment>/multirun/<date_time>` with runs.
+
+    They are several where the sweep was over experiments: of one date and time.
+    """
+    sweeps = [path for path in sorted(root.glob("*/multirun/*/")) if _runs_below(path)]
+    newest = max((path.name for path in sweeps), default="")
+    return [path for path in sweeps if path.name == newest]
 
 
 def read_run(path: Path) -> Run:

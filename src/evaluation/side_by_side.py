@@ -1,6 +1,7 @@
 """Several runs -> one report: what differs, final losses, metrics, curves, pictures."""
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,7 @@ def _curve_blocks(
     for name in names:
         curves = {run.label: run.curves[name] for run in runs if name in run.curves}
         if curves:
-            path = out_dir / "curves" / f"{_file_name(name)}.png"
+            path = out_dir / "curves" / f"{_file_name(name.replace('/', '_'))}.png"
             plot_curves(name, curves, path, smooth=settings.smooth if "train" in name else 1)
             figures.append(Figure(path, name))
     return [Heading("Curves"), *figures] if figures else []
@@ -208,7 +209,8 @@ def _latest_pictures(runs: Sequence[Run], limit: int) -> dict[str, list[Path | N
 
 def _evaluated(run: Run, method: str) -> dict[str, Path]:
     folder = run.path / "eval" / "images" / method
-    return {path.stem: path for path in sorted(folder.glob("*.png"))}
+    paths = sorted(folder.rglob("*.png"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def _first(runs: Sequence[Run], method: str) -> dict[str, Path]:
@@ -239,13 +241,14 @@ def _data_table(comparison: Comparison) -> DataTable:
 
 
 def _without_seed(label: str) -> str:
-    return " ".join(part for part in label.split(" ") if not part.startswith("seed=")) or "all"
+    """Leave the seed out, also in the name of a training's folder within a label."""
+    return " ".join(re.sub(r"(^|[ ,/])seed=\d+(?=[ ,/]|$)", "", label).split()) or "all"
 
 
 def _file_name(name: str) -> str:
-    return re.sub(
-        r"[^\w.=-]+", "_", name.removesuffix(Path(name).suffix) if "/" not in name else name
-    )
+    """Return a name that file systems take; other names stay other names."""
+    plain = re.sub(r"[^\w.=-]+", "_", name)[:60]
+    return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -15,7 +15,9 @@ from src.evaluation.records import WHOLE_SET, Record
 
 NOT_AVAILABLE = "n/a"
 LATEX = {  # the backslash first: the others bring their own
-    "\\": r"\textbackslash ", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
+    "\\": r"\textbackslash ", "{": r"\{", "}": r"\}", "~": r"\textasciitilde ",
+    "^": r"\textasciicircum ", "<": r"\textless ", ">": r"\textgreater ",
+    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
     "\u2191": r"$\uparrow$", "\u2193": r"$\downarrow$", "\u00b1": r"$\pm$",
 }  # fmt: skip
 
@@ -100,11 +102,11 @@ def tabulate(records: Iterable[Record], *, by: str = "method") -> Table:
     cells = {}
     for key, group in groups.items():
         values = [r["value"] for r in group if r["value"] is not None]
-        reasons = Counter(r["reason"] for r in group if r["value"] is None)
+        reasons = Counter(r["reason"] for r in group if r["value"] is None or r["reason"])
         whole = all(r["image"] == WHOLE_SET for r in group)
         cells[key] = Cell(
             mean=fmean(values) if values else None,
-            images=frozenset(r["image"] for r in group if r["value"] is not None),
+            images=frozenset(r["image"] + r["reason"] for r in group if r["value"] is not None),
             total=1 if whole else len(images[key[0]]),
             reasons=tuple(reason for reason, _ in reasons.most_common()),
         )
@@ -151,7 +153,9 @@ def format_cell(cell: Cell | None, metric: str, notes: Footnotes) -> str:
         reason = cell.reasons[0] if cell.reasons else "no values"
         return f"{NOT_AVAILABLE} {notes.mark(f'{metric_title(metric)}: {reason}')}"
     text = format_value(cell.mean, metric)
-    return text if cell.counted == cell.total else f"{text} (n={cell.counted}/{cell.total})"
+    if cell.counted < cell.total:
+        return f"{text} (n={cell.counted}/{cell.total})"
+    return " ".join([text, *(notes.mark(f"{metric_title(metric)}: {r}") for r in cell.reasons)])
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -92,6 +92,9 @@ def test_spandrel_names_a_file_that_is_none(tmp_path: Path) -> None:
     pytest.importorskip("spandrel")
     with pytest.raises(FileNotFoundError, match="spandrel.x="):
         spandrel_models({"x": tmp_path / "x.pth"}, torch.device("cpu"))
+    (tmp_path / "x.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="spandrel.x=.*damaged"):
+        spandrel_models({"x": tmp_path / "x.pth"}, torch.device("cpu"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="spandrel knows no such model"):
         spandrel_models({"x": tmp_path / "x.pth"}, torch.device("cpu"))

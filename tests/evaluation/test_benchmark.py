@@ -231,3 +231,85 @@ def test_set_metric_on_few_images_is_not_computed(
     row = records[-1]
     assert (row["metric"], row["image"], row["status"]) == ("fid", "*", "too_small")
     assert not (tmp_path / "images").exists()
+
+
+def test_a_changed_reference_is_measured_again(tmp_path: Path) -> None:
+    (name, lq, hq), *_ = _samples(1)
+    fixed = {"out_dir": tmp_path, "run": "a", "resume": True}
+    run_benchmark([(name, lq, hq)], DO_NOTHING, ["psnr"], **fixed)
+    (again,) = run_benchmark([(name, lq, lq)], DO_NOTHING, ["psnr"], **fixed)
+    assert again["value"] == pytest.approx(80.0, abs=1e-6)
+
+
+def test_interrupted_resume_loses_no_value_and_keeps_none_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.evaluation.benchmark.SAVE_SECONDS", -1.0)
+    methods = {"lq": lambda s: s.lq, "m": lambda s: s.lq}
+    fixed = {"out_dir": tmp_path, "run": "a", "resume": True}
+    first = run_benchmark(
+        _samples(3), methods, ["psnr"], method_settings={"m": {"tau": 1}}, **fixed
+    )
+
+    def stopped():
+        yield _samples(3)[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(
+            stopped(), methods, ["psnr", "ssim"], method_settings={"m": {"tau": 2}}, **fixed
+        )
+    rows = _by_key(read_records(tmp_path / "records.jsonl"))
+    assert len(rows) == 4 + 2  # img0 anew by both metrics; img1 and img2 of the unchanged method
+    assert all(r in rows.values() for r in first if r["method"] == "lq")
+    assert {r["settings"].get("tau") for r in rows.values()} == {None, 2}
+
+
+def test_pictures_of_names_that_look_alike_stand_apart(tmp_path: Path) -> None:
+    images = [("a/b", _image(0), None), ("a__b", _image(1), None)]
+    run_benchmark(images, DO_NOTHING, ["psnr"], out_dir=tmp_path, run="a", save_images=True)
+    for name, lq, _ in images:
+        saved = read_image(picture_path(tmp_path / "images", "lq", name))
+        assert torch.equal(saved, to_uint8(lq)[0])
+    with pytest.raises(ValueError, match="outside the output folder"):
+        outside = [("../x", _image(0), None)]
+        run_benchmark(outside, DO_NOTHING, ["psnr"], out_dir=tmp_path, run="a")
+
+
+def test_damaged_kept_picture_is_made_again(tmp_path: Path) -> None:
+    fixed = {"out_dir": tmp_path, "run": "a", "resume": True, "save_images": True}
+    run_benchmark(_samples(1), DO_NOTHING, ["psnr"], **fixed)
+    kept = picture_path(tmp_path / "images", "lq", "img0")
+    kept.write_bytes(kept.read_bytes()[:99])
+    rows = run_benchmark(_samples(1), DO_NOTHING, ["psnr", "ssim"], **fixed)
+    assert [r["status"] for r in rows] == ["ok", "ok"]
+
+
+def test_set_metric_sees_the_pairs_of_this_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither pictures of an earlier run nor references whose partner failed take part."""
+
+    def build(device: torch.device):
+        def score(restored: Path, reference: Path) -> float:
+            pairs = [(p, reference / p.name) for p in restored.iterdir()]
+            assert len(pairs) == len(list(reference.iterdir()))
+            return sum(torch.equal(*map(read_image, pair)) for pair in pairs) + len(pairs) / 100
+
+        return score
+
+    fid = replace(registry.METRICS["fid"], weights=(), build=build)
+    monkeypatch.setitem(registry.METRICS, "fid", fid)
+    monkeypatch.setattr("src.evaluation.benchmark.MIN_SET_SIZE", 2)
+    fixed = {"out_dir": tmp_path, "run": "a", "save_images": True}
+    run_benchmark(_samples(5), DO_NOTHING, ["fid"], settings={"tau": 1}, **fixed)
+
+    def restore(sample: Sample) -> Tensor:
+        if sample.name == "img0":
+            raise RuntimeError("out of luck")
+        assert sample.hq is not None
+        return sample.hq
+
+    methods = {"lq": restore}
+    rows = run_benchmark(_samples(3), methods, ["fid"], settings={"tau": 2}, resume=True, **fixed)
+    assert [(r["value"], r["reason"]) for r in rows] == [(2.02, "2 of 3 images")]

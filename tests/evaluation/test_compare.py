@@ -109,3 +109,16 @@ def test_methods_are_compared_in_pairs_with_the_first() -> None:
     assert comparison.header[0] == "method"
     assert comparison.rows[1][0] == "restored" and "p=0.031" in comparison.rows[1][1]  # 2 / 64
     assert any("Wilcoxon" in note for note in comparison.notes)
+
+
+def test_the_number_of_tests_counts_no_labels() -> None:
+    """A label may hold `p=` itself; a row without an interval is no test."""
+    values = {str(i): float(i) for i in range(6)}
+    runs = {
+        "max_step=1": _records(values),
+        "max_step=2": _records({k: v + 1 for k, v in values.items()}),
+    }
+    notes = " ".join(compare_runs(runs).notes)
+    assert "there being 1 of them" in notes
+    few = {label: _records({"a": 1.0, "b": 2.0}) for label in runs}
+    assert "bootstrap" not in " ".join(compare_runs(few).notes)

@@ -39,9 +39,7 @@ def test_degraded_samples_are_cropped_and_seeded_by_name(tmp_path: Path) -> None
         return hq * 0.5, {"factor": 0.5}
 
     protocol = _protocol(crop=16, seed=3)
-    ((name, lq, hq, source, how, small),) = load_samples(
-        protocol, hq=tmp_path, degrade=degrade
-    )
+    ((name, lq, hq, source, how, small),) = load_samples(protocol, hq=tmp_path, degrade=degrade)
     assert source == tmp_path / "sub/a.png" and how == {"factor": 0.5} and small is None
     assert name == "sub/a" and seeds == [image_seed(3, "sub/a")]
     assert torch.equal(hq, image[..., 4:20, 2:18])
@@ -142,15 +140,22 @@ def test_every_protocol_file_builds_a_protocol_of_its_name(name: str) -> None:
         OmegaConf.update(whole, key, "given")  # folders that only the user knows
     protocol = instantiate(whole.protocol, _convert_="all")
     assert isinstance(protocol, Protocol) and protocol.name == name and protocol.source
+    assert "limit" in config and "limit" not in protocol.settings()  # more images, same values
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf" / "metrics").glob("*.yaml")), ids=str)
 def test_every_metrics_file_names_known_metrics(path: Path) -> None:
-    assert select_metrics(OmegaConf.to_container(OmegaConf.load(path))["names"])  # type: ignore[index, call-overload]
+    names = OmegaConf.load(path)["names"]  # type: ignore[index, call-overload]
+    assert select_metrics(names) if path.stem != "default" else names is None
+
+
+def test_protocol_refuses_a_scale_between_whole_numbers() -> None:
+    with pytest.raises(ValueError, match="scale must be a whole number from 1 on, got 1.5"):
+        Protocol(name="x", source="", metrics=(), scale=1.5)  # type: ignore[arg-type]
 
 
 def test_protocol_refuses_bad_values() -> None:
-    with pytest.raises(ValueError, match="crop must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="crop must be a whole number from 1 on, got 0"):
         _protocol(crop=0)
     with pytest.raises(ValueError, match="unknown metric"):
         _protocol(metrics=("nothing",))

@@ -7,8 +7,8 @@ import torch
 
 from src.evaluation.benchmark import picture_path
 from src.evaluation.records import Record, read_records, write_records
-from src.evaluation.report import write_report
-from src.evaluation.tables import markdown_table, tabulate
+from src.evaluation.report import mean_table, write_report
+from src.evaluation.tables import latex_table, markdown_table, tabulate
 from src.images import write_image
 
 
@@ -128,3 +128,24 @@ def test_report_refuses_no_records(tmp_path: Path) -> None:
 def test_markdown_table_lines_up_and_escapes() -> None:
     table = markdown_table(["a", "b"], [["x|y", "1"], ["z", "23"]])
     assert table == "| a    |   b |\n| ---- | --: |\n| x\\|y |   1 |\n| z    |  23 |"
+
+
+def test_latex_escapes_every_special_character() -> None:
+    text = latex_table(["{a}~^\\&%_#$<>"], [])
+    assert (
+        r"\{a\}\textasciitilde \textasciicircum \textbackslash \&\%\_\#\$"
+        r"\textless \textgreater " in text
+    )
+
+
+def test_value_of_an_incomplete_set_says_so_and_does_not_compete() -> None:
+    def row(method: str, value: float, reason: str) -> Record:
+        return Record(
+            image="*", method=method, metric="fid", value=value, run="x", settings={},
+            status="ok", reason=reason,
+        )  # fmt: skip
+
+    table = tabulate([row("a", 10.0, ""), row("b", 9.0, "98 of 100 images")])
+    means = mean_table(table)
+    assert [line[1] for line in means.rows] == ["10.00", "9.00 [1]"]
+    assert means.notes == ["[1] FID ↓: 98 of 100 images"]

@@ -45,8 +45,15 @@ def test_newest_sweep_is_the_one_with_the_latest_name_and_runs(tmp_path: Path) -
     newest = tmp_path / "a" / "multirun" / "2026-01-02_00-00-00"
     make_run(newest / "seed=1")
     (tmp_path / "a" / "multirun" / "2026-01-03_00-00-00").mkdir()
-    assert newest_sweep(tmp_path) == newest
-    assert newest_sweep(tmp_path / "b") is None
+    assert newest_sweep(tmp_path) == [newest]
+    assert newest_sweep(tmp_path / "b") == []
+
+
+def test_newest_sweep_over_experiments_lies_in_several_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / name / "multirun/2026-01-01_00-00-00" for name in ("a", "b")]
+    for folder in folders:
+        make_run(folder / "experiment")
+    assert newest_sweep(tmp_path) == folders
 
 
 def test_read_run_reads_config_curves_summary_and_pictures(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -12,7 +13,13 @@ from src.ablation import compare
 from src.evaluation.document import DataTable, Heading, render_html, render_markdown
 from src.evaluation.plots import running_mean
 from src.evaluation.runs import label_runs, read_run
-from src.evaluation.side_by_side import ComparisonSettings, write_comparison
+from src.evaluation.side_by_side import (
+    ComparisonSettings,
+    _file_name,
+    _without_seed,
+    write_comparison,
+)
+from src.images import read_image, write_image
 from tests.evaluation.fake_runs import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +62,7 @@ def test_ablation_lays_the_newest_sweep_side_by_side(sweep: Path, tmp_path: Path
         assert (report / name).stat().st_size > 0
     # the last picture of each run comes first to hand: step 10, not step 9 as text would sort
     shown = [p.name for p in (report / "pictures").iterdir()]
-    assert "val_connector=zerosft_seed=1_step_10.png" in shown
+    assert any(name.startswith("val_connector=zerosft_seed=1_step_10-") for name in shown)
 
 
 def test_ablation_takes_differences_from_the_baseline(sweep: Path, tmp_path: Path) -> None:
@@ -130,3 +137,31 @@ def test_html_escapes_what_runs_contain() -> None:
 
 def test_running_mean_uses_fewer_values_at_the_beginning() -> None:
     assert running_mean([2.0, 4.0, 6.0, 8.0], 2) == pytest.approx([2.0, 3.0, 5.0, 7.0])
+
+
+def test_pictures_of_runs_whose_labels_hold_points_stand_apart(tmp_path: Path) -> None:
+    """`sampler.tau=0.5` ends in no suffix; each run and image has a file of its own."""
+    for index, tau in enumerate(("0.5", "0.75")):
+        path = make_run(tmp_path / tau, psnr={"a": 20.0})
+        (path / ".hydra" / "overrides.yaml").write_text(f"- sampler.tau={tau}\n- x={'y' * 300}\n")
+        for name in ("img.1", "img.2", "deep/er"):
+            image = torch.full((3, 4, 4), (index + len(name)) / 20)
+            write_image(path / "eval/images/restored" / f"{name}.png", image)
+    runs = label_runs([read_run(tmp_path / tau) for tau in ("0.5", "0.75")])
+    write_comparison(runs, tmp_path / "report", ComparisonSettings())
+    pictures = list((tmp_path / "report/pictures").glob("sampler.tau=*.png"))
+    assert len(pictures) == 2 * 3
+    assert {read_image(path)[0, 0, 0].item() for path in pictures} == {64, 76, 89, 102}
+
+
+def test_seed_is_left_out_of_labels_and_of_paths_in_them() -> None:
+    assert _without_seed("connector=plain seed=12") == "connector=plain"
+    path = "checkpoint=runs/multirun/t/connector=plain,seed=0/checkpoints/last.ckpt"
+    assert _without_seed(path) == path.replace(",seed=0", "")
+    assert _without_seed("seed=1") == "all" and _without_seed("data.seed=1") == "data.seed=1"
+
+
+def test_labels_make_short_and_distinct_file_names() -> None:
+    names = ["a/b", "a_b", "a b", "x" * 300, "x" * 301]
+    files = {_file_name(name) for name in names}
+    assert len(files) == len(names) and max(map(len, files)) < 80

@@ -101,6 +101,28 @@ def test_required_metric_without_weights_ends_before_any_model_work(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(FileNotFoundError, match="required metrics lack weights: musiq"):
         evaluate(composed_in("evaluate", "metrics.require=[musiq]", "checkpoint=nowhere"))
+    fetched = []
+    monkeypatch.setattr("src.evaluate.fetch", lambda files: fetched.extend(f.file for f in files))
+    asked = ["metrics.names=[musiq,lpips,dists,lpips_vgg]", "metrics.require=[musiq]"]
+    with pytest.raises(FileNotFoundError, match="required metrics lack weights"):
+        evaluate(composed_in("evaluate", *asked, "metrics.download=true"))
+    assert len(fetched) == len(set(fetched)) == 3  # DISTS and LPIPS share the VGG file
+
+
+def test_metrics_that_are_asked_for_take_the_place_of_the_protocols(
+    composed_in: Compose, tmp_path: Path
+) -> None:
+    for folder in ("DIV2K_valid_HR", "made"):
+        write_image(tmp_path / folder / "a.png", torch.rand(3, 16, 16))
+    arguments = [
+        "protocol=supir_x4", "protocol.short_side=null", "protocol.crop=null", METRICS,
+        f"data_root={tmp_path}", f"outputs={tmp_path / 'made'}", f"output={tmp_path / 'eval'}",
+    ]  # fmt: skip
+    evaluate(composed_in("evaluate", *arguments))
+    records = read_records(tmp_path / "eval/records.jsonl")
+    assert {r["metric"] for r in records} == {"psnr", "ssim"}
+    with pytest.raises(ValueError, match=r"metrics\.require=\['fid'\] is not measured"):
+        evaluate(composed_in("evaluate", *arguments, "metrics.require=[fid]"))
 
 
 def test_study_is_made_and_read_by_the_command(composed_in: Compose, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ SHOWN = "[...document.querySelectorAll('.pair img.{}')].map(i => i.dataset.m).jo
 def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Browser]:
     browser = Browser(tmp_path / "profile", width=request.param)
     browser.call("Page.enable")
+    size = {"width": request.param, "height": 1400}  # windows themselves are 500 pixels at least
+    browser.call("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
+    assert browser.evaluate("innerWidth") == request.param
     yield browser
     browser.close()
 
