@@ -5,7 +5,10 @@ was stopped, and does nothing twice. `step=NAME` runs one step.
 """
 
 import logging
+import os
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -56,14 +59,17 @@ def steps_of(name: Any) -> tuple[str, ...]:
 def settings_of(cfg: DictConfig) -> PipelineSettings:
     """Build the settings of the pipeline from a configuration; loads nothing."""
     paths = name_inputs(_plain(cfg.input))
-    licence = _plain(cfg.licence)
-    licences: dict[str, str] = licence if isinstance(licence, dict) else {}
-    if isinstance(licence, str):
-        licences = {name: licence for name in paths}
+    for name in ("output", "shards_dir"):  # workers may run in other folders
+        cfg[name] = os.path.abspath(Path(cfg[name]).expanduser())
     filter_step = FilterStep(**_plain(cfg.filter))
     metrics = tuple(cfg.score.metrics)
     return PipelineSettings(
-        input=InputSettings(paths=paths, licences=licences, unit_size=cfg.unit_size),
+        input=InputSettings(
+            paths=paths,
+            licences=_licences(_plain(cfg.licence), paths),
+            unit_size=cfg.unit_size,
+            exclude=(f"{cfg.output}/work", f"{cfg.output}/report", cfg.shards_dir),
+        ),
         filter=filter_step,
         score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer)) if metrics else None,
         dedup=_dedup(cfg.dedup, filter_step),
@@ -81,6 +87,16 @@ def settings_of(cfg: DictConfig) -> PipelineSettings:
         retry_failed=cfg.retry_failed,
         prefix=cfg.prefix,
     )
+
+
+def _licences(licence: Any, sources: Iterable[str]) -> dict[str, str]:
+    """Return source name -> licence from one licence for all, or from one each."""
+    if licence is None or licence == "":
+        return {}
+    if isinstance(licence, list):
+        raise ValueError(f"licence must be one licence, or {{source: licence}}; got {licence}")
+    each = licence if isinstance(licence, dict) else dict.fromkeys(sources, licence)
+    return {name: str(value) for name, value in each.items() if value is not None}
 
 
 def recipe(node: DictConfig, **more: Any) -> Recipe:
