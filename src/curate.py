@@ -49,20 +49,33 @@ def steps_of(name: Any) -> tuple[str, ...]:
     Raises:
         ValueError: There is no such step.
     """
-    names = STEPS if name == "all" else (name,) if isinstance(name, str) else tuple(name)
+    names = STEPS if name == "all" else _several(name, "step")
     for one in names:
         if one not in STEPS:
             raise ValueError(f"unknown step {one!r}; known: all, {', '.join(STEPS)}")
+    if not names:
+        raise ValueError(f"step names none; known: all, {', '.join(STEPS)}")
     return names
 
 
 def settings_of(cfg: DictConfig) -> PipelineSettings:
-    """Build the settings of the pipeline from a configuration; loads nothing."""
+    """Build the settings of the pipeline from a configuration; loads nothing.
+
+    Raises:
+        ValueError: A value is out of range, or of the wrong type.
+    """
+    try:
+        return _settings_of(cfg)
+    except TypeError as error:  # a word where a number is wanted
+        raise ValueError(f"a setting is of the wrong type: {error}") from error
+
+
+def _settings_of(cfg: DictConfig) -> PipelineSettings:
     paths = name_inputs(_plain(cfg.input))
     for name in ("output", "shards_dir"):  # workers may run in other folders
         cfg[name] = os.path.abspath(Path(cfg[name]).expanduser())
     filter_step = FilterStep(**_plain(cfg.filter))
-    metrics = tuple(cfg.score.metrics)
+    metrics = _several(cfg.score.metrics, "score.metrics")
     return PipelineSettings(
         input=InputSettings(
             paths=paths,
@@ -71,7 +84,7 @@ def settings_of(cfg: DictConfig) -> PipelineSettings:
             exclude=(f"{cfg.output}/work", f"{cfg.output}/report", cfg.shards_dir),
         ),
         filter=filter_step,
-        score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer)) if metrics else None,
+        score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer, metrics=list(metrics))) if metrics else None,
         dedup=_dedup(cfg.dedup, filter_step),
         thresholds=_thresholds(cfg.thresholds),
         caption=_caption(cfg),
@@ -109,8 +122,8 @@ def _dedup(node: DictConfig, filter_step: FilterStep) -> DedupStep | None:
     values = _plain(node)
     if not values.pop("enabled"):
         return None
-    against = values.pop("against") or []
-    return DedupStep(fit=filter_step, against=tuple(against), **values)
+    against = _several(values.pop("against"), "dedup.against")
+    return DedupStep(fit=filter_step, against=against, **values)
 
 
 def _thresholds(node: DictConfig) -> Thresholds:
@@ -134,6 +147,14 @@ def _negatives(node: DictConfig) -> NegativeStep:
     for name in ("count", "source", "prior"):
         values.pop(name)
     return NegativeStep(prior=recipe(node.prior), **values)
+
+
+def _several(value: Any, key: str) -> tuple[str, ...]:
+    """Return the names of a list; a name alone is a list of one."""
+    values = () if value is None else (value,) if isinstance(value, str) else tuple(_plain(value))
+    if not all(isinstance(one, str) and one for one in values):
+        raise ValueError(f"{key} takes names, got {values}")
+    return values
 
 
 def _plain(node: Any) -> Any:

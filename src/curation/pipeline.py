@@ -65,6 +65,15 @@ class PipelineSettings:
     retry_failed: bool = False
     prefix: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_negatives < 0:
+            raise ValueError(f"negatives.count must be at least 0, got {self.num_negatives}")
+        if self.positives.source == self.negative_shards.source:
+            raise ValueError(
+                "shards.source and negatives.source must differ: each is a folder of its own; got "
+                f"{self.positives.source!r} twice"
+            )
+
 
 class UnitsFailed(RuntimeError):
     """Some units could not be done; the others are."""

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,13 @@ class ShardPlanStep:
     shuffle: bool = True
     seed: int = 0
     scores: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", self.source):
+            raise ValueError(
+                "shards needs shard_size >= 1 and a source (also negatives.source) of letters, "
+                f"digits, _ and -; got {self.shard_size} and {self.source!r}"
+            )
 
     @property
     def name(self) -> str:
