@@ -75,7 +75,6 @@ def _settings_of(cfg: DictConfig) -> PipelineSettings:
     for name in ("output", "shards_dir"):  # workers may run in other folders
         cfg[name] = os.path.abspath(Path(cfg[name]).expanduser())
     filter_step = FilterStep(**_plain(cfg.filter))
-    metrics = _several(cfg.score.metrics, "score.metrics")
     return PipelineSettings(
         input=InputSettings(
             paths=paths,
@@ -84,7 +83,7 @@ def _settings_of(cfg: DictConfig) -> PipelineSettings:
             exclude=(f"{cfg.output}/work", f"{cfg.output}/report", cfg.shards_dir),
         ),
         filter=filter_step,
-        score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer, metrics=list(metrics))) if metrics else None,
+        score=_score(cfg.score),
         dedup=_dedup(cfg.dedup, filter_step),
         thresholds=_thresholds(cfg.thresholds),
         caption=_caption(cfg),
@@ -116,6 +115,12 @@ def recipe(node: DictConfig, **more: Any) -> Recipe:
     """Return what builds the object of a config node in a worker, when that needs it."""
     about = {**_plain(node), **more}
     return Recipe(about, partial(instantiate, about, _convert_="all"))
+
+
+def _score(node: DictConfig) -> ScoreStep | None:
+    metrics = _several(node.metrics, "score.metrics")
+    scorer = recipe(node.scorer, metrics=list(metrics))
+    return ScoreStep(metrics=metrics, scorer=scorer) if metrics else None
 
 
 def _dedup(node: DictConfig, filter_step: FilterStep) -> DedupStep | None:

@@ -229,7 +229,10 @@ class Pipeline:
                 entries[plan.source] = finish_shards(writer, units, self.root)
         if entries.get(settings.positives.source):
             folder = Path(settings.shards_dir) / settings.positives.source
-            write_card(folder, self.root, settings, entries)
+            write_card(
+                folder, self.root, settings, entries,
+                filtered=self._filtered(), captioned=self._captioned(),
+            )  # fmt: skip
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
         return self._ready(self.settings.filter, self.plan)

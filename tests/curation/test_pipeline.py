@@ -228,6 +228,26 @@ class CountingScorer:
         return {"mean": image.mean().item()}
 
 
+def test_card_counts_the_present_selection_and_input(candidates: Path, tmp_path: Path) -> None:
+    shutil.copytree(candidates, tmp_path / "in")
+    run(tmp_path / "in", tmp_path)
+    units = [read_rows(path) for path in (tmp_path / "work/filter").glob("*/rows.parquet")]
+    good = [[row["luma"] for row in rows if row["reason"] is None] for rows in units]
+    luma = min(max(values) for values in good if len(values) > 1)
+    (tmp_path / "in" / "late.jpg").write_bytes(b"")
+    bounds = Thresholds(bounds={"luma": {"min": luma + 1e-3}})  # one unit has none left
+    run(tmp_path / "in", tmp_path, thresholds=bounds, rescan=True, num_negatives=0)
+    card = json.loads((tmp_path / "shards/positive/card.json").read_text())
+    kept = card["shards"]["positive"]["samples"]
+    assert 0 < kept < GOOD and card["sources"] == {"photos": kept}
+    assert card["candidates"] == GOOD + len(BAD) + 2 == kept + sum(card["refused"].values())
+    before = card["candidates"]
+    (tmp_path / "in" / "later.jpg").write_bytes(b"")  # changes the counts, not the shards
+    run(tmp_path / "in", tmp_path, thresholds=bounds, rescan=True, num_negatives=0)
+    card = json.loads((tmp_path / "shards/positive/card.json").read_text())
+    assert card["candidates"] == before + 1
+
+
 def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     import functools
