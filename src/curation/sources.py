@@ -115,6 +115,13 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def plan_id(root: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the inputs of the plan below `root`."""
+    known = _read_plan(root / PLAN)
+    assert known is not None  # every run makes it first
+    return digest(known["about"])
+
+
 def _make_plan(
     settings: InputSettings, folder: Path, about: dict[str, Any], known: dict[str, Any] | None
 ) -> dict[str, Any]:

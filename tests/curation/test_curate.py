@@ -30,7 +30,7 @@ def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
                         "shards.shard_size=16"))  # fmt: skip
         before = {p.name: p.read_bytes() for p in (candidates / source).iterdir()}
         made = {p.name: p.read_bytes() for p in (tmp_path / "work/demo" / source).iterdir()}
-        assert set(made) - set(before) == {"CARD.md", "card.json"}
+        assert set(made) - set(before) == {"CARD.md", "card.json", ".made-from"}
         assert {name: made[name] for name in before} == before
     shutil.rmtree(tmp_path / "work")
 
