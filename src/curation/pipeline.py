@@ -180,6 +180,12 @@ class Pipeline:
                 if done is not None and done["statistics"]["failed"]:
                     (folder / DONE).unlink()
         self._do(self.settings.caption, units)
+        failed = sum(done["statistics"]["failed"] for _, done in self._captioned())
+        if failed:
+            log.warning(
+                "caption: %d images are left out, for no caption came; their reasons are in "
+                "work/caption; retry_failed=true asks again", failed
+            )  # fmt: skip
 
     def _caption_units(self) -> list[Unit]:
         ((_, selected),) = self._ready(self.select, [self._select_unit()])

@@ -274,8 +274,9 @@ def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_
 
 
 def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
-    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setattr("src.curation.caption.RETRY_SECONDS", 0.0)
     output, asked = tmp_path / "out", tmp_path / "asked"
 
@@ -287,6 +288,7 @@ def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
     rows = [r for p in (output / "work/caption").iterdir() for r in read_rows(p / "rows.parquet")]
     failed = [row for row in rows if row["error"]]
     assert 0 < len(failed) < GOOD and "the model choked" in failed[0]["error"]
+    assert f"{len(failed)} images are left out" in caplog.text
     assert len(asked.read_text().splitlines()) == GOOD + len(failed)  # each of them twice
     assert len(shards(output, "positive")) == GOOD - len(failed)
     card = json.loads((output / "shards/positive/card.json").read_text())
