@@ -5,7 +5,10 @@ was stopped, and does nothing twice. `step=NAME` runs one step.
 """
 
 import logging
+import os
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
@@ -46,26 +49,41 @@ def steps_of(name: Any) -> tuple[str, ...]:
     Raises:
         ValueError: There is no such step.
     """
-    names = STEPS if name == "all" else (name,) if isinstance(name, str) else tuple(name)
+    names = STEPS if name == "all" else _several(name, "step")
     for one in names:
         if one not in STEPS:
             raise ValueError(f"unknown step {one!r}; known: all, {', '.join(STEPS)}")
+    if not names:
+        raise ValueError(f"step names none; known: all, {', '.join(STEPS)}")
     return names
 
 
 def settings_of(cfg: DictConfig) -> PipelineSettings:
-    """Build the settings of the pipeline from a configuration; loads nothing."""
+    """Build the settings of the pipeline from a configuration; loads nothing.
+
+    Raises:
+        ValueError: A value is out of range, or of the wrong type.
+    """
+    try:
+        return _settings_of(cfg)
+    except TypeError as error:  # a word where a number is wanted
+        raise ValueError(f"a setting is of the wrong type: {error}") from error
+
+
+def _settings_of(cfg: DictConfig) -> PipelineSettings:
     paths = name_inputs(_plain(cfg.input))
-    licence = _plain(cfg.licence)
-    licences: dict[str, str] = licence if isinstance(licence, dict) else {}
-    if isinstance(licence, str):
-        licences = {name: licence for name in paths}
+    for name in ("output", "shards_dir"):  # workers may run in other folders
+        cfg[name] = os.path.abspath(Path(cfg[name]).expanduser())
     filter_step = FilterStep(**_plain(cfg.filter))
-    metrics = tuple(cfg.score.metrics)
     return PipelineSettings(
-        input=InputSettings(paths=paths, licences=licences, unit_size=cfg.unit_size),
+        input=InputSettings(
+            paths=paths,
+            licences=_licences(_plain(cfg.licence), paths),
+            unit_size=cfg.unit_size,
+            exclude=(f"{cfg.output}/work", f"{cfg.output}/report", cfg.shards_dir),
+        ),
         filter=filter_step,
-        score=ScoreStep(metrics=metrics, scorer=recipe(cfg.score.scorer)) if metrics else None,
+        score=_score(cfg.score),
         dedup=_dedup(cfg.dedup, filter_step),
         thresholds=_thresholds(cfg.thresholds),
         caption=_caption(cfg),
@@ -83,18 +101,34 @@ def settings_of(cfg: DictConfig) -> PipelineSettings:
     )
 
 
+def _licences(licence: Any, sources: Iterable[str]) -> dict[str, str]:
+    """Return source name -> licence from one licence for all, or from one each."""
+    if licence is None or licence == "":
+        return {}
+    if isinstance(licence, list):
+        raise ValueError(f"licence must be one licence, or {{source: licence}}; got {licence}")
+    each = licence if isinstance(licence, dict) else dict.fromkeys(sources, licence)
+    return {name: str(value) for name, value in each.items() if value is not None}
+
+
 def recipe(node: DictConfig, **more: Any) -> Recipe:
     """Return what builds the object of a config node in a worker, when that needs it."""
     about = {**_plain(node), **more}
     return Recipe(about, partial(instantiate, about, _convert_="all"))
 
 
+def _score(node: DictConfig) -> ScoreStep | None:
+    metrics = _several(node.metrics, "score.metrics")
+    scorer = recipe(node.scorer, metrics=list(metrics))
+    return ScoreStep(metrics=metrics, scorer=scorer) if metrics else None
+
+
 def _dedup(node: DictConfig, filter_step: FilterStep) -> DedupStep | None:
     values = _plain(node)
     if not values.pop("enabled"):
         return None
-    against = values.pop("against") or []
-    return DedupStep(fit=filter_step, against=tuple(against), **values)
+    against = _several(values.pop("against"), "dedup.against")
+    return DedupStep(fit=filter_step, against=against, **values)
 
 
 def _thresholds(node: DictConfig) -> Thresholds:
@@ -118,6 +152,14 @@ def _negatives(node: DictConfig) -> NegativeStep:
     for name in ("count", "source", "prior"):
         values.pop(name)
     return NegativeStep(prior=recipe(node.prior), **values)
+
+
+def _several(value: Any, key: str) -> tuple[str, ...]:
+    """Return the names of a list; a name alone is a list of one."""
+    values = () if value is None else (value,) if isinstance(value, str) else tuple(_plain(value))
+    if not all(isinstance(one, str) and one for one in values):
+        raise ValueError(f"{key} takes names, got {values}")
+    return values
 
 
 def _plain(node: Any) -> Any:

@@ -15,8 +15,17 @@ from src.curation.work import digest, read_done, unit_folder, write_json, write_
 PACKAGES = ("open-supir", "torch", "pillow", "simplejpeg", "numpy", "webdataset", "pyarrow")
 
 
+Units = Sequence[tuple[str, Mapping[str, Any]]]  # name and `done.json`
+
+
 def write_card(
-    folder: Path, root: Path, settings: Any, entries: Mapping[str, Sequence[Mapping[str, Any]]]
+    folder: Path,
+    root: Path,
+    settings: Any,
+    entries: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    filtered: Units,
+    captioned: Units,
 ) -> None:
     """Write `card.json` and `CARD.md` beside the positives, unless they describe them already.
 
@@ -25,16 +34,20 @@ def write_card(
         root: Of the units.
         settings: A PipelineSettings.
         entries: Source -> its manifest's entries.
+        filtered: Units of the filter.
+        captioned: Units that the positives come from.
     """
     about = _settings(settings)
-    state = digest(about, {s: [e["sha256"] for e in listed] for s, listed in entries.items()})
+    hashes = {s: [e["sha256"] for e in listed] for s, listed in entries.items()}
+    state = digest(about, hashes, [done["result"] for _, done in (*filtered, *captioned)])
     path = folder / "card.json"
     try:
         if json.loads(path.read_bytes())["state"] == state and (folder / "CARD.md").is_file():
             return
     except (OSError, ValueError, KeyError):
         pass
-    card = {"state": state, **_counts(root, settings, entries), "settings": about}
+    card = {"state": state, "settings": about}
+    card |= _counts(root, settings, entries, filtered, captioned)
     card["versions"] = _versions()
     write_text(folder / "CARD.md", _markdown(card))
     write_json(path, card)
@@ -52,29 +65,28 @@ def _settings(settings: Any) -> dict[str, Any]:
 
 
 def _counts(
-    root: Path, settings: Any, entries: Mapping[str, Sequence[Mapping[str, Any]]]
+    root: Path,
+    settings: Any,
+    entries: Mapping[str, Sequence[Mapping[str, Any]]],
+    filtered: Units,
+    captioned: Units,
 ) -> dict[str, Any]:
     """Count candidates, refusals by reason, and what the shards hold by source and licence."""
     refused: Counter[str] = Counter()
     candidates = 0
-    units = sorted(path.name for path in (root / "filter").iterdir() if path.name[0] != ".")
-    for unit in units:
-        done = read_done(unit_folder(root, "filter", unit))
-        if done is not None:
-            candidates += done["statistics"]["rows"]
-            refused.update(done["statistics"]["refused"])
+    for _, done in filtered:
+        candidates += done["statistics"]["rows"]
+        refused.update(done["statistics"]["refused"])
     selected = read_done(unit_folder(root, "select", "all"))
     refused.update(selected["statistics"]["refused"] if selected else {})
     sources: Counter[str] = Counter()
     licences: Counter[str] = Counter()
     failed = 0
-    for unit in units:
+    for unit, _ in captioned:
         path = unit_folder(root, "caption", unit) / "rows.parquet"
-        if not path.is_file():
-            continue
-        captioned = read_table(path, ["key", "error"]).to_pylist()
-        good = {row["key"] for row in captioned if row["error"] is None}
-        failed += len(captioned) - len(good)
+        rows = read_table(path, ["key", "error"]).to_pylist()
+        good = {row["key"] for row in rows if row["error"] is None}
+        failed += len(rows) - len(good)
         (stored,) = stored_rows(root, [unit], ["source", "licence"], scores=False)
         for row in stored.table.to_pylist():
             if row["key"] in good:

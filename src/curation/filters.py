@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from src.curation.jpeg_files import jpeg_quality, strip_metadata
 from src.curation.measures import measure, perceptual_hash
@@ -147,7 +147,8 @@ def decode(data: bytes, limits: ImageLimits) -> Decoded:
     """Decode an image file of any mode to upright 8-bit sRGB without alpha.
 
     The header is read first. JPEG goes through simplejpeg, which refuses files with flipped bits
-    that Pillow decodes to garbage.
+    that Pillow decodes to garbage. Of a file with pages, or with previews as cameras add them
+    (MPO), the first picture is taken.
 
     Raises:
         SampleError: The file is refused or damaged.
@@ -155,7 +156,7 @@ def decode(data: bytes, limits: ImageLimits) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=READABLE_FORMATS) as image:
             limits.check(image.height, image.width)
-            if getattr(image, "is_animated", False) and image.format != "TIFF":
+            if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
                 raise SampleError("animation")
             turned = image.getexif().get(ORIENTATION, 1)
             done = _what_is_done(image, turned)
@@ -164,6 +165,9 @@ def decode(data: bytes, limits: ImageLimits) -> Decoded:
             picture = normalise(_strictly(image, data))
     except SampleError:
         raise
+    except UnidentifiedImageError as error:  # its text names a place in memory
+        known = ", ".join(READABLE_FORMATS)
+        raise SampleError("damaged image", f"none of {known}") from error
     except DECODE_ERRORS as error:
         raise SampleError("damaged image", str(error) or type(error).__name__) from error
     plain = strip_metadata(data) if tables and not done and data[:3] == b"\xff\xd8\xff" else None
@@ -172,7 +176,7 @@ def decode(data: bytes, limits: ImageLimits) -> Decoded:
 
 def _strictly(image: Image.Image, data: bytes) -> Image.Image:
     """Return the decoded image, with the profile and orientation of the header."""
-    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         image.load()
         return image
     colours = "RGB" if image.mode == "RGB" else "GRAY"

@@ -1,6 +1,7 @@
 """JPEG files without decoding them: the quality they were saved at, and metadata cut out."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,10 @@ CHROMINANCE = [
     24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99,
     *[99] * 32,
 ]  # fmt: skip
-APP1, APP14, APP15, COMMENT, START_OF_SCAN = 0xE1, 0xEE, 0xEF, 0xFE, 0xDA
+APP1, APP14, APP15, COMMENT = 0xE1, 0xEE, 0xEF, 0xFE
+START_OF_FRAME, START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
+# What ends the data of a scan: no stuffed byte, fill byte or restart marker
+AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> float:
@@ -54,16 +58,20 @@ def _scaled_tables() -> tuple[np.ndarray, np.ndarray]:
 def strip_metadata(data: bytes) -> bytes:
     """Return a JPEG file without EXIF, XMP, colour profile and comments; pixels are untouched.
 
-    What decides colours stays: the JFIF header and Adobe's marker. A file whose segments cannot be
+    What decides colours stays: the JFIF header and Adobe's marker. What cameras and phones append
+    (previews with EXIF of their own, gain maps, films) goes. A file whose segments cannot be
     followed is returned as it is.
     """
     kept, at = [data[:2]], 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while data[at : at + 1] == b"\xff" and at + 1 < len(data):
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == START_OF_SCAN:
-            return b"".join([*kept, data[at:]])
-        if marker == 0xFF or marker < 0xC0 or end > len(data):
+        if marker == END_OF_IMAGE:
+            return b"".join([*kept, data[at : at + 2]])
+        lost = marker < START_OF_FRAME or marker == 0xFF or 0xD0 <= marker <= START_OF_IMAGE
+        after = AFTER_SCAN.search(data, end) if marker == START_OF_SCAN else None
+        if lost or end > len(data) or (marker == START_OF_SCAN and after is None):
             return data
+        end = after.start() if after else end
         dropped = APP1 <= marker <= APP15 and marker != APP14 or marker == COMMENT
         if not dropped:
             kept.append(data[at:end])

@@ -12,13 +12,14 @@ from src.curation.card import write_card
 from src.curation.dedup import DedupStep
 from src.curation.runners import LocalRunner, Runner
 from src.curation.selection import SelectStep, kept_rows
-from src.curation.sources import PLAN, InputSettings, plan_units
+from src.curation.sources import PLAN, InputSettings, plan_id, plan_units
 from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from src.curation.thresholds import MEASURES, Thresholds
 from src.curation.work import (
     DONE,
     Step,
     Unit,
+    alone,
     digest,
     digest_all,
     is_done,
@@ -29,6 +30,7 @@ from src.curation.work import (
 from src.curation.write_shards import (
     ShardPlanStep,
     ShardStep,
+    claim,
     finish_shards,
     missing_tars,
     shard_units,
@@ -65,6 +67,15 @@ class PipelineSettings:
     retry_failed: bool = False
     prefix: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_negatives < 0:
+            raise ValueError(f"negatives.count must be at least 0, got {self.num_negatives}")
+        if self.positives.source == self.negative_shards.source:
+            raise ValueError(
+                "shards.source and negatives.source must differ: each is a folder of its own; got "
+                f"{self.positives.source!r} twice"
+            )
+
 
 class UnitsFailed(RuntimeError):
     """Some units could not be done; the others are."""
@@ -88,12 +99,14 @@ class Pipeline:
         Raises:
             UnitsFailed: After the last step, where units failed for good; lists them.
             FileNotFoundError: A step before these has not been run.
+            ValueError: Another run writes into this output, or the shards there are another's.
         """
-        self._sweep()
-        self.plan = plan_units(self.settings.input, self.root, rescan=self.settings.rescan)
-        for name in STEPS:
-            if name in steps:
-                getattr(self, f"_run_{name}")()
+        with alone(self.root):
+            self._sweep()
+            self.plan = plan_units(self.settings.input, self.root, rescan=self.settings.rescan)
+            for name in STEPS:
+                if name in steps:
+                    getattr(self, f"_run_{name}")()
         if self.failed:
             raise UnitsFailed(
                 f"{len(self.failed)} units failed; run the same command again to retry:\n"
@@ -141,9 +154,11 @@ class Pipeline:
         return self._everything({"thresholds": bounds, "against": files})
 
     def _run_select(self) -> None:
-        changed = self._do(self.select, [self._select_unit()], here=True)
+        unit = self._select_unit()
+        self._do(self.select, [unit], here=True)
+        ((_, selected),) = self._ready(self.select, [unit])
         report = self.output / "report" / "index.html"
-        if changed or not report.is_file():
+        if not _shows(report, selected["result"]):  # also where a run was killed in between
             from src.curation.report import write_report  # decodes the pictures that it shows
 
             write_report(report, self.root, self.settings.thresholds)
@@ -165,6 +180,12 @@ class Pipeline:
                 if done is not None and done["statistics"]["failed"]:
                     (folder / DONE).unlink()
         self._do(self.settings.caption, units)
+        failed = sum(done["statistics"]["failed"] for _, done in self._captioned())
+        if failed:
+            log.warning(
+                "caption: %d images are left out, for no caption came; their reasons are in "
+                "work/caption; retry_failed=true asks again", failed
+            )  # fmt: skip
 
     def _caption_units(self) -> list[Unit]:
         ((_, selected),) = self._ready(self.select, [self._select_unit()])
@@ -207,6 +228,8 @@ class Pipeline:
             made = self._ready(settings.negatives, self._negative_units(settings.negatives))
             sources.append((settings.negative_shards, made, None))
         entries = {}
+        for plan, _, _ in sources:
+            claim(Path(settings.shards_dir) / plan.source, plan_id(self.root))
         for plan, origin, prefix in sources:
             content = digest([done["result"] for _, done in origin])
             inputs = {"root": str(self.root), "units": [name for name, _ in origin]}
@@ -220,7 +243,10 @@ class Pipeline:
                 entries[plan.source] = finish_shards(writer, units, self.root)
         if entries.get(settings.positives.source):
             folder = Path(settings.shards_dir) / settings.positives.source
-            write_card(folder, self.root, settings, entries)
+            write_card(
+                folder, self.root, settings, entries,
+                filtered=self._filtered(), captioned=self._captioned(),
+            )  # fmt: skip
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
         return self._ready(self.settings.filter, self.plan)
@@ -256,12 +282,12 @@ class Pipeline:
     def _inputs(self, done: dict[str, Any]) -> dict[str, Any]:
         return {"root": str(self.root), "shard": done["statistics"]["shard"]}
 
-    def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> bool:
-        """Do what is left of a step; returns whether anything was."""
+    def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> None:
+        """Do what is left of a step."""
         left = [unit for unit in units if not is_done(self.root, step, unit)]
         if not left:
             log.info("%s: %d units, all done", step.name, len(units))
-            return False
+            return
         log.info("%s: %d of %d units to do", step.name, len(left), len(units))
         start = shown = time.monotonic()
         runner = HERE if here else self.runner
@@ -278,7 +304,15 @@ class Pipeline:
                 log.info("%s: %d of %d units, %.0f s left", step.name, number, len(left),
                          (len(left) - number) / rate)  # fmt: skip
         log.info("%s: done in %.1f s", step.name, time.monotonic() - start)
-        return True
+
+
+def _shows(report: Path, result: str) -> bool:
+    """Say whether a report is of the selection with this result."""
+    try:
+        with open(report, encoding="utf-8") as file:
+            return result in file.readline(400)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _folder(path: str) -> Path:

@@ -40,11 +40,19 @@ class RayRunner:
     object_store: int = 80 << 20
     attempts: int = ATTEMPTS
 
+    def __post_init__(self) -> None:
+        if self.num_workers < -1 or self.num_workers == 0 or self.attempts < 1:
+            raise ValueError(
+                "runner needs num_workers >= 1, or -1 for as many as there is room for, and "
+                f"attempts >= 1, got {self.num_workers} and {self.attempts}"
+            )
+
     def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; see Runner.
 
         Raises:
             ImportError: Ray is not installed; it comes with the extra `curation`.
+            ValueError: Ray has no room for one worker, which would wait for ever.
         """
         try:
             import ray
@@ -61,7 +69,10 @@ class RayRunner:
             def start() -> Any:
                 return make.remote(step, str(root.resolve()))
 
-            count = min(len(units), self._room(ray) if self.num_workers < 0 else self.num_workers)
+            room = self._room(ray)
+            count = min(len(units), room if self.num_workers < 0 else self.num_workers)
+            if count > room and self.address is None:  # the rest would keep their units waiting
+                count = room
             actors = [start() for _ in range(count)]
             yield from self._share_out(ray, actors, start, units)
         finally:
@@ -78,6 +89,12 @@ class RayRunner:
         total = ray.cluster_resources()
         room = [total.get("CPU", 1) / self.num_cpus if self.num_cpus else total.get("CPU", 1)]
         room += [total.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
+        if min(room) < 1 and self.address is None:  # a cluster may grow
+            has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+            raise ValueError(
+                f"Ray has {has}, no room for a worker of runner.num_cpus={self.num_cpus:g} and "
+                f"runner.num_gpus={self.num_gpus:g}"
+            )
         return max(1, int(min(room)))
 
     def _share_out(

@@ -84,7 +84,7 @@ def _text_beside(path: Path) -> str | None:
 def _from_tar(row: dict[str, Any], keep_keys: bool) -> Iterator[Candidate]:
     """Yield the samples of a tar: what training could not read is reported, not lost."""
     path = os.fsdecode(row["path"])
-    index = index_tar(path)
+    index = index_tar(path, max_examples=None)
     fd = os.open(path, os.O_RDONLY)
     try:
         for sample in index.rows:

@@ -72,11 +72,11 @@ def write_report(path: Path, root: Path, thresholds: Thresholds) -> None:
             parts += _both_sides(root, stored, name, side, value)
     if skipped:
         parts.append(_skipped_table(skipped))
-        _write_csv(path.with_name("skipped.csv"), skipped)
+    _write_csv(path.with_name("skipped.csv"), skipped)
     page = "".join(parts)
     write_text(
         path,
-        "<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><!-- {selected['result']} -->\n"
         "<meta name=viewport content='width=device-width'><title>Filter report</title>"
         f"<style>{STYLE}</style>{page}</html>\n",
     )

@@ -41,6 +41,12 @@ class SlurmRunner:
     attempts: int = ATTEMPTS
     poll_s: float = POLL_SECONDS
 
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or self.attempts < 1:
+            raise ValueError(
+                f"runner needs jobs and attempts >= 1, got {self.jobs} and {self.attempts}"
+            )
+
     def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit once its job has ended; see Runner.
 

@@ -43,11 +43,13 @@ class InputSettings:
             in a Parquet file start at its folder.
         licences: Source name -> licence, where a sample does not say.
         unit_size: Images in a unit; a tar is always a unit of its own.
+        exclude: Folders that are not looked into: what the pipeline itself writes.
     """
 
     paths: Mapping[str, str]
     licences: Mapping[str, str] = field(default_factory=dict)
     unit_size: int = 1000
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.paths or self.unit_size < 1:
@@ -85,7 +87,8 @@ def plan_units(settings: InputSettings, root: Path, *, rescan: bool = False) -> 
         ValueError: An input holds nothing usable, or the plan was made for other inputs.
     """
     folder = root / PLAN
-    about = {"paths": dict(settings.paths), "licences": dict(settings.licences)}
+    paths = {name: str(_absolute(path)) for name, path in settings.paths.items()}
+    about = {"paths": paths, "licences": dict(settings.licences)}
     about |= {"unit_size": settings.unit_size}
     known = _read_plan(folder)
     if known is not None and known["about"] != about:
@@ -112,6 +115,13 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def plan_id(root: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the inputs of the plan below `root`."""
+    known = _read_plan(root / PLAN)
+    assert known is not None  # every run makes it first
+    return digest(known["about"])
+
+
 def _make_plan(
     settings: InputSettings, folder: Path, about: dict[str, Any], known: dict[str, Any] | None
 ) -> dict[str, Any]:
@@ -119,8 +129,8 @@ def _make_plan(
     found: dict[str, dict[str, Row]] = {"files": {}, "tar": {}}
     twice = 0
     for source, path in settings.paths.items():
-        for kind, row in _list_input(source, Path(path).expanduser(), settings):
-            row |= {"key": digest("key", row["source"], row.pop("name"))}
+        for kind, row in _list_input(source, _absolute(path), settings):
+            row |= {"key": digest("key", source, row.pop("name"))}
             twice += row["key"] in found[kind]
             found[kind].setdefault(row["key"], row)
     if twice:
@@ -161,16 +171,32 @@ def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tu
         yield from (("files", row) for row in _listed_in_table(path, common))
         return
     tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar")) if path.is_dir() else []
-    if tars:
-        for tar in tars:
-            name = tar.name if tar == path else tar.relative_to(path).as_posix()
-            yield "tar", {**common, "path": os.fsencode(tar), "name": name, **_stat(tar)}
-        return
+    own = [Path(e).resolve() for e in settings.exclude]
+    own = [e for e in own if e != path.resolve() and e.is_relative_to(path.resolve())]
+    files = [("tar", tar) for tar in tars] + [("files", image) for image in _images(path, tars)]
+    for kind, file in files:
+        if not any(file.resolve().is_relative_to(e) for e in own):
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            yield kind, {**common, "path": os.fsencode(file), "name": name, **_stat(file)}
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that means the same in workers, wherever they were started."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _images(path: Path, tars: Sequence[Path]) -> list[Path]:
+    """Return the image files of an input, which may have none if it has tars."""
     from src.images import list_images  # imports torch: only where a folder must be listed
 
-    for image in list_images(path):
-        name = image.name if image == path else image.relative_to(path).as_posix()
-        yield "files", {**common, "path": os.fsencode(image), "name": name, **_stat(image)}
+    if path in tars:
+        return []
+    try:
+        return list_images(path)
+    except ValueError:
+        if tars:
+            return []
+        raise
 
 
 def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
@@ -180,11 +206,18 @@ def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
             f"{path}: no column 'path'; it has {', '.join(table.column_names)} (for URLs, run "
             "img2dataset first, and give its tars as input)"
         )
-    wanted = [n for n in ("path", "caption", "source", "licence") if n in table.column_names]
-    for row in table.select(wanted).to_pylist():
-        file = path.parent / str(row["path"])
-        given = {name: str(value) for name, value in row.items() if value is not None}
-        place = {"path": os.fsencode(file), "name": str(row["path"])}
+    wanted = ("path", "caption", "source", "licence", "license")
+    for row in table.select([n for n in wanted if n in table.column_names]).to_pylist():
+        name = os.fsdecode(row["path"]) if isinstance(row["path"], bytes) else str(row["path"])
+        if "://" in name:
+            raise ValueError(
+                f"{path}: {name} is no path; run img2dataset first, and give its tars as input"
+            )
+        file = path.parent / name
+        given = {n: str(value) for n, value in row.items() if value is not None}
+        if american := given.pop("license", None):
+            given.setdefault("licence", american)
+        place = {"path": os.fsencode(file), "name": printable(name)}
         yield {**common, **given, **place, **_stat(file)}
 
 

@@ -6,16 +6,21 @@ finished. Whatever decides the output is in the unit's key: where the key in `do
 the unit is made again.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 DONE = "done.json"
 VERSION = 1  # of what the steps write; raise it when old output must be made again
@@ -158,6 +163,26 @@ def _replace(temporary: Path, final: Path) -> None:
         os.replace(final, old)
         shutil.rmtree(old, ignore_errors=True)
     os.replace(temporary, final)
+
+
+@contextlib.contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold a folder of units for one run; the lock goes with the process, however that ends.
+
+    Raises:
+        ValueError: Another run holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{root}: another run writes into this output; wait for its end, or give another"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.warning("%s cannot be locked (%s); start no second run", root, error)
+        yield
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from src.curation.tables import read_rows, write_rows
 from src.curation.thresholds import MEASURES
-from src.curation.work import Process, Unit, digest, digest_all, read_done, unit_folder
+from src.curation.work import Process, Unit, digest, digest_all, read_done, unit_folder, write_text
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ LISTING = pa.schema(
     + [("index", pa.int32()), ("caption", pa.string()), ("meta", pa.string())]
 )
 PLACED = LISTING.append(pa.field("place", pa.int64()))
+MADE_FROM = ".made-from"
 BLOCK = 100_000  # rows in memory at a time, about 1 KB each
 Row = dict[str, Any]
 
@@ -49,6 +51,13 @@ class ShardPlanStep:
     shuffle: bool = True
     seed: int = 0
     scores: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", self.source):
+            raise ValueError(
+                "shards needs shard_size >= 1 and a source (also negatives.source) of letters, "
+                f"digits, _ and -; got {self.shard_size} and {self.source!r}"
+            )
 
     @property
     def name(self) -> str:
@@ -274,7 +283,7 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
     """Write the manifest of a source's shards and delete those of earlier plans.
 
     Returns:
-        The manifest's entries; nothing is written where it says so already.
+        The manifest's entries; it is not written where it says so already.
     """
     folder = Path(step.output) / step.plan.source
     entries = []
@@ -286,21 +295,39 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
         listed = json.loads((folder / "manifest.json").read_bytes())["shards"]
     except (OSError, ValueError, KeyError):
         listed = None
-    if listed == entries:
-        return entries
     if not entries:
         log.warning("%s: no samples, so nothing is written", step.plan.source)
         return entries
-    from src.data.shards import ShardEntry, index_path, write_manifest
+    if listed != entries:
+        from src.data.shards import ShardEntry, write_manifest
 
-    write_manifest(folder, [ShardEntry(**entry) for entry in entries])
+        write_manifest(folder, [ShardEntry(**entry) for entry in entries])
     names = {entry["name"] for entry in entries}
     for tar in folder.glob("*.tar"):
         if tar.name not in names:
             log.info("%s: of an earlier plan, deleted", tar)
+            from src.data.shards import index_path
+
             tar.unlink()
             index_path(tar).unlink(missing_ok=True)
     return entries
+
+
+def claim(folder: Path, made_from: str) -> None:
+    """Note beside the shards what they are made from.
+
+    Raises:
+        ValueError: There are shards already, made from something else: they would be deleted.
+    """
+    note = folder / MADE_FROM
+    if note.is_file() and note.read_text(encoding="utf-8") == made_from:
+        return
+    if note.is_file() or next(folder.glob("*.tar"), None) is not None:
+        raise ValueError(
+            f"{folder} holds shards made from another input, and this run would replace them; "
+            "give another shards.source (or negatives.source) or shards_dir, or delete that folder"
+        )
+    write_text(note, made_from)
 
 
 def missing_tars(step: ShardStep, units: list[Unit], root: Path) -> list[Unit]:

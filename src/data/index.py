@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 KINDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | {"txt": "text", "json": "meta"}
 SIZE_LIMITS = {"image": 32 << 20, "text": 16 << 10, "meta": 64 << 10}
 MAX_NAME_RECORD = 16 << 10
+MAX_EXAMPLES = 5
 NAME_RECORDS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME)
 MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -53,13 +54,13 @@ class TarDamage(ValueError):
     """The headers of a tar end in damage; what came before is good."""
 
 
-def index_tar(path: str | Path) -> TarIndex:
+def index_tar(path: str | Path, *, max_examples: int | None = MAX_EXAMPLES) -> TarIndex:
     """Walk the headers of an uncompressed tar and index its samples.
 
     Memory and time are bounded by the number of headers: no member is read but for long-name
-    records of at most 16 KiB.
+    records of at most 16 KiB. Of each reason, `max_examples` names are kept; None keeps all.
     """
-    collector, damage = _Collector(), None
+    collector, damage = _Collector(max_examples), None
     with open(path, "rb", buffering=0) as file:
         fd = file.fileno()
         end = os.fstat(fd).st_size
@@ -76,7 +77,8 @@ def index_tar(path: str | Path) -> TarIndex:
 class _Collector:
     """Groups members by key and applies the rules for names, kinds and sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_examples: int | None = MAX_EXAMPLES) -> None:
+        self.max_examples = max_examples
         self.samples: dict[str, dict[str, tuple[int, int]]] = {}
         self.rejected: dict[str, str] = {}
         self.skipped: Counter[str] = Counter()
@@ -85,7 +87,7 @@ class _Collector:
     def skip(self, reason: str, name: str) -> None:
         self.skipped[reason] += 1
         names = self.examples.setdefault(reason, [])
-        if len(names) < 5:
+        if self.max_examples is None or len(names) < self.max_examples:
             names.append(name)
 
     def add(self, name: str, offset: int, size: int) -> None:

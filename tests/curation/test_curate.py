@@ -30,7 +30,7 @@ def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
                         "shards.shard_size=16"))  # fmt: skip
         before = {p.name: p.read_bytes() for p in (candidates / source).iterdir()}
         made = {p.name: p.read_bytes() for p in (tmp_path / "work/demo" / source).iterdir()}
-        assert set(made) - set(before) == {"CARD.md", "card.json"}
+        assert set(made) - set(before) == {"CARD.md", "card.json", ".made-from"}
         assert {name: made[name] for name in before} == before
     shutil.rmtree(tmp_path / "work")
 
@@ -40,6 +40,8 @@ def test_steps_by_name() -> None:
     assert steps_of(["filter", "select"]) == ("filter", "select")
     with pytest.raises(ValueError, match="unknown step 'captions'; known: all, filter"):
         steps_of("captions")
+    with pytest.raises(ValueError, match="step names none"):
+        steps_of([])
 
 
 def test_question_reaches_the_captioner_and_its_key() -> None:
@@ -81,3 +83,29 @@ def test_full_size_prior_composes() -> None:
     assert step is not None
     assert step.prior.about["unet"]["model_channels"] == 320
     assert step.prior.about["settings"]["num_steps"] == 50 and step.strength == 0.5
+
+
+def test_a_name_alone_is_a_list_of_one() -> None:
+    one = ["score.metrics=musiq", "dedup.against=/eval", "licence=4"]
+    settings = settings_of(composed("input=x", "output=o", *one))
+    assert settings.score is not None and settings.score.metrics == ("musiq",)
+    assert settings.score.scorer.about["metrics"] == ["musiq"]
+    assert settings.dedup is not None and settings.dedup.against == ("/eval",)
+    assert settings.input.licences == {"x": "4"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("licence=[CC0]", "one licence, or"),
+        ("negatives.count=-1", "negatives.count must be at least 0, got -1"),
+        ("negatives.source=positive", "'positive' twice"),
+        ("shards.shard_size=0", "shard_size >= 1"),
+        ("shards.source=a/b", "got 1000 and 'a/b'"),
+        ("dedup.against=[1]", "dedup.against takes names"),
+        ("dedup.max_distance=x", "wrong type"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_done(override: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings_of(composed("input=x", "output=o", override))

@@ -182,6 +182,29 @@ def test_damaged_tar_gives_what_can_be_read_and_says_so(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows].count("tar damaged") == 1
 
 
+def test_every_refused_member_of_a_tar_is_listed(tmp_path: Path) -> None:
+    members = [*good_members(2), *((f"bad key {n}.jpg", jpeg(n)) for n in range(9))]
+    (tmp_path / "t.tar").write_bytes(tar_bytes(members))
+    rows, _, statistics = _filter(tmp_path / "t.tar", tmp_path)
+    assert statistics["refused"] == {"tar member refused": 9} and len(rows) == 2 + 9
+
+
+def test_camera_files_with_previews_are_stored_without_these(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    previews = [Image.fromarray(pixels(5, 16, 16))]
+    for number, side in enumerate((16, 24)):  # kept as it is, and reduced
+        image = Image.fromarray(pixels(number, side, side))
+        image.save(tmp_path / f"in/{number}.jpg", "MPO", save_all=True, append_images=previews)
+    (tmp_path / "in/0.jpg").write_bytes((tmp_path / "in/0.jpg").read_bytes() + jpeg(1) + b"mp4")
+    rows, samples, _ = _filter(tmp_path / "in", tmp_path)
+    assert [row["reason"] for row in rows] == [None, None]
+    kept = Image.open(io.BytesIO(samples[0].image))
+    assert kept.format == "JPEG" and b"mp4" not in samples[0].image
+    assert samples[0].image.count(b"\xff\xd8\xff") == 1
+    with Image.open(tmp_path / "in/0.jpg") as original:
+        assert np.array_equal(np.asarray(kept), np.asarray(original.convert("RGB")))
+
+
 @pytest.mark.parametrize("options, words", [
     ({"size": 64, "min_side": 32}, "never enlarged"),
     ({"large": "crop"}, "resize, tiles or keep"),

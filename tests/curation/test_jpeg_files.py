@@ -53,3 +53,10 @@ def test_broken_segments_are_left_alone(data: bytes) -> None:
 
 def test_file_without_metadata_is_returned_to_the_byte() -> None:
     assert strip_metadata(jpeg()) == jpeg()
+
+
+def test_what_follows_the_picture_goes_progressive_or_with_restarts() -> None:
+    picture = Image.fromarray(pixels(3))
+    for options in ({"progressive": True}, {"restart_marker_blocks": 2}):
+        data = encoded(picture, "JPEG", **options)
+        assert strip_metadata(data + jpeg(4) + b"film") == data

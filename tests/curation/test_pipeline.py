@@ -19,7 +19,7 @@ from src.curation.sources import InputSettings
 from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from src.curation.tables import read_rows
 from src.curation.thresholds import Thresholds
-from src.curation.work import Recipe
+from src.curation.work import Recipe, alone
 from src.curation.write_shards import ShardPlanStep
 from src.data.inspection import InspectSettings, inspect_folder
 from src.data.samples import ImageLimits, decode_training_image
@@ -228,6 +228,26 @@ class CountingScorer:
         return {"mean": image.mean().item()}
 
 
+def test_card_counts_the_present_selection_and_input(candidates: Path, tmp_path: Path) -> None:
+    shutil.copytree(candidates, tmp_path / "in")
+    run(tmp_path / "in", tmp_path)
+    units = [read_rows(path) for path in (tmp_path / "work/filter").glob("*/rows.parquet")]
+    good = [[row["luma"] for row in rows if row["reason"] is None] for rows in units]
+    luma = min(max(values) for values in good if len(values) > 1)
+    (tmp_path / "in" / "late.jpg").write_bytes(b"")
+    bounds = Thresholds(bounds={"luma": {"min": luma + 1e-3}})  # one unit has none left
+    run(tmp_path / "in", tmp_path, thresholds=bounds, rescan=True, num_negatives=0)
+    card = json.loads((tmp_path / "shards/positive/card.json").read_text())
+    kept = card["shards"]["positive"]["samples"]
+    assert 0 < kept < GOOD and card["sources"] == {"photos": kept}
+    assert card["candidates"] == GOOD + len(BAD) + 2 == kept + sum(card["refused"].values())
+    before = card["candidates"]
+    (tmp_path / "in" / "later.jpg").write_bytes(b"")  # changes the counts, not the shards
+    run(tmp_path / "in", tmp_path, thresholds=bounds, rescan=True, num_negatives=0)
+    card = json.loads((tmp_path / "shards/positive/card.json").read_text())
+    assert card["candidates"] == before + 1
+
+
 def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     import functools
@@ -254,8 +274,9 @@ def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_
 
 
 def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
-    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setattr("src.curation.caption.RETRY_SECONDS", 0.0)
     output, asked = tmp_path / "out", tmp_path / "asked"
 
@@ -267,6 +288,7 @@ def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
     rows = [r for p in (output / "work/caption").iterdir() for r in read_rows(p / "rows.parquet")]
     failed = [row for row in rows if row["error"]]
     assert 0 < len(failed) < GOOD and "the model choked" in failed[0]["error"]
+    assert f"{len(failed)} images are left out" in caplog.text
     assert len(asked.read_text().splitlines()) == GOOD + len(failed)  # each of them twice
     assert len(shards(output, "positive")) == GOOD - len(failed)
     card = json.loads((output / "shards/positive/card.json").read_text())
@@ -300,6 +322,48 @@ def test_missing_shard_is_written_again(candidates: Path, tmp_path: Path) -> Non
     (tmp_path / "shards/positive" / sorted(n for n in before if n.endswith(".tar"))[1]).unlink()
     run(candidates, tmp_path, num_negatives=0)
     assert {p.name: p.read_bytes() for p in (tmp_path / "shards/positive").iterdir()} == before
+
+
+def test_shards_of_another_output_are_not_replaced(candidates: Path, tmp_path: Path) -> None:
+    place = {"shards_dir": str(tmp_path / "shards")}
+    shutil.copytree(candidates, tmp_path / "other")
+    run(candidates, tmp_path / "one", **place)
+    before = sorted((tmp_path / "shards").rglob("*"))
+    with pytest.raises(ValueError, match="positive holds shards made from another"):
+        run(tmp_path / "other", tmp_path / "two", **place)
+    face = ShardPlanStep(source="face", origin="filter", shard_size=6)
+    with pytest.raises(ValueError, match="negative holds shards"):
+        run(tmp_path / "other", tmp_path / "two", **place, positives=face)
+    assert before == [p for p in sorted((tmp_path / "shards").rglob("*")) if "face" not in str(p)]
+    run(tmp_path / "other", tmp_path / "two", **place, positives=face, num_negatives=0)
+    assert len(read_manifest(tmp_path / "shards" / "face")) == len(
+        read_manifest(tmp_path / "shards" / "positive")
+    )
+
+
+def test_run_killed_before_its_report_or_before_old_shards_go_catches_up(
+    candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(candidates, tmp_path)
+    bounds = {"thresholds": Thresholds(bounds={"luma": {"min": 126.0}})}
+    with monkeypatch.context() as patch:
+        patch.setattr("src.curation.report.write_report", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(candidates, tmp_path, **bounds)
+    run(candidates, tmp_path, ("select", "caption", "negatives"), **bounds)
+    assert "luma min 126" in (tmp_path / "report/index.html").read_text()
+    run(candidates, tmp_path, **bounds)
+    (tmp_path / "shards/positive/positive-0ld-000000.tar").write_bytes(b"of an earlier selection")
+    run(candidates, tmp_path, **bounds)
+    for folder in (tmp_path / "shards").iterdir():
+        listed = {entry.name for entry in read_manifest(folder)}
+        assert {path.name for path in folder.glob("*.tar")} == listed
+
+
+def test_second_run_at_once_is_refused(candidates: Path, tmp_path: Path) -> None:
+    with alone(tmp_path / "work"), pytest.raises(ValueError, match="another run writes"):
+        run(candidates, tmp_path)
+    run(candidates, tmp_path, ("filter",))
 
 
 def test_step_before_its_turn_says_what_to_run(candidates: Path, tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_settings_out_of_range_are_refused() -> None:
         LocalRunner(num_workers=-2)
 
 
+@pytest.mark.parametrize("make", [
+    lambda: RayRunner(num_workers=0),
+    lambda: RayRunner(attempts=0),
+    lambda: SlurmRunner(logs="x", jobs=0),
+])  # fmt: skip
+def test_clusters_without_workers_are_refused(make) -> None:
+    with pytest.raises(ValueError, match="runner needs .* got"):
+        make()
+
+
 def test_workers_end_with_a_killed_starter(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
@@ -107,6 +117,11 @@ def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     try:
         _check_faults(RayRunner(num_workers=1), tmp_path, death="the worker died")
+        with pytest.raises(ValueError, match="no room for a worker of runner.num_cpus=1 and"):
+            list(RayRunner(num_gpus=99).run(ToyStep(str(tmp_path)), toy_units(1), tmp_path))
+        alone = RayRunner(num_workers=3, num_cpus=ray.cluster_resources()["CPU"])
+        done = alone.run(ToyStep(str(tmp_path)), toy_units(2), tmp_path / "more")
+        assert {outcome.error for outcome in done} == {None}  # no unit waits for a second worker
     finally:
         ray.shutdown()
 

@@ -114,3 +114,35 @@ def test_inputs_are_named_after_their_paths() -> None:
     assert name_inputs({"one": "a/x"}) == {"one": "a/x"}
     with pytest.raises(ValueError, match="same name"):
         name_inputs(["a/x", "b/x"])
+
+
+def test_lists_with_the_same_source_and_names_are_different_images(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        _folder(tmp_path / name, "a.jpg")
+        table = pa.table({"path": ["a.jpg"], "source": ["wiki"], "license": ["CC-BY"]})
+        pq.write_table(table, tmp_path / name / f"{name}.parquet")
+    paths = {n: str(tmp_path / n / f"{n}.parquet") for n in ("one", "two")}
+    read = _read(plan_units(InputSettings(paths=paths), tmp_path / "work"))
+    assert [Path(c.path).parent.name for c in read] == ["one", "two"]
+    assert {(c.source, c.licence) for c in read} == {("wiki", "CC-BY")}
+
+
+def test_addresses_in_a_list_are_img2datasets_job(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["http://x/a.jpg"]}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match="http://x/a.jpg is no path; run img2dataset"):
+        plan_units(InputSettings(paths={"s": str(tmp_path / "list.parquet")}), tmp_path / "work")
+
+
+def test_folder_of_images_and_tars_gives_both_but_not_what_the_pipeline_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _folder(tmp_path / "in", "a.jpg")
+    for tar in ("t.tar", "out/work/filter/000000/000000.tar", "out/shards/positive/p.tar"):
+        (folder / tar).parent.mkdir(parents=True, exist_ok=True)
+        (folder / tar).write_bytes(tar_bytes(good_members(2)))
+    own = tuple(str(folder / "out" / name) for name in ("work", "shards"))
+    monkeypatch.chdir(tmp_path)
+    units = plan_units(InputSettings(paths={"s": "in"}, exclude=own), folder / "out" / "work")
+    monkeypatch.chdir("/")
+    assert [unit.inputs["kind"] for unit in units] == ["files", "tar"]
+    assert [c.error for c in _read(units)] == [None] * 3  # found from any folder
