@@ -24,7 +24,7 @@ from src.images import list_images
 
 PAGE, KEY = "preference.html", "key.json"
 TEMPLATE = Path(__file__).with_name("preference.html")
-PICTURE_BYTES = 1_500_000  # of one picture; a larger one is shown as a smaller JPEG
+PICTURE_BYTES = 1_500_000  # of one picture; where one is larger, all are shown as JPEG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +114,13 @@ def write_study(
     """Write the page and its key, and return the questions.
 
     Raises:
-        ValueError: Fewer than two folders, or no image that all of them have.
+        ValueError: Fewer than two folders, no image that all of them have, or nothing to ask.
         FileNotFoundError: A folder is not there.
     """
     if len(folders) < 2:
         raise ValueError("a study compares two or more: preference.folders={a: DIR, b: DIR}")
+    if pairs < 1 or repeats < 0:
+        raise ValueError(f"preference needs pairs >= 1 and repeats >= 0, got {pairs} and {repeats}")
     found = {name: _pictures(path) for name, path in folders.items()}
     shown = {} if lq is None else _pictures(lq)
     images = sorted(set.intersection(*(set(pictures) for pictures in found.values())))
@@ -135,7 +137,8 @@ def write_study(
         if q.image in shown:
             row.append(files.setdefault(shown[q.image], len(files)))
         rows.append(row)
-    pictures = [embed(path, PICTURE_BYTES) for path in files]
+    large = any(path.stat().st_size > PICTURE_BYTES for path in files)
+    pictures = [embed(path, PICTURE_BYTES, alike=large) for path in files]
     page = TEMPLATE.read_text(encoding="utf-8")
     for mark, value in (("STUDY", study), ("QUESTIONS", rows), ("PICTURES", pictures)):
         page = page.replace(f"/*{mark}*/", json.dumps(value))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,15 @@ def test_slurm_jobs_do_their_shares_and_the_next_array_does_what_is_left(tmp_pat
     assert sorted(errors) == ["3"] and "disk on fire" in errors["3"]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children take ctrl-C, even where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_slurm_jobs_of_an_interrupted_run_are_cancelled(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     runner = SlurmRunner(logs=str(tmp_path / "logs"), jobs=2, cluster="local", poll_s=0.05)

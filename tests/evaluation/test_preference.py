@@ -57,7 +57,22 @@ def test_page_is_blind_and_needs_no_network(preference: dict, tmp_path: Path) ->
     assert "10 questions" in said
     assert "ours" not in page and "theirs" not in page and str(tmp_path) not in page
     assert "http" not in page and page.count("data:image/png;base64,") == 16
-    assert "/*" not in page.replace("/* private window: kept until closed */", "")
+    assert "/*" not in page.replace("/* private window: the address is left */", "")
+
+
+def test_where_one_picture_is_too_large_all_are_treated_alike(
+    preference: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(Path(preference["folders"]["ours"]) / "a.png", torch.rand(3, 64, 64))
+    monkeypatch.setattr("src.evaluation.preference.PICTURE_BYTES", 5000)
+    run_study(tmp_path / "study", preference)
+    page = (tmp_path / "study/preference.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 16 and "image/png" not in page
+
+
+def test_nothing_to_ask_is_refused(preference: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pairs >= 1 and repeats >= 0, got 0"):
+        run_study(tmp_path / "study", {**preference, "pairs": 0})
 
 
 def test_votes_become_win_rates_with_intervals(preference: dict, tmp_path: Path) -> None:
