@@ -113,7 +113,7 @@ def _torchmetrics(class_name: str, **options: Any):
 
 def _pyiqa(metric_id: str, **options: Any):
     def build(device: torch.device) -> Score:
-        model = _create(metric_id, device, **options)
+        model = create_pyiqa(metric_id, device, **options)
 
         @torch.no_grad()
         def score(restored: Tensor, reference: Tensor | None) -> float:
@@ -127,7 +127,7 @@ def _pyiqa(metric_id: str, **options: Any):
 
 def _pyiqa_set(metric_id: str, **options: Any):
     def build(device: torch.device) -> SetScore:
-        model = _create(metric_id, device)
+        model = create_pyiqa(metric_id, device)
 
         def score(restored: Path, reference: Path) -> float:
             with contextlib.redirect_stdout(io.StringIO()):
@@ -138,7 +138,8 @@ def _pyiqa_set(metric_id: str, **options: Any):
     return build
 
 
-def _create(metric_id: str, device: torch.device, **options: Any):
+def create_pyiqa(metric_id: str, device: torch.device, **options: Any):
+    """Build a metric of pyiqa by its id, without a look at the network."""
     with offline(), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         import pyiqa
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from src.evaluation.metrics import METRICS, Score, check_weights
-from src.evaluation.metrics import _create as create_pyiqa
+from src.evaluation.metrics import METRICS, Score, check_weights, create_pyiqa
 
 Scorer = Callable[[Tensor], dict[str, float]]  # (1, 3, H, W) in [0, 1] -> value by metric
 

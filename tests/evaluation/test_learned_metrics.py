@@ -19,7 +19,7 @@ from skimage import data
 from torch import Tensor
 
 from src.evaluation.benchmark import run_benchmark
-from src.evaluation.metrics import METRICS, _create, check_weights
+from src.evaluation.metrics import METRICS, check_weights, create_pyiqa
 from src.images import write_image
 
 pytestmark = pytest.mark.slow
@@ -164,7 +164,7 @@ def test_no_reference_metrics_equal_pyiqa(
 
 def test_maniqa_loads_its_own_file_whole_and_asks_for_no_trunk(hub: Path) -> None:
     """The trunk's weights come from the metric's file too; scoring takes minutes on a CPU."""
-    net = _create("maniqa", CPU).net
+    net = create_pyiqa("maniqa", CPU).net
     released = torch.load(hub / "pyiqa" / "ckpt_koniq10k.pt", weights_only=True)
     state = net.state_dict()
     assert set(state) == set(released)
