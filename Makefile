@@ -53,7 +53,7 @@ bench: $(STAMP)  ## the benchmarks, small
 
 demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation pipeline (a minute)
 	rm -rf $(DEMO)-work
-	$(PY) -c "from src.data import write_demo_shards as w; w('$(DEMO)-work/candidates')"
+	$(PY) -c "from open_supir.data import write_demo_shards as w; w('$(DEMO)-work/candidates')"
 	@for source in photos dead_leaves negatives; do \
 		$(PY) -m src.curate recipe=demo shards.source=$$source || exit 1; done
 	mv $(DEMO)-work/candidates/heldout $(DEMO)-work/demo/heldout

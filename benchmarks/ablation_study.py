@@ -23,12 +23,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from src.evaluate import evaluate
-from src.evaluation.compare import bootstrap_interval
-from src.evaluation.records import read_records
-from src.evaluation.tables import format_value, markdown_table, metric_title
-from src.runs import write_config
-from src.train import train
+from open_supir.base.run_folders import write_config
+from open_supir.commands.evaluate import evaluate
+from open_supir.commands.train import train
+from open_supir.evaluation.compare import bootstrap_interval
+from open_supir.evaluation.records import read_records
+from open_supir.evaluation.tables import format_value, markdown_table, metric_title
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/study")  # of STEPS; longer trainings have a folder of their own
@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 COMMON = (
     "experiment=zerosft", "data.val_size=33",
     "data.root=data/shards/study", "+data.prepare.shard_size=5",  # 1 % of the shards exists then
-    "weights.robust_encoder=data/demo/robust_encoder.safetensors",
+    "weights.robust_encoder=shipped:robust_encoder.safetensors",
 )  # fmt: skip
 TRAINED = {  # in order of interest, should the study be stopped
     "zerosft": (),

@@ -28,11 +28,11 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 
-from src.cli import ROOT
-from src.curate import settings_of
-from src.curation.pipeline import Pipeline
-from src.curation.runners import Outcome, Runner
-from src.data.demo import load_photo
+from open_supir.base.places import CHECKOUT, CONF
+from open_supir.commands.curate import settings_of
+from open_supir.curation.pipeline import Pipeline
+from open_supir.curation.runners import Outcome, Runner
+from open_supir.data.demo import load_photo
 
 SIDE, BASES = 1024, 48
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
@@ -151,7 +151,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run steps; returns seconds, CPU seconds, steady rate and peak memory of each."""
     shutil.rmtree(output, ignore_errors=True)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("curate", overrides=[*overrides(images, output, runner, workers), *also])
     timed = Timed(instantiate(cfg.runner, _convert_="all"))
     pipeline = Pipeline(settings_of(cfg), timed)
@@ -180,7 +180,7 @@ def finished_seconds(images: Path, output: Path, runner: str, workers: int) -> l
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
         seconds.append(time.perf_counter() - start)
     return seconds
 

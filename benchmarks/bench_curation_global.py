@@ -21,16 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from src.curation.caption import ROWS as CAPTION_ROWS
-from src.curation.dedup import DedupStep
-from src.curation.filters import ROWS as FILTER_ROWS
-from src.curation.pipeline import Pipeline, PipelineSettings
-from src.curation.runners import LocalRunner
-from src.curation.sources import PLAN, InputSettings
-from src.curation.steps import CaptionStep, FilterStep, NegativeStep
-from src.curation.thresholds import MEASURES, Thresholds
-from src.curation.work import DONE, Recipe, Unit, unit_folder, unit_key, write_json
-from src.curation.write_shards import ShardPlanStep
+from open_supir.curation.caption import ROWS as CAPTION_ROWS
+from open_supir.curation.dedup import DedupStep
+from open_supir.curation.filters import ROWS as FILTER_ROWS
+from open_supir.curation.pipeline import Pipeline, PipelineSettings
+from open_supir.curation.runners import LocalRunner
+from open_supir.curation.sources import PLAN, InputSettings
+from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
+from open_supir.curation.thresholds import MEASURES, Thresholds
+from open_supir.curation.work import DONE, Recipe, Unit, unit_folder, unit_key, write_json
+from open_supir.curation.write_shards import ShardPlanStep
 
 UNIT = 1000
 CAPTION = 450  # characters, about what LLaVA says in 100 tokens

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from src.data import SourceConfig
-from src.data.datamodule import prepare_worker
-from src.data.index import TarIndex, row_dtype
-from src.data.order import StepSampler
-from src.data.plan import DataPlan, make_plan
-from src.data.shards import ShardEntry, index_path, save_index, write_manifest
+from open_supir.data import SourceConfig
+from open_supir.data.datamodule import prepare_worker
+from open_supir.data.index import TarIndex, row_dtype
+from open_supir.data.order import StepSampler
+from open_supir.data.plan import DataPlan, make_plan
+from open_supir.data.shards import ShardEntry, index_path, save_index, write_manifest
 
 RANKS, WORKERS, GLOBAL_BATCH, RANKS_PER_NODE = 64, 8, 256, 8
 SAMPLES_PER_SHARD, IMAGE_BYTES = 1000, 500_000

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import src.degradation.pipeline as pipeline_module
-from src.degradation import DegradationConfig, DegradationPipeline, ops
-from src.degradation.plan import make_layout, make_plan
-from src.images import read_image
+import open_supir.degradation.pipeline as pipeline_module
+from open_supir.base.images import read_image
+from open_supir.degradation import DegradationConfig, DegradationPipeline, ops
+from open_supir.degradation.plan import make_layout, make_plan
 
 ROOT = Path(__file__).parents[1]
 PEER = "reference structure"

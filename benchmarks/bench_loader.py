@@ -29,11 +29,11 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from src.data import CropPolicy, SourceConfig
-from src.data.datamodule import RestorationDataModule
-from src.data.demo import load_photo
-from src.data.jpeg_rows import decode_rows
-from src.data.shards import ShardFolder, StoredSample, read_manifest, write_shards
+from open_supir.data import CropPolicy, SourceConfig
+from open_supir.data.datamodule import RestorationDataModule
+from open_supir.data.demo import load_photo
+from open_supir.data.jpeg_rows import decode_rows
+from open_supir.data.shards import ShardFolder, StoredSample, read_manifest, write_shards
 
 PHOTOS = ("astronaut.png", "motorcycle_left.png", "retina.jpg", "ihc.png", "hubble_deep_field.jpg")
 CROP, BATCH = 512, 8

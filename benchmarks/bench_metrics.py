@@ -22,7 +22,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure as torchmetrics_ssim,
 )
 
-from src.evaluation.metrics import METRICS
+from open_supir.evaluation.metrics import METRICS
 
 Score = Callable[[Tensor, Tensor], float]
 

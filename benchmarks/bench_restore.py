@@ -23,14 +23,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.checkpoints import load_parts
-from src.diffusion import Denoiser, RestoreSettings, restore_latent
-from src.diffusion.restoration import image_noise
-from src.inference import Restorer
-from src.inference.memory import UNET_VALUES, VAE_VALUES
-from src.inference.quantization import linear_share
-from src.networks import ControlledUNet, RobustEncoder
-from src.networks.build import build_network
+from open_supir.checkpoints import load_parts
+from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.diffusion.restoration import image_noise
+from open_supir.inference import Restorer
+from open_supir.inference.memory import UNET_VALUES, VAE_VALUES
+from open_supir.inference.quantization import linear_share
+from open_supir.networks import ControlledUNet, RobustEncoder
+from open_supir.networks.build import build_network
 
 ROOT = Path(__file__).parents[1]
 STEPS = 50
@@ -189,7 +189,7 @@ def full() -> None:
 def memory() -> None:
     """Print peak GPU memory by mode and size: weights counted, activations by the estimate.
 
-    The estimate is the one that decides what fits (src/inference/memory.py).
+    The estimate is the one that decides what fits (src/open_supir/inference/memory.py).
     """
     with torch.device("meta"):
         parts = networks("sdxl", "weights.sdxl=none", "data.root=none", "data.heldout=none",

@@ -29,13 +29,13 @@ from naive_step import naive_loss, train_everything
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from src.base_weights import load_base_weights
-from src.data.samples import Batch
-from src.images import to_signed
-from src.networks.conditioner import Conditioning
-from src.networks.switches import checkpoint_activations, compile_networks
-from src.training import SupirModule
-from src.training.flops import StepFlops, meta_conditioning, step_flops
+from open_supir.base.images import to_signed
+from open_supir.data.samples import Batch
+from open_supir.networks.conditioner import Conditioning
+from open_supir.networks.switches import checkpoint_activations, compile_networks
+from open_supir.training import SupirModule
+from open_supir.training.base_weights import load_base_weights
+from open_supir.training.flops import StepFlops, meta_conditioning, step_flops
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8  # at tiny scale

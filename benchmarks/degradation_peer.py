@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.degradation.jpeg import _CHROMA, _LUMA
-from src.degradation.params import DegradationParams
+from open_supir.degradation.jpeg import _CHROMA, _LUMA
+from open_supir.degradation.params import DegradationParams
 
 MODES = ("area", "bilinear", "bicubic")
 SMALLEST_SIDE = 128  # below, its padding of 10 exceeds intermediate images, as in the original

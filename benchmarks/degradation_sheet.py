@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from src.images import image_grid, read_image, to_signed, to_uint8, to_unit
+from open_supir.base.images import image_grid, read_image, to_signed, to_uint8, to_unit
 
 ROOT = Path(__file__).parents[1]
 CROPS = {  # top, left

@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.checkpoints import export_diffusers, export_supir, load_parts, open_checkpoint
-from src.checkpoints.files import TensorSpec
-from src.checkpoints.keymaps import official_pieces, split_marker, to_official, to_piece
-from src.checkpoints.safetensors_writer import write_safetensors
-from src.inference import checkpoint as restoration
-from src.networks import RobustEncoder
-from src.networks.build import build_on_meta
-from src.networks.sdxl import sdxl_architecture
+from open_supir.checkpoints import export_diffusers, export_supir, load_parts, open_checkpoint
+from open_supir.checkpoints.files import TensorSpec
+from open_supir.checkpoints.keymaps import official_pieces, split_marker, to_official, to_piece
+from open_supir.checkpoints.safetensors_writer import write_safetensors
+from open_supir.inference import checkpoint as restoration
+from open_supir.networks import RobustEncoder
+from open_supir.networks.build import build_on_meta
+from open_supir.networks.sdxl import sdxl_architecture
 
 SDXL = ("unet", "vae", "clip_l", "clip_g")
 SUPIR = ("control", "connector", "robust_encoder")
@@ -131,7 +131,7 @@ def train(folder: Path, small: bool) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from src.base_weights import load_base_weights
+    from open_supir.training.base_weights import load_base_weights
 
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         files = [
@@ -167,7 +167,7 @@ def convert(folder: Path, small: bool) -> dict[str, float]:
     """Turn the fp32 pickle into a half-precision safetensors file that names its base's SHA-256."""
     from omegaconf import OmegaConf
 
-    from src.convert import convert as run
+    from open_supir.commands.convert import convert as run
 
     settings: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "convert.yaml"))
     files = {"input": "supir.ckpt", "output": "converted.safetensors", "base": "sdxl.safetensors"}

@@ -36,10 +36,10 @@ from bench_restore import tiny_restorer
 from skimage import data
 from torch import Tensor
 
-from src.diffusion.tiling import spread_windows
-from src.inference import Restorer
-from src.inference.result import Run
-from src.networks import tiled_vae
+from open_supir.diffusion.tiling import spread_windows
+from open_supir.inference import Restorer
+from open_supir.inference.result import Run
+from open_supir.networks import tiled_vae
 
 VAE_TILE, TILE, WINDOW = 512, 64, 32  # pixels; latent pixels; side of the attention's windows
 DISC = 160  # pixels; mean diameter of the pieces of the image

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from src.data.samples import Batch
-from src.diffusion.denoiser import append_dims
-from src.diffusion.training_noise import seeded_noise
-from src.images import to_signed
-from src.networks.unet import UNet
-from src.training import SupirModule
+from open_supir.base.images import to_signed
+from open_supir.data.samples import Batch
+from open_supir.diffusion.denoiser import append_dims
+from open_supir.diffusion.training_noise import seeded_noise
+from open_supir.networks.unet import UNet
+from open_supir.training import SupirModule
 
 
 def train_everything(module: SupirModule) -> None:

@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from src.networks import ControlledUNet  # noqa: E402
-from src.networks.build import build_network  # noqa: E402
-from src.networks.conditioner import Conditioning  # noqa: E402
-from src.networks.switches import checkpoint_activations  # noqa: E402
+from open_supir.networks import ControlledUNet  # noqa: E402
+from open_supir.networks.build import build_network  # noqa: E402
+from open_supir.networks.conditioner import Conditioning  # noqa: E402
+from open_supir.networks.switches import checkpoint_activations  # noqa: E402
 
 MFU = 0.45  # share of the rate below that a good training step of this kind reaches
 RATES = {"RTX 4090": 165.0, "RTX A6000": 155.0, "H200": 790.0}  # bf16 TFLOP/s

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from src.networks import AutoencoderKL, Conditioner, ControlAdaptor, ControlledUNet, UNet
-from src.networks.conditioner import TextTowerConfig
-from src.networks.connectors import Connector, ZeroSFTConnector
+from open_supir.networks import AutoencoderKL, Conditioner, ControlAdaptor, ControlledUNet, UNet
+from open_supir.networks.conditioner import TextTowerConfig
+from open_supir.networks.connectors import Connector, ZeroSFTConnector
 
 WIDTHS: dict[str, Any] = dict(model_channels=32, channel_mult=[1, 2], num_res_blocks=1)
 TRUNK: dict[str, Any] = dict(

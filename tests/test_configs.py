@@ -10,9 +10,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from src.cli import command, explain, unknown_key
-from src.diffusion import RestoreSettings
-from src.networks.build import build_network
+from open_supir.base.cli import command, explain, unknown_key
+from open_supir.diffusion import RestoreSettings
+from open_supir.networks.build import build_network
 
 ROOT = Path(__file__).parents[1]
 CONF = str(ROOT / "conf")
@@ -21,9 +21,18 @@ COMMANDS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml") if path.s
 GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")
-    if path.parent.name not in (
-        "experiment", "scale", "module", "protocol", "metrics", "captioner", "preset", "runner",
-        "prior", "recipe",
+    if path.parent.name
+    not in (
+        "experiment",
+        "scale",
+        "module",
+        "protocol",
+        "metrics",
+        "captioner",
+        "preset",
+        "runner",
+        "prior",
+        "recipe",
     )  # fmt: skip
 )
 

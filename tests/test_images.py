@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from src.images import (
+from open_supir.base.images import (
     crop_to,
     image_grid,
     list_images,

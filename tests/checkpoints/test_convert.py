@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from src.checkpoints import inspect_checkpoint
-from src.checkpoints.keymaps import is_dropped
-from src.convert import convert, main, sha256
+from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.keymaps import is_dropped
+from open_supir.commands.convert import convert, main, sha256
 from tests.checkpoints.standins import official_sdxl, official_supir
 
 CONFIG = Path(__file__).parents[2] / "conf" / "convert.yaml"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.checkpoints import export_diffusers, inspect_checkpoint, load_parts
-from src.checkpoints.diffusers_config import tokenizer_files
-from src.networks import AutoencoderKL, Conditioner, Conditioning, ControlAdaptor, UNet
-from src.networks.conditioner import (
+from open_supir.checkpoints import export_diffusers, inspect_checkpoint, load_parts
+from open_supir.checkpoints.diffusers_config import tokenizer_files
+from open_supir.networks import AutoencoderKL, Conditioner, Conditioning, ControlAdaptor, UNet
+from open_supir.networks.conditioner import (
     TextTowerConfig,
     encode_text,
     pad_with_end,

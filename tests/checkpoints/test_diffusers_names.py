@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.checkpoints.diffusers_names import (
+from open_supir.checkpoints.diffusers_names import (
     SDXL_SHAPE,
     UNetShape,
     diffusers_pieces,

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src.checkpoints import (
+from open_supir.checkpoints import (
     export_diffusers,
     export_native,
     export_sdxl,
@@ -17,9 +17,9 @@ from src.checkpoints import (
     inspect_checkpoint,
     load_parts,
 )
-from src.checkpoints.files import TensorSpec
-from src.checkpoints.keymaps import is_dropped
-from src.checkpoints.safetensors_writer import write_safetensors
+from open_supir.checkpoints.files import TensorSpec
+from open_supir.checkpoints.keymaps import is_dropped
+from open_supir.checkpoints.safetensors_writer import write_safetensors
 from tests.checkpoints.standins import (
     module_of,
     official_sdxl,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.checkpoints.files import open_checkpoint, read_safetensors_header
-from src.checkpoints.parts import read_contents
+from open_supir.checkpoints.files import open_checkpoint, read_safetensors_header
+from open_supir.checkpoints.parts import read_contents
 from tests.checkpoints.standins import official_sdxl, official_supir
 
 
@@ -28,7 +28,7 @@ def test_tensors_survive_remapping_of_the_file(
     sdxl_file: Path, supir_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each tensor read from a fresh mapping; all kept ones stay valid."""
-    monkeypatch.setattr("src.checkpoints.files.REMAP_BYTES", 0)
+    monkeypatch.setattr("open_supir.checkpoints.files.REMAP_BYTES", 0)
     for path, wanted in ((sdxl_file, official_sdxl()), (supir_file, official_supir())):
         checkpoint = open_checkpoint(path)
         kept = {key: checkpoint[key] for key in checkpoint}

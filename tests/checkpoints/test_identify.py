@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.checkpoints import inspect_checkpoint, load_parts
-from src.checkpoints.identify import connector_kind, transformer_depth
+from open_supir.checkpoints import inspect_checkpoint, load_parts
+from open_supir.checkpoints.identify import connector_kind, transformer_depth
 from tests.checkpoints.standins import module_of, official_sdxl, official_supir, part_of, unet_of
 
 UNET = "model.diffusion_model."

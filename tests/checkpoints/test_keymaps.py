@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.checkpoints.keymaps import (
+from open_supir.checkpoints.keymaps import (
     canonical,
     from_native,
     from_official,

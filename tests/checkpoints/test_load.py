@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from src.checkpoints import load_parts
+from open_supir.checkpoints import load_parts
 from tests.checkpoints.standins import (
     module_of,
     official_sdxl,

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from src.networks import RobustEncoder
-from src.networks.build import build_on_meta
-from src.networks.sdxl import sdxl_architecture
+from open_supir.networks import RobustEncoder
+from open_supir.networks.build import build_on_meta
+from open_supir.networks.sdxl import sdxl_architecture
 
 
 def full_size_parts() -> dict[str, nn.Module]:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from src.checkpoints.diffusers_names import diffusers_pieces, from_diffusers, to_diffusers
-from src.checkpoints.keymaps import (
+from open_supir.checkpoints.diffusers_names import diffusers_pieces, from_diffusers, to_diffusers
+from open_supir.checkpoints.keymaps import (
     from_official,
     is_dropped,
     official_pieces,

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from src.checkpoints import export_sdxl, export_supir, load_parts
-from src.networks import (
+from open_supir.checkpoints import export_sdxl, export_supir, load_parts
+from open_supir.networks import (
     AutoencoderKL,
     Conditioner,
     Conditioning,
@@ -23,8 +23,8 @@ from src.networks import (
     RobustEncoder,
     UNet,
 )
-from src.networks.conditioner import TextTowerConfig, tokenize
-from src.networks.connectors import ZeroSFTConnector
+from open_supir.networks.conditioner import TextTowerConfig, tokenize
+from open_supir.networks.connectors import ZeroSFTConnector
 from tests.contracts import reference
 from tests.contracts.reference import Names
 from tests.networks.test_golden import FIXTURES, TOLERANCE, deviation

@@ -12,12 +12,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from src.checkpoints import load_parts
-from src.diffusion import Denoiser, RestoreSettings, restore_latent
-from src.images import resize, to_signed
-from src.inference import RestoreOptions
-from src.inference.color_fix import COLOR_FIXES
-from src.networks import (
+from open_supir.base.images import resize, to_signed
+from open_supir.checkpoints import load_parts
+from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.inference import RestoreOptions
+from open_supir.inference.color_fix import COLOR_FIXES
+from open_supir.networks import (
     AutoencoderKL,
     Conditioning,
     ControlAdaptor,
@@ -25,7 +25,7 @@ from src.networks import (
     RobustEncoder,
     UNet,
 )
-from src.networks.connectors import ZeroSFTConnector
+from open_supir.networks.connectors import ZeroSFTConnector
 from tests.test_configs import CONF
 
 FOLDER = Path(__file__).parents[3] / "shared" / "fixtures" / "supir"

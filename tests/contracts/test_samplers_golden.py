@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion import (
+from open_supir.diffusion import (
     Denoiser,
     restoration_guidance,
     sample_dpmpp_2m,
     sample_euler,
     tiled,
 )
-from src.diffusion.guidance import LinearScale, controlled_denoise
-from src.diffusion.samplers import Denoise, Step
-from src.diffusion.schedule import karras_sigmas, nearest_index, table_sigmas
-from src.diffusion.tiling import Window, spread_windows, tile_weights
-from src.inference.color_fix import adain_color_fix, wavelet_color_fix
+from open_supir.diffusion.guidance import LinearScale, controlled_denoise
+from open_supir.diffusion.samplers import Denoise, Step
+from open_supir.diffusion.schedule import karras_sigmas, nearest_index, table_sigmas
+from open_supir.diffusion.tiling import Window, spread_windows, tile_weights
+from open_supir.inference.color_fix import adain_color_fix, wavelet_color_fix
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "fixtures" / "supir" / "golden.pt"
 NUM_STEPS = 6  # of all sampler runs in the file

@@ -7,9 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.curate import curate, settings_of, steps_of
-from src.curation.pipeline import STEPS
-from src.data.demo import write_demo_shards
+from open_supir.commands.curate import curate, settings_of, steps_of
+from open_supir.curation.pipeline import STEPS
+from open_supir.data.demo import write_demo_shards
 from tests.test_configs import CONF
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from src.curation.dedup import DedupStep, best_of, find_near, group_duplicates
-from src.curation.pipeline import Pipeline
-from src.curation.runners import LocalRunner
-from src.curation.steps import FilterStep
-from src.curation.tables import read_rows
-from src.data.demo import load_photo
+from open_supir.curation.dedup import DedupStep, best_of, find_near, group_duplicates
+from open_supir.curation.pipeline import Pipeline
+from open_supir.curation.runners import LocalRunner
+from open_supir.curation.steps import FilterStep
+from open_supir.curation.tables import read_rows
+from open_supir.data.demo import load_photo
 from tests.curation.toy import settings
 
 HERE = LocalRunner(num_workers=0)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from src.curation.filters import Filter, decode
-from src.curation.sources import InputSettings, plan_units
-from src.curation.steps import FilterStep, tile_corners
-from src.curation.tables import read_rows
-from src.data.index import index_tar
-from src.data.samples import ImageLimits, SampleError, decode_training_image
-from src.data.shards import ShardEntry, ShardFolder
+from open_supir.curation.filters import Filter, decode
+from open_supir.curation.sources import InputSettings, plan_units
+from open_supir.curation.steps import FilterStep, tile_corners
+from open_supir.curation.tables import read_rows
+from open_supir.data.index import index_tar
+from open_supir.data.samples import ImageLimits, SampleError, decode_training_image
+from open_supir.data.shards import ShardEntry, ShardFolder
 from tests.data.made import encoded, good_members, jpeg, pixels, tar_bytes
 from tests.integration.hostile import write_bad, write_good
 

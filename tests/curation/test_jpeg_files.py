@@ -5,7 +5,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from src.curation.jpeg_files import jpeg_quality, strip_metadata
+from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
 from tests.data.made import encoded, jpeg, pixels
 
 

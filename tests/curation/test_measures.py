@@ -5,8 +5,14 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
-from src.curation.measures import flat_share, laplacian_variance, measure, perceptual_hash, sobel
-from src.data.demo import load_photo
+from open_supir.curation.measures import (
+    flat_share,
+    laplacian_variance,
+    measure,
+    perceptual_hash,
+    sobel,
+)
+from open_supir.data.demo import load_photo
 from tests.data.made import encoded, pixels
 
 KERNEL = [[0, 1, 0], [1, -4, 1], [0, 1, 0]]

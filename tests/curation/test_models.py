@@ -11,16 +11,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from src.curate import curate
-from src.curation.measures import laplacian_variance
-from src.curation.sources import InputSettings
-from src.curation.steps import CaptionStep, ScoreStep
-from src.curation.thresholds import Thresholds
-from src.curation.work import Recipe
-from src.data.demo import load_photo
-from src.data.samples import ImageLimits, decode_training_image
-from src.evaluation.scorers import build_scorer
-from src.inference.captioner_server import ServerCaptioner
+from open_supir.commands.curate import curate
+from open_supir.curation.measures import laplacian_variance
+from open_supir.curation.sources import InputSettings
+from open_supir.curation.steps import CaptionStep, ScoreStep
+from open_supir.curation.thresholds import Thresholds
+from open_supir.curation.work import Recipe
+from open_supir.data.demo import load_photo
+from open_supir.data.samples import ImageLimits, decode_training_image
+from open_supir.evaluation.scorers import build_scorer
+from open_supir.inference.captioner_server import ServerCaptioner
 from tests.curation.test_pipeline import run, shards
 from tests.data.made import jpeg
 from tests.inference.loopback import Loopback
@@ -151,7 +151,7 @@ def no_sleep(seconds: float) -> None:
 def test_a_real_llava_captions_what_it_sees(tmp_path: Path) -> None:
     """Built and fitted offline to three colours; asked through the pipeline, quarters too."""
     pytest.importorskip("transformers")
-    from src.inference.captioner_local import LocalCaptioner
+    from open_supir.inference.captioner_local import LocalCaptioner
     from tests.inference.tiny_llava import CAPTIONS, write_fitted_llava
 
     write_fitted_llava(tmp_path / "llava")

@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.curation import filters, write_shards
-from src.curation.caption import quadrants
-from src.curation.negatives import negative_seed
-from src.curation.pipeline import STEPS, Pipeline, UnitsFailed
-from src.curation.runners import LocalRunner
-from src.curation.sources import InputSettings
-from src.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
-from src.curation.tables import read_rows
-from src.curation.thresholds import Thresholds
-from src.curation.work import Recipe, alone
-from src.curation.write_shards import ShardPlanStep
-from src.data.inspection import InspectSettings, inspect_folder
-from src.data.samples import ImageLimits, decode_training_image
-from src.data.shards import ShardFolder, read_manifest
+from open_supir.curation import filters, write_shards
+from open_supir.curation.caption import quadrants
+from open_supir.curation.negatives import negative_seed
+from open_supir.curation.pipeline import STEPS, Pipeline, UnitsFailed
+from open_supir.curation.runners import LocalRunner
+from open_supir.curation.sources import InputSettings
+from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
+from open_supir.curation.tables import read_rows
+from open_supir.curation.thresholds import Thresholds
+from open_supir.curation.work import Recipe, alone
+from open_supir.curation.write_shards import ShardPlanStep
+from open_supir.data.inspection import InspectSettings, inspect_folder
+from open_supir.data.samples import ImageLimits, decode_training_image
+from open_supir.data.shards import ShardFolder, read_manifest
 from tests.curation.conftest import BAD, GOOD
 from tests.curation.toy import WORDS, mean_captioner, settings
 
@@ -277,7 +277,7 @@ def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
     candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("src.curation.caption.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("open_supir.curation.caption.RETRY_SECONDS", 0.0)
     output, asked = tmp_path / "out", tmp_path / "asked"
 
     def captioner(fails_on: str) -> CaptionStep:
@@ -347,7 +347,7 @@ def test_run_killed_before_its_report_or_before_old_shards_go_catches_up(
     run(candidates, tmp_path)
     bounds = {"thresholds": Thresholds(bounds={"luma": {"min": 126.0}})}
     with monkeypatch.context() as patch:
-        patch.setattr("src.curation.report.write_report", lambda *_: 1 / 0)
+        patch.setattr("open_supir.curation.report.write_report", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(candidates, tmp_path, **bounds)
     run(candidates, tmp_path, ("select", "caption", "negatives"), **bounds)

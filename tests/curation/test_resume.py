@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.curation.pipeline import STEPS, Pipeline
-from src.curation.runners import LocalRunner
+from open_supir.curation.pipeline import STEPS, Pipeline
+from open_supir.curation.runners import LocalRunner
 from tests.curation.test_pipeline import shards
 from tests.curation.toy import settings
 from tests.data.made import jpeg

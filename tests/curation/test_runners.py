@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from src.curation.ray_runner import RayRunner
-from src.curation.runners import LocalRunner, OpenError, Runner
-from src.curation.slurm_runner import SlurmRunner
-from src.curation.work import is_done
+from open_supir.curation.ray_runner import RayRunner
+from open_supir.curation.runners import LocalRunner, OpenError, Runner
+from open_supir.curation.slurm_runner import SlurmRunner
+from open_supir.curation.work import is_done
 from tests.curation.toy import ToyStep, toy_units
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_clusters_without_workers_are_refused(make) -> None:
 def test_workers_end_with_a_killed_starter(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
-        from src.curation import runners
+        from open_supir.curation import runners
         from tests.curation.toy import ToyStep, toy_units
         if __name__ == "__main__":
             runners.HEAVY.clear()

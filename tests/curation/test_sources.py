@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from src.curation.reading import read_candidates
-from src.curation.sources import InputSettings, name_inputs, plan_units
-from src.curation.work import Unit
+from open_supir.curation.reading import read_candidates
+from open_supir.curation.sources import InputSettings, name_inputs, plan_units
+from open_supir.curation.work import Unit
 from tests.data.made import good_members, jpeg, tar_bytes
 
 

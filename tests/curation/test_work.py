@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from src.curation.work import Unit, is_done, read_done, run_unit, unit_folder, unit_key
+from open_supir.curation.work import Unit, is_done, read_done, run_unit, unit_folder, unit_key
 from tests.curation.toy import ToyStep, toy_units
 
 

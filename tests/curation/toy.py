@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.curation.dedup import DedupStep
-from src.curation.pipeline import PipelineSettings
-from src.curation.sources import InputSettings
-from src.curation.steps import CaptionStep, FilterStep, NegativeStep
-from src.curation.thresholds import Thresholds
-from src.curation.work import Process, Recipe, Unit
-from src.curation.write_shards import ShardPlanStep
+from open_supir.curation.dedup import DedupStep
+from open_supir.curation.pipeline import PipelineSettings
+from open_supir.curation.sources import InputSettings
+from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
+from open_supir.curation.thresholds import Thresholds
+from open_supir.curation.work import Process, Recipe, Unit
+from open_supir.curation.write_shards import ShardPlanStep
 
 WORDS = "blurry, jpeg artifacts"
 

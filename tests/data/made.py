@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from src.data.shards import ShardEntry, StoredSample, write_manifest, write_shard
+from open_supir.data.shards import ShardEntry, StoredSample, write_manifest, write_shard
 
 
 def pixels(seed: int = 0, height: int = 96, width: int = 96) -> np.ndarray:

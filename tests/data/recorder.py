@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.data import CropPolicy, SourceConfig
-from src.data.datamodule import RestorationDataModule
-from src.data.samples import ImageLimits
+from open_supir.data import CropPolicy, SourceConfig
+from open_supir.data.datamodule import RestorationDataModule
+from open_supir.data.samples import ImageLimits
 
 GLOBAL_BATCH = 12
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.captions import (
+from open_supir.data.captions import (
     CaptionPolicy,
     approximate_tokens,
     choose_caption,
@@ -15,7 +15,7 @@ from src.data.captions import (
     partial_caption,
     truncate,
 )
-from src.data.order import keyed_rng
+from open_supir.data.order import keyed_rng
 
 LONG = (
     "The image features a woman sitting on a wooden bench in a park, surrounded by tall trees. "

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data import SourceConfig
-from src.data.shards import StorageError
+from open_supir.data import SourceConfig
+from open_supir.data.shards import StorageError
 from tests.data.made import pixels, shard_folder
 from tests.data.recorder import GLOBAL_BATCH, data_module, train
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from src.data.captions import CaptionPolicy
-from src.data.counters import LoaderCounters, SkipLimits
-from src.data.dataset import (
+from open_supir.data.captions import CaptionPolicy
+from open_supir.data.counters import LoaderCounters, SkipLimits
+from open_supir.data.dataset import (
     SampleReader,
     ShardDataset,
     SourceConfig,
@@ -17,10 +17,10 @@ from src.data.dataset import (
     read_caption,
     read_meta,
 )
-from src.data.order import StepSampler
-from src.data.plan import make_plan
-from src.data.samples import CropPolicy, ImageLimits, SampleError, collate
-from src.data.shards import StorageError, StoredSample, write_manifest, write_shard
+from open_supir.data.order import StepSampler
+from open_supir.data.plan import make_plan
+from open_supir.data.samples import CropPolicy, ImageLimits, SampleError, collate
+from open_supir.data.shards import StorageError, StoredSample, write_manifest, write_shard
 from tests.data.made import jpeg, pixels, shard_folder
 
 SOURCES = {"main": SourceConfig(weight=0.8), "neg": SourceConfig(weight=0.2, is_negative=True)}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.dead_leaves import DeadLeaves, colour_names, draw_shapes, noise_texture
-from src.data.demo import (
+from open_supir.data.dead_leaves import DeadLeaves, colour_names, draw_shapes, noise_texture
+from open_supir.data.demo import (
     FAULTS,
     NEGATIVE_WORDS,
     PHOTOS_FILE,
@@ -21,9 +21,9 @@ from src.data.demo import (
     spoil,
     write_demo_shards,
 )
-from src.data.order import keyed_rng
-from src.data.samples import ImageLimits, decode_training_image
-from src.data.shards import ShardFolder, read_manifest
+from open_supir.data.order import keyed_rng
+from open_supir.data.samples import ImageLimits, decode_training_image
+from open_supir.data.shards import ShardFolder, read_manifest
 from tests.data.made import pixels
 
 MANIFEST = json.loads(PHOTOS_FILE.read_text())
@@ -142,7 +142,7 @@ def test_existing_folder_is_left_alone_and_failures_leave_nothing(
     (tmp_path / "a").mkdir()
     write_demo_shards(tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []
-    monkeypatch.setattr("src.data.demo.write_held_out", lambda *_: 1 / 0)
+    monkeypatch.setattr("open_supir.data.demo.write_held_out", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_demo_shards(tmp_path / "b", photos=0.01, dead_leaves=1, negatives=1)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from src.data import CaptionPolicy, CropPolicy, SourceConfig
-from src.data.counters import LoaderCounters, SkipLimits
-from src.data.dataset import SampleReader, ShardDataset
-from src.data.inspection import InspectSettings, inspect_folder
-from src.data.order import StepSampler
-from src.data.plan import make_plan
-from src.data.samples import ImageLimits, collate
-from src.data.storage import StorageError
+from open_supir.data import CaptionPolicy, CropPolicy, SourceConfig
+from open_supir.data.counters import LoaderCounters, SkipLimits
+from open_supir.data.dataset import SampleReader, ShardDataset
+from open_supir.data.inspection import InspectSettings, inspect_folder
+from open_supir.data.order import StepSampler
+from open_supir.data.plan import make_plan
+from open_supir.data.samples import ImageLimits, collate
+from open_supir.data.storage import StorageError
 from tests.data.made import encoded, jpeg, pixels, tar_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

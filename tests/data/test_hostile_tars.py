@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from src.data.index import TarDamage, index_tar
-from src.data.stream import tar_samples
+from open_supir.data.index import TarDamage, index_tar
+from open_supir.data.stream import tar_samples
 from tests.data.made import good_members, jpeg, tar_bytes
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from src.check import check, main, verdict
-from src.data.inspection import InspectSettings, inspect_folder, shard_folders
-from src.data.samples import ImageLimits
-from src.data.shards import ShardFolder, index_path, read_manifest
+from open_supir.commands.check import check, main, verdict
+from open_supir.data.inspection import InspectSettings, inspect_folder, shard_folders
+from open_supir.data.samples import ImageLimits
+from open_supir.data.shards import ShardFolder, index_path, read_manifest
 from tests.data.made import good_members, jpeg, shard_folder, tar_bytes
 
 SETTINGS = InspectSettings(limits=ImageLimits(min_side=32))

@@ -8,8 +8,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-import src.data.jpeg_rows as jpeg_rows
-from src.data.jpeg_rows import decode_rows, encode_jpeg
+import open_supir.data.jpeg_rows as jpeg_rows
+from open_supir.data.jpeg_rows import decode_rows, encode_jpeg
 from tests.data.made import encoded, pixels
 
 HEIGHT, WIDTH = 203, 150  # whole blocks in neither direction

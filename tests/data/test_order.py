@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from src.data.order import (
+from open_supir.data.order import (
     Mixture,
     SourceOrder,
     StepSampler,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data.pairs import FolderDataset, PairDataset, collate_pairs
-from src.data.samples import collate
+from open_supir.data.pairs import FolderDataset, PairDataset, collate_pairs
+from open_supir.data.samples import collate
 from tests.data.made import pixels
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from src.data import CaptionPolicy, CropPolicy, SourceConfig
-from src.data.captions import approximate_tokens, choose_caption
-from src.data.order import keyed_rng
-from src.data.precomputed import (
+from open_supir.data import CaptionPolicy, CropPolicy, SourceConfig
+from open_supir.data.captions import approximate_tokens, choose_caption
+from open_supir.data.order import keyed_rng
+from open_supir.data.precomputed import (
     Precomputed,
     column_path,
     constant_texts,
@@ -18,9 +18,9 @@ from src.data.precomputed import (
     text_key,
     write_columns,
 )
-from src.data.samples import SampleError
-from src.data.shards import read_manifest
-from src.data.storage import StorageError
+from open_supir.data.samples import SampleError
+from open_supir.data.shards import read_manifest
+from open_supir.data.storage import StorageError
 from tests.data.made import shard_folder
 from tests.data.recorder import data_module
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from src.data.order import keyed_rng
-from src.data.samples import (
+from open_supir.data.order import keyed_rng
+from open_supir.data.samples import (
     CropPolicy,
     ImageLimits,
     Sample,

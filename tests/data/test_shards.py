@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import src.data.storage as storage_module
-from src.data.index import index_tar
-from src.data.shards import (
+import open_supir.data.storage as storage_module
+from open_supir.data.index import index_tar
+from open_supir.data.shards import (
     ShardFolder,
     StorageError,
     StoredSample,

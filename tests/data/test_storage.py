@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-import src.data.storage as storage_module
-from src.data.shards import ShardFolder, StoredSample, read_manifest, write_manifest, write_shard
-from src.data.storage import RemoteFiles, StorageError, below, is_remote, open_files
+import open_supir.data.storage as storage_module
+from open_supir.data.shards import (
+    ShardFolder,
+    StoredSample,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from open_supir.data.storage import RemoteFiles, StorageError, below, is_remote, open_files
 from tests.data.made import jpeg, shard_folder
 from tests.data.recorder import data_module
 
@@ -68,7 +74,7 @@ def test_distant_members_are_read_one_by_one(remote: str, monkeypatch: pytest.Mo
     """Others' tars may hold the members of a sample far apart."""
     recorder = Recorder()
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *a, **k: recorder(*a, **k))
-    monkeypatch.setattr("src.data.shards.MAX_GAP", 100)
+    monkeypatch.setattr("open_supir.data.shards.MAX_GAP", 100)
     folder = ShardFolder(f"{remote}/main", read_manifest(f"{remote}/main"))
     assert folder.read(0, 0).key == "m000-000" and len(recorder.ranges) == 3
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from src.data.captions import CaptionPolicy
-from src.data.counters import LoaderCounters, SkipLimits
-from src.data.dataset import SampleReader, SourceConfig
-from src.data.samples import CropPolicy, ImageLimits
-from src.data.shards import StorageError
-from src.data.stream import StreamDataset, raw_samples, source_urls
+from open_supir.data.captions import CaptionPolicy
+from open_supir.data.counters import LoaderCounters, SkipLimits
+from open_supir.data.dataset import SampleReader, SourceConfig
+from open_supir.data.samples import CropPolicy, ImageLimits
+from open_supir.data.shards import StorageError
+from open_supir.data.stream import StreamDataset, raw_samples, source_urls
 from tests.data.made import good_members, shard_folder, tar_bytes
 
 

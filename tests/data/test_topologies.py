@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from src.data import CaptionPolicy, CropPolicy, SourceConfig
-from src.data.counters import LoaderCounters, SkipLimits
-from src.data.dataset import SampleReader, ShardDataset
-from src.data.order import Mixture, Place, SourceOrder, StepSampler
-from src.data.plan import make_plan
-from src.data.samples import ImageLimits
-from src.data.shards import StoredSample, write_manifest, write_shard
+from open_supir.data import CaptionPolicy, CropPolicy, SourceConfig
+from open_supir.data.counters import LoaderCounters, SkipLimits
+from open_supir.data.dataset import SampleReader, ShardDataset
+from open_supir.data.order import Mixture, Place, SourceOrder, StepSampler
+from open_supir.data.plan import make_plan
+from open_supir.data.samples import ImageLimits
+from open_supir.data.shards import StoredSample, write_manifest, write_shard
 from tests.data.made import jpeg
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from src.degradation import DegradationConfig, DegradationPipeline
+from open_supir.degradation import DegradationConfig, DegradationPipeline
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf/degradation").glob("*.yaml"))

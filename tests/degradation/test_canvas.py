@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch._dynamo import register_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.degradation import DegradationPipeline, StageConfig, canvas
-from src.degradation.canvas import run_eagerly as run
-from src.degradation.config import MODES
-from src.degradation.plan import make_layout, make_plan
-from src.degradation.taps import resize_table
+from open_supir.degradation import DegradationPipeline, StageConfig, canvas
+from open_supir.degradation.canvas import run_eagerly as run
+from open_supir.degradation.config import MODES
+from open_supir.degradation.plan import make_layout, make_plan
+from open_supir.degradation.taps import resize_table
 
 from .samples import PRESETS, VIEWS, config, photo, photos
 

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.degradation import BlurConfig, DegradationConfig, DegradationPipeline, StageConfig
+from open_supir.degradation import BlurConfig, DegradationConfig, DegradationPipeline, StageConfig
 
 from .samples import PRESETS, ROOT, config
 

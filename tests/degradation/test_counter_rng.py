@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from src.degradation.counter_rng import (
+from open_supir.degradation.counter_rng import (
     column_counters,
     derive,
     mix,
@@ -14,7 +14,7 @@ from src.degradation.counter_rng import (
     row_counters,
     uniforms,
 )
-from src.degradation.draw import SLOTS
+from open_supir.degradation.draw import SLOTS
 
 
 def bits_of(seed: int, height: int, width: int) -> torch.Tensor:

@@ -12,9 +12,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.degradation import DegradationPipeline
-from src.degrade import RANGES, ROWS, degrade_folder, image_seed, read_rows
-from src.images import read_image, write_image
+from open_supir.base.images import read_image, write_image
+from open_supir.commands.degrade import RANGES, ROWS, degrade_folder, image_seed, read_rows
+from open_supir.degradation import DegradationPipeline
 
 from .samples import ROOT, photo, preset
 

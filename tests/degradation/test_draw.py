@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from src.degradation import DegradationParams, DegradationPipeline, StageConfig
-from src.degradation.config import FAMILIES, MODES
-from src.degradation.draw import SLOTS
-from src.degradation.kernels import KINDS, NONE, SINC
+from open_supir.degradation import DegradationParams, DegradationPipeline, StageConfig
+from open_supir.degradation.config import FAMILIES, MODES
+from open_supir.degradation.draw import SLOTS
+from open_supir.degradation.kernels import KINDS, NONE, SINC
 
 from .samples import PRESETS, config, preset
 

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.fft import dctn
 from torch import Tensor
 
-from src.degradation.jpeg import _code, diffjpeg, diffjpeg_tables, jpeg, jpeg_tables
+from open_supir.degradation.jpeg import _code, diffjpeg, diffjpeg_tables, jpeg, jpeg_tables
 
 from .samples import NAMES, photo, psnr
 

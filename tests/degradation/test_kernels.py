@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.special import j1
 
-from src.degradation.config import MAX_KERNEL
-from src.degradation.kernels import KINDS, make_kernels
+from open_supir.degradation.config import MAX_KERNEL
+from open_supir.degradation.kernels import KINDS, make_kernels
 
 
 def one(kind: str, side: int = 21, **changes: float) -> torch.Tensor:

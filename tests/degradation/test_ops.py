@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from kornia.filters import filter2d
 
-from src.degradation import ops
-from src.degradation.counter_rng import derive
+from open_supir.degradation import ops
+from open_supir.degradation.counter_rng import derive
 
 from .samples import photo
 

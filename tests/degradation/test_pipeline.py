@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.dataset import position_seed
-from src.degradation import DegradationConfig, DegradationPipeline, StageConfig
+from open_supir.data.dataset import position_seed
+from open_supir.degradation import DegradationConfig, DegradationPipeline, StageConfig
 
 from .samples import PRESETS, VIEWS, config, photos, preset, psnr
 

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from benchmarks.degradation_peer import reference
-from src.degradation import DegradationParams, DegradationPipeline
+from open_supir.degradation import DegradationParams, DegradationPipeline
 
 from .samples import config, photos
 

@@ -3,8 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from src.degradation.plan import make_layout, make_plan
-from src.degradation.upload import pack, unpack, upload
+from open_supir.degradation.plan import make_layout, make_plan
+from open_supir.degradation.upload import pack, unpack, upload
 
 from .samples import config, preset
 

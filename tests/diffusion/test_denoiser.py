@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion import Denoiser
-from src.diffusion.schedule import index_to_sigma
+from open_supir.diffusion import Denoiser
+from open_supir.diffusion.schedule import index_to_sigma
 
 
 def _latents(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion import Denoiser, restoration_guidance
-from src.diffusion.guidance import IntervalScale, LinearScale, controlled_denoise
-from src.diffusion.samplers import Step
-from src.diffusion.schedule import table_sigmas
-from src.diffusion.tiling import Window
+from open_supir.diffusion import Denoiser, restoration_guidance
+from open_supir.diffusion.guidance import IntervalScale, LinearScale, controlled_denoise
+from open_supir.diffusion.samplers import Step
+from open_supir.diffusion.schedule import table_sigmas
+from open_supir.diffusion.tiling import Window
 
 
 class Cond(NamedTuple):

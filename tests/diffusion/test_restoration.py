@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion import Denoiser, RestoreSettings, restore_latent
-from src.diffusion.restoration import generate_latent, image_noise
-from src.diffusion.samplers import Step
+from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.diffusion.restoration import generate_latent, image_noise
+from open_supir.diffusion.samplers import Step
 
 
 class Cond(NamedTuple):

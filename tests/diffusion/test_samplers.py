@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion.samplers import Step, sample_dpmpp_2m, sample_euler, sample_heun
-from src.diffusion.schedule import exponential_sigmas, karras_sigmas, table_sigmas
+from open_supir.diffusion.samplers import Step, sample_dpmpp_2m, sample_euler, sample_heun
+from open_supir.diffusion.schedule import exponential_sigmas, karras_sigmas, table_sigmas
 
 MEAN, STD = 1.5, 0.6
 

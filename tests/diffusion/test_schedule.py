@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from src.diffusion.schedule import (
+from open_supir.diffusion.schedule import (
     SIGMA_MAX,
     exponential_sigmas,
     fractional_index,

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion.samplers import Step
-from src.diffusion.tiling import Window, map_windows, spread_windows, tile_weights, tiled
+from open_supir.diffusion.samplers import Step
+from open_supir.diffusion.tiling import Window, map_windows, spread_windows, tile_weights, tiled
 
 STEP = Step(0, 1.0, 1.0, 0.0)
 SIZES = [(5, 7), (16, 16), (17, 16), (24, 40), (128, 200), (8, 160), (61, 67)]

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from src.diffusion.schedule import sigma_table
-from src.diffusion.training_noise import (
+from open_supir.diffusion.schedule import sigma_table
+from open_supir.diffusion.training_noise import (
     LogNormalNoise,
     TableNoise,
     seeded_noise,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from src.evaluation.records import Record, write_records
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation.records import Record, write_records
 
 
 def make_run(

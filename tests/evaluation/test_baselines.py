@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.evaluation import Protocol, load_samples, run_benchmark
-from src.evaluation.baselines import folder_outputs, spandrel_models
-from src.evaluation.samples import Sample
-from src.evaluation.synthetic import FixedDegradation
-from src.images import to_uint8, to_unit, write_image
+from open_supir.base.images import to_uint8, to_unit, write_image
+from open_supir.evaluation import Protocol, load_samples, run_benchmark
+from open_supir.evaluation.baselines import folder_outputs, spandrel_models
+from open_supir.evaluation.samples import Sample
+from open_supir.evaluation.synthetic import FixedDegradation
 
 
 def _image(seed: int, height: int = 32, width: int = 32) -> Tensor:
@@ -59,7 +59,7 @@ def test_broken_folder_gives_the_right_n_and_names_what_was_left_out(tmp_path: P
     assert reasons["i3"] == "LQ is 32x24 after scaling, HQ is 32x32"
     assert reasons["i5"].startswith("no LQ partner i5 in")
 
-    from src.evaluation import write_report
+    from open_supir.evaluation import write_report
 
     text = write_report(records, tmp_path / "out")
     assert "(n=4/10)" in text and all(f"- i{index}, all methods" in text for index in range(6))

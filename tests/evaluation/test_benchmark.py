@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.evaluation import metrics as registry
-from src.evaluation.benchmark import picture_path, run_benchmark
-from src.evaluation.records import Record, read_records
-from src.evaluation.samples import BrokenSample, Sample
-from src.images import read_image, to_uint8
+from open_supir.base.images import read_image, to_uint8
+from open_supir.evaluation import metrics as registry
+from open_supir.evaluation.benchmark import picture_path, run_benchmark
+from open_supir.evaluation.records import Record, read_records
+from open_supir.evaluation.samples import BrokenSample, Sample
 
 DO_NOTHING = {"lq": lambda s: s.lq}
 
@@ -244,7 +244,7 @@ def test_a_changed_reference_is_measured_again(tmp_path: Path) -> None:
 def test_interrupted_resume_loses_no_value_and_keeps_none_of_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.evaluation.benchmark.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("open_supir.evaluation.benchmark.SAVE_SECONDS", -1.0)
     methods = {"lq": lambda s: s.lq, "m": lambda s: s.lq}
     fixed = {"out_dir": tmp_path, "run": "a", "resume": True}
     first = run_benchmark(
@@ -300,7 +300,7 @@ def test_set_metric_sees_the_pairs_of_this_run_alone(
 
     fid = replace(registry.METRICS["fid"], weights=(), build=build)
     monkeypatch.setitem(registry.METRICS, "fid", fid)
-    monkeypatch.setattr("src.evaluation.benchmark.MIN_SET_SIZE", 2)
+    monkeypatch.setattr("open_supir.evaluation.benchmark.MIN_SET_SIZE", 2)
     fixed = {"out_dir": tmp_path, "run": "a", "save_images": True}
     run_benchmark(_samples(5), DO_NOTHING, ["fid"], settings={"tau": 1}, **fixed)
 

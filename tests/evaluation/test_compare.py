@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.evaluation.compare import (
+from open_supir.evaluation.compare import (
     average_seeds,
     bootstrap_interval,
     compare_methods,
@@ -15,7 +15,7 @@ from src.evaluation.compare import (
     paired_test,
     show_number,
 )
-from src.evaluation.records import Record
+from open_supir.evaluation.records import Record
 
 
 def _records(values: dict[str, float], *, method: str = "restored", protocol: str = "demo"):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from skimage import color, data, metrics
 from torch import Tensor
 
-from src.evaluation.formulas import laplacian_variance, psnr, ssim, studio_luma
+from open_supir.evaluation.formulas import laplacian_variance, psnr, ssim, studio_luma
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from src.evaluation.benchmark import run_benchmark
-from src.evaluation.metrics import METRICS, check_weights, create_pyiqa
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation.benchmark import run_benchmark
+from open_supir.evaluation.metrics import METRICS, check_weights, create_pyiqa
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")

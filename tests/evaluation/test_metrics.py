@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.evaluation.metrics import METRICS, check_weights, select_metrics
-from src.evaluation.weights import Missing, WeightFile, fetch, find_missing, offline
+from open_supir.evaluation.metrics import METRICS, check_weights, select_metrics
+from open_supir.evaluation.weights import Missing, WeightFile, fetch, find_missing, offline
 
 
 def test_select_metrics_lists_the_known_ones_when_a_name_is_unknown() -> None:

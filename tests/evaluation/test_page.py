@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.evaluation import read_records, run_benchmark, write_report
-from src.evaluation.provenance import (
+from open_supir.base.images import write_image
+from open_supir.evaluation import read_records, run_benchmark, write_report
+from open_supir.evaluation.provenance import (
     describe_environment,
     read_inputs,
     write_environment,
 )
-from src.evaluation.records import Record
-from src.evaluation.samples import Sample
-from src.evaluation.weights import hash_file
-from src.evaluation.widgets import Scatter, embed, scatter_html
-from src.images import write_image
+from open_supir.evaluation.records import Record
+from open_supir.evaluation.samples import Sample
+from open_supir.evaluation.weights import hash_file
+from open_supir.evaluation.widgets import Scatter, embed, scatter_html
 
 TABLES = ("table.md", "table.csv", "table.tex", "paired.csv", "per_image.csv", "report.html")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.evaluation.preference import draw_questions, read_votes, run_study
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation.preference import draw_questions, read_votes, run_study
 
 CHOICES = {"pairs": 8, "repeats": 2, "seed": 0}
 
@@ -64,7 +64,7 @@ def test_where_one_picture_is_too_large_all_are_treated_alike(
     preference: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(Path(preference["folders"]["ours"]) / "a.png", torch.rand(3, 64, 64))
-    monkeypatch.setattr("src.evaluation.preference.PICTURE_BYTES", 5000)
+    monkeypatch.setattr("open_supir.evaluation.preference.PICTURE_BYTES", 5000)
     run_study(tmp_path / "study", preference)
     page = (tmp_path / "study/preference.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 16 and "image/png" not in page

@@ -9,11 +9,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from src.evaluation.metrics import select_metrics
-from src.evaluation.protocols import Protocol, image_seed, load_samples
-from src.evaluation.samples import BrokenSample
-from src.evaluation.synthetic import FixedDegradation
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation.metrics import select_metrics
+from open_supir.evaluation.protocols import Protocol, image_seed, load_samples
+from open_supir.evaluation.samples import BrokenSample
+from open_supir.evaluation.synthetic import FixedDegradation
 
 ROOT = Path(__file__).parents[2]
 

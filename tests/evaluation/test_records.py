@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.evaluation.records import Record, read_records, write_records
+from open_supir.evaluation.records import Record, read_records, write_records
 
 
 def _record(value: float | None) -> Record:

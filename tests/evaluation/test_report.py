@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.evaluation.benchmark import picture_path
-from src.evaluation.records import Record, read_records, write_records
-from src.evaluation.report import mean_table, write_report
-from src.evaluation.tables import latex_table, markdown_table, tabulate
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation.benchmark import picture_path
+from open_supir.evaluation.records import Record, read_records, write_records
+from open_supir.evaluation.report import mean_table, write_report
+from open_supir.evaluation.tables import latex_table, markdown_table, tabulate
 
 
 def _record(image: str, method: str, metric: str, value: float | None, reason: str = "") -> Record:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.evaluation.runs import (
+from open_supir.evaluation.runs import (
     Run,
     config_differences,
     final_values,

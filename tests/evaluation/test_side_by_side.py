@@ -9,17 +9,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from src.ablation import compare
-from src.evaluation.document import DataTable, Heading, render_html, render_markdown
-from src.evaluation.plots import running_mean
-from src.evaluation.runs import label_runs, read_run
-from src.evaluation.side_by_side import (
+from open_supir.base.images import read_image, write_image
+from open_supir.commands.ablation import compare
+from open_supir.evaluation.document import DataTable, Heading, render_html, render_markdown
+from open_supir.evaluation.plots import running_mean
+from open_supir.evaluation.runs import label_runs, read_run
+from open_supir.evaluation.side_by_side import (
     ComparisonSettings,
     _file_name,
     _without_seed,
     write_comparison,
 )
-from src.images import read_image, write_image
 from tests.evaluation.fake_runs import make_run
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage import data
 from torch import Tensor
 
-from src.evaluation.synthetic import FixedDegradation
+from open_supir.evaluation.synthetic import FixedDegradation
 
 
 @pytest.fixture(scope="module")

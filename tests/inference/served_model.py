@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.inference.captioner_local import LocalCaptioner
+from open_supir.inference.captioner_local import LocalCaptioner
 from tests.inference.loopback import Answer, Loopback
 
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from src.diffusion.schedule import index_to_sigma
-from src.networks import Conditioning
+from open_supir.diffusion.schedule import index_to_sigma
+from open_supir.networks import Conditioning
 
 FACTOR = 4  # pixels a latent pixel
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.inference import FileCaptioner, NoCaptioner
+from open_supir.inference import FileCaptioner, NoCaptioner
 
 IMAGE = torch.zeros(3, 4, 4)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.inference.caption_cache import CachedCaptioner
-from src.inference.captioner import QUESTION
-from src.inference.captioner_local import LocalCaptioner
-from src.inference.captioner_server import ServerCaptioner
+from open_supir.inference.caption_cache import CachedCaptioner
+from open_supir.inference.captioner import QUESTION
+from open_supir.inference.captioner_local import LocalCaptioner
+from open_supir.inference.captioner_server import ServerCaptioner
 from tests.inference.served_model import ServedModel
 from tests.inference.tiny_llava import CAPTIONS, write_fitted_llava
 

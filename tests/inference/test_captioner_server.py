@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.inference.captioner_server import CaptionError, ServerCaptioner, data_url
+from open_supir.inference.captioner_server import CaptionError, ServerCaptioner, data_url
 from tests.inference.loopback import Answer, Loopback
 
 IMAGE = torch.full((3, 40, 60), 0.25)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from src.inference.color_fix import COLOR_FIXES, adain_color_fix, wavelet_color_fix
+from open_supir.inference.color_fix import COLOR_FIXES, adain_color_fix, wavelet_color_fix
 
 
 def _pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from src.diffusion import Denoiser, RestoreSettings
-from src.inference import RestoreOptions, Restorer
-from src.inference.memory import fit, step_down
-from src.networks import RobustEncoder
+from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.inference import RestoreOptions, Restorer
+from open_supir.inference.memory import fit, step_down
+from open_supir.networks import RobustEncoder
 from tests.conftest import controlled, randomise
 
 
@@ -124,7 +124,7 @@ def test_estimate_by_hand(
     """4096x4096 pixels. Autoencoder: 6 * 8 channels * 4 B a pixel, 3.2 GB. UNet: 31 * 32 channels *
     4 B a latent pixel, 4.2 GB a half of guidance. Of a CPU's memory half may be used.
     """
-    monkeypatch.setattr("src.inference.memory._memory", lambda device: int(gigabytes * 2e9))
+    monkeypatch.setattr("open_supir.inference.memory._memory", lambda device: int(gigabytes * 2e9))
     _, given_up = fit(
         RestoreOptions(),
         size=(4096, 4096),

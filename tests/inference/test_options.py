@@ -8,10 +8,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.diffusion import RestoreSettings
-from src.inference import RestoreOptions
-from src.inference.options import OPTION_NAMES
-from src.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from open_supir.diffusion import RestoreSettings
+from open_supir.inference import RestoreOptions
+from open_supir.inference.options import OPTION_NAMES
+from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
 from tests.test_configs import CONF
 
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")

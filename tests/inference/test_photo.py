@@ -11,8 +11,8 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from src.inference.photo import Photo, read_photo
-from src.inference.photo_writer import encode_photo, write_bytes
+from open_supir.inference.photo import Photo, read_photo
+from open_supir.inference.photo_writer import encode_photo, write_bytes
 
 imagecodecs = pytest.importorskip("imagecodecs")
 RANDOM = np.random.default_rng(0)
@@ -186,7 +186,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("src.inference.photo_writer.os.fsync", full)
+    monkeypatch.setattr("open_supir.inference.photo_writer.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_bytes(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

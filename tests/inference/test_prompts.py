@@ -1,6 +1,6 @@
 import pytest
 
-from src.inference.prompts import (
+from open_supir.inference.prompts import (
     MAX_TOKENS,
     NEGATIVE_PROMPT,
     POSITIVE_PROMPT,
@@ -8,7 +8,7 @@ from src.inference.prompts import (
     split_chunks,
     suffix_first,
 )
-from src.networks.conditioner import count_tokens
+from open_supir.networks.conditioner import count_tokens
 
 
 def _words(text: str) -> int:

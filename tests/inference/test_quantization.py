@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from src.inference.quantization import linear_share, quantize_weights
-from src.networks import Conditioning, UNet
+from open_supir.inference.quantization import linear_share, quantize_weights
+from open_supir.networks import Conditioning, UNet
 from tests.conftest import TRUNK
 
 pytest.importorskip("torchao", reason="quantize needs the extra `quantize`")
@@ -25,7 +25,7 @@ def test_int8_weights_change_little_and_are_8_bits(unet: UNet) -> None:
 def test_full_size_share_of_linear_weights() -> None:
     from hydra import compose, initialize_config_dir
 
-    from src.networks.build import build_network
+    from open_supir.networks.build import build_network
     from tests.test_configs import CONF, plain
 
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.diffusion import Denoiser, RestoreSettings
-from src.inference import NoCaptioner, Restorer
-from src.inference.pixels import noise_seed
+from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.inference import NoCaptioner, Restorer
+from open_supir.inference.pixels import noise_seed
 from tests.inference.standins import (
     StandInConditioner,
     StandInNetwork,

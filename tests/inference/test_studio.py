@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.diffusion import Denoiser, RestoreSettings
-from src.inference import RestoreOptions, Restorer
-from src.inference.photo import Photo
-from src.inference.studio import (
+from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.inference import RestoreOptions, Restorer
+from open_supir.inference.photo import Photo
+from open_supir.webui.studio import (
     OPTION_DIALS,
     PREVIEWS,
     PROMPT_DIALS,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from src.diffusion import Denoiser, RestoreSettings
-from src.inference import image_to_image, text_to_image
+from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.inference import image_to_image, text_to_image
 from tests.inference.standins import StandInConditioner, StandInNetwork, StandInVae
 
 SETTINGS = RestoreSettings(num_steps=4, cfg_scale=2.0)

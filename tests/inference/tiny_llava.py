@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from src.inference.captioner import QUESTION
+from open_supir.inference.captioner import QUESTION
 
 CAPTIONS = {(255, 0, 0): "a red chair", (0, 0, 255): "water at night", (0, 255, 0): "many trees"}
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:"]

@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from src.checkpoints import export_sdxl, export_supir
-from src.data.demo import write_demo_shards
-from src.networks import RobustEncoder
-from src.networks.build import build_network
-from src.training.trained_parts import CHECKPOINT_FORMAT
+from open_supir.checkpoints import export_sdxl, export_supir
+from open_supir.data.demo import write_demo_shards
+from open_supir.networks import RobustEncoder
+from open_supir.networks.build import build_network
+from open_supir.training.trained_parts import CHECKPOINT_FORMAT
 from tests.conftest import randomise
 from tests.test_configs import CONF, plain
 

@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src.base_weights import load_base_weights
-from src.checkpoints import export_supir
-from src.train import train
+from open_supir.checkpoints import export_supir
+from open_supir.commands.train import train
+from open_supir.training.base_weights import load_base_weights
 from tests.conftest import randomise
 from tests.integration.conftest import Compose
 

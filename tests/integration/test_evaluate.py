@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.evaluate import evaluate
-from src.evaluation import read_records
-from src.images import list_images, read_image, write_image
+from open_supir.base.images import list_images, read_image, write_image
+from open_supir.commands.evaluate import evaluate
+from open_supir.evaluation import read_records
 from tests.integration.conftest import Compose
 
 METRICS = "metrics.names=[psnr,ssim]"
@@ -51,7 +51,9 @@ def test_second_evaluation_computes_only_what_is_new(
     out = f"output={tmp_path / 'eval'}"
     evaluate(composed_in("evaluate", *arguments, out))
     first = read_records(tmp_path / "eval/records.jsonl")
-    monkeypatch.setattr("src.inference.Restorer.__call__", lambda *a, **k: pytest.fail("restored"))
+    monkeypatch.setattr(
+        "open_supir.inference.Restorer.__call__", lambda *a, **k: pytest.fail("restored")
+    )
     evaluate(composed_in("evaluate", *arguments, out, "metrics.names=[psnr,ssim,sharpness]"))
     second = read_records(tmp_path / "eval/records.jsonl")
     assert [r for r in second if r["metric"] != "sharpness"] == first
@@ -102,7 +104,9 @@ def test_required_metric_without_weights_ends_before_any_model_work(
     with pytest.raises(FileNotFoundError, match="required metrics lack weights: musiq"):
         evaluate(composed_in("evaluate", "metrics.require=[musiq]", "checkpoint=nowhere"))
     fetched = []
-    monkeypatch.setattr("src.evaluate.fetch", lambda files: fetched.extend(f.file for f in files))
+    monkeypatch.setattr(
+        "open_supir.commands.evaluate.fetch", lambda files: fetched.extend(f.file for f in files)
+    )
     asked = ["metrics.names=[musiq,lpips,dists,lpips_vgg]", "metrics.require=[musiq]"]
     with pytest.raises(FileNotFoundError, match="required metrics lack weights"):
         evaluate(composed_in("evaluate", *asked, "metrics.download=true"))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.evaluation import run_benchmark, write_report
-from src.evaluation.preference import run_study
-from src.evaluation.samples import Sample
-from src.images import write_image
+from open_supir.base.images import write_image
+from open_supir.evaluation import run_benchmark, write_report
+from open_supir.evaluation.preference import run_study
+from open_supir.evaluation.samples import Sample
 from tests.integration.browser import CHROMIUM, Browser
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -9,12 +9,12 @@ import torch
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
-from src.base_weights import load_base_weights
-from src.data.precomputed import column_path
-from src.data.storage import StorageError
-from src.images import to_signed
-from src.precompute import precompute_all
-from src.train import build
+from open_supir.base.images import to_signed
+from open_supir.commands.precompute import precompute_all
+from open_supir.commands.train import build
+from open_supir.data.precomputed import column_path
+from open_supir.data.storage import StorageError
+from open_supir.training.base_weights import load_base_weights
 from tests.integration.conftest import Compose
 
 BF16 = 2**-8  # relative rounding of a number with 8 bits of mantissa

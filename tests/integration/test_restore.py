@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from src import restore as restore_module
-from src.inference.folder import printable
-from src.inference.photo import read_photo
-from src.restore import restore
+from open_supir.commands import restore as restore_module
+from open_supir.commands.restore import restore
+from open_supir.inference.folder import printable
+from open_supir.inference.photo import read_photo
 from tests.integration import hostile
 from tests.integration.conftest import Compose
 from tests.test_configs import ROOT
@@ -273,7 +273,7 @@ def test_full_disk_leaves_nothing_partial(
             raise OSError(28, "No space left on device")
         real(number)
 
-    monkeypatch.setattr("src.inference.photo_writer.os.fsync", full)
+    monkeypatch.setattr("open_supir.inference.photo_writer.os.fsync", full)
     (line,) = run()
     assert line.endswith("a.png: No space left on device")
     assert _files(tmp_path / "out") == ["b.png", "b.png.json"]

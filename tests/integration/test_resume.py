@@ -14,11 +14,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from src.resume import resolve_checkpoint
-from src.train import replay, train
-from src.training.checkpoint_io import committed
-from src.training.guard import StepGuard
-from src.training.interruption import requeue_slurm_job
+from open_supir.commands.train import replay, train
+from open_supir.training.checkpoint_io import committed
+from open_supir.training.guard import StepGuard
+from open_supir.training.interruption import requeue_slurm_job
+from open_supir.training.resume import resolve_checkpoint
 from tests.integration.conftest import Compose
 from tests.integration.test_road import assert_equal, checkpoint, losses
 
@@ -71,7 +71,7 @@ def test_sigterm_ends_the_command_with_143_and_a_checkpoint(
     cfg = composed_in("train", *QUICK, "max_steps=100000", "val_every=100000", run="a")
     OmegaConf.save(cfg, tmp_path / "cfg.yaml", resolve=True)
     code = (
-        "import sys; from omegaconf import OmegaConf; from src.train import train; "
+        "import sys; from omegaconf import OmegaConf; from open_supir.commands.train import train; "
         "train(OmegaConf.load(sys.argv[1]))"
     )
     process = subprocess.Popen(

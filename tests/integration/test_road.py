@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.ablation import compare
-from src.evaluate import evaluate
-from src.images import read_image, write_image
-from src.restore import restore
-from src.train import train
+from open_supir.base.images import read_image, write_image
+from open_supir.commands.ablation import compare
+from open_supir.commands.evaluate import evaluate
+from open_supir.commands.restore import restore
+from open_supir.commands.train import train
 from tests.integration.conftest import Compose
 
 

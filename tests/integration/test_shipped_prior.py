@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
-from src.checkpoints import load_parts
-from src.data.demo import PHOTOS_FILE, photo_folder, write_held_out
-from src.data.pairs import FolderDataset
-from src.data.samples import collate
-from src.images import read_image, to_signed
-from src.networks import AutoencoderKL, RobustEncoder
-from src.networks.build import build_network
-from src.training.robust_encoder_module import psnr
+from open_supir.base.images import read_image, to_signed
+from open_supir.checkpoints import load_parts
+from open_supir.data.demo import PHOTOS_FILE, photo_folder, write_held_out
+from open_supir.data.pairs import FolderDataset
+from open_supir.data.samples import collate
+from open_supir.networks import AutoencoderKL, RobustEncoder
+from open_supir.networks.build import build_network
+from open_supir.training.robust_encoder_module import psnr
 from tests.test_configs import CONF, ROOT, plain
 
 DEMO = ROOT / "data/demo"

@@ -12,15 +12,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from src.base_weights import load_base_weights
-from src.checkpoints import inspect_checkpoint
-from src.convert import convert, sha256
-from src.diffusion import RestoreSettings
-from src.evaluate import evaluate
-from src.inference import Restorer
-from src.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
-from src.networks.build import build_on_meta
-from src.train import ARCHITECTURE
+from open_supir.checkpoints import inspect_checkpoint
+from open_supir.commands.convert import convert, sha256
+from open_supir.commands.evaluate import evaluate
+from open_supir.commands.train import ARCHITECTURE
+from open_supir.diffusion import RestoreSettings
+from open_supir.inference import Restorer
+from open_supir.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
+from open_supir.networks.build import build_on_meta
+from open_supir.training.base_weights import load_base_weights
 from tests.conftest import randomise
 from tests.contracts.full_size import full_size_parts
 from tests.integration.conftest import Compose

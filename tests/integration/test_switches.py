@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.train import train
+from open_supir.commands.train import train
 from tests.integration.conftest import Compose
 from tests.integration.test_road import assert_equal, checkpoint, losses
 

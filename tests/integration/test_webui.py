@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from src.inference.photo import read_photo
-from src.inference.studio import RUN, Studio
+from open_supir.inference.photo import read_photo
+from open_supir.webui.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
 from tests.test_configs import CONF
 
@@ -43,7 +43,7 @@ class ColourWords:
 
 @pytest.fixture(scope="module")
 def url(stage_2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from src.webui import launch
+    from open_supir.webui.page import launch
 
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -165,7 +165,7 @@ def test_requests_wait_for_each_other_and_too_many_are_refused(url: str, photo: 
 
 
 def test_other_hosts_need_a_password(stage_2: Path, tmp_path: Path, monkeypatch) -> None:
-    from src.webui import launch
+    from open_supir.webui.page import launch
 
     monkeypatch.delenv("OPEN_SUPIR_PASSWORD", raising=False)
     with initialize_config_dir(CONF, version_base="1.3"):

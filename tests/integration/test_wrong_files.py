@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.checkpoints.files import SafetensorsFile
+from open_supir.checkpoints.files import SafetensorsFile
 from tests.checkpoints.test_identify import FILES
 from tests.integration.conftest import Compose
 from tests.integration.test_base_weights import loaded
@@ -88,7 +88,7 @@ MEASURE = """
 import json, resource, sys
 import torch
 from torch import nn
-from src.checkpoints import load_parts, files
+from open_supir.checkpoints import load_parts, files
 files.REMAP_BYTES = 16 << 20
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 with torch.device("meta"):
@@ -115,7 +115,7 @@ def test_loading_needs_the_final_memory_and_little_more(tmp_path: Path, suffix: 
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
     del tensors
     command = [sys.executable, "-c", MEASURE, str(path), str(layers), "bfloat16"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     grown, held, total = json.loads(done.stdout)
     assert held == 2 * layers * (width * width + width) and total == held / 2

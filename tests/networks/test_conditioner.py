@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from src.networks import Conditioner
-from src.networks.conditioner import (
+from open_supir.networks import Conditioner
+from open_supir.networks.conditioner import (
     END_OF_TEXT,
     TextTowerConfig,
     count_tokens,

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.networks import Conditioning, UNet
-from src.networks.connectors import (
+from open_supir.networks import Conditioning, UNet
+from open_supir.networks.connectors import (
     CrossAttentionConnector,
     PlainConnector,
     ResidualConnector,

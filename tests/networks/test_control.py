@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.networks import Conditioning, ControlAdaptor, ControlledUNet, UNet
+from open_supir.networks import Conditioning, ControlAdaptor, ControlledUNet, UNet
 from tests.conftest import TRUNK, controlled, randomise
 
 

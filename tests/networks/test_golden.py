@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.checkpoints import load_parts
-from src.diffusion import Denoiser
-from src.networks import (
+from open_supir.checkpoints import load_parts
+from open_supir.diffusion import Denoiser
+from open_supir.networks import (
     AutoencoderKL,
     Conditioner,
     Conditioning,
@@ -21,9 +21,9 @@ from src.networks import (
     RobustEncoder,
     UNet,
 )
-from src.networks.conditioner import TextTowerConfig
-from src.networks.connectors import ZeroSFTConnector
-from src.networks.vae import DiagonalGaussian
+from open_supir.networks.conditioner import TextTowerConfig
+from open_supir.networks.connectors import ZeroSFTConnector
+from open_supir.networks.vae import DiagonalGaussian
 
 FIXTURES = Path(__file__).parents[3] / "shared/fixtures/supir"
 pytestmark = pytest.mark.skipif(

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src.networks.build import build_on_meta
-from src.networks.sdxl import sdxl_architecture
+from open_supir.networks.build import build_on_meta
+from open_supir.networks.sdxl import sdxl_architecture
 from tests.test_configs import CONF, plain
 
 # SUPIR's release: ten ZeroSFT and two cross-attentions; the paper's has the ten alone.

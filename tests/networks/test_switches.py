@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.networks import AutoencoderKL, Conditioning, ControlledUNet, UNet
-from src.networks.connectors import CrossAttentionConnector, ZeroSFTConnector
-from src.networks.switches import checkpoint_activations, compile_networks
+from open_supir.networks import AutoencoderKL, Conditioning, ControlledUNet, UNet
+from open_supir.networks.connectors import CrossAttentionConnector, ZeroSFTConnector
+from open_supir.networks.switches import checkpoint_activations, compile_networks
 from tests.conftest import WIDTHS, controlled, randomise
 
 NUMBERS: dict[str, Any] = dict(head_channels=32, **WIDTHS)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.networks import AutoencoderKL, RobustEncoder
-from src.networks import tiled_vae as module
-from src.networks.tiled_vae import VaeTiles, decode_tiled, encode_tiled
+from open_supir.networks import AutoencoderKL, RobustEncoder
+from open_supir.networks import tiled_vae as module
+from open_supir.networks.tiled_vae import VaeTiles, decode_tiled, encode_tiled
 from tests.conftest import randomise
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "fixtures" / "supir" / "golden.pt"

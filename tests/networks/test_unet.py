@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from src.networks import Conditioning, UNet
-from src.networks.unet import Layout, PlainJoin
+from open_supir.networks import Conditioning, UNet
+from open_supir.networks.unet import Layout, PlainJoin
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from src.networks import AutoencoderKL, RobustEncoder
-from src.networks.vae import MANY_TOKENS, AttnBlock, DiagonalGaussian
+from open_supir.networks import AutoencoderKL, RobustEncoder
+from open_supir.networks.vae import MANY_TOKENS, AttnBlock, DiagonalGaussian
 from tests.conftest import randomise
 
 

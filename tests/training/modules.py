@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from src.data.samples import Batch
-from src.diffusion import Denoiser, RestoreSettings, TableNoise
-from src.networks import AutoencoderKL, Conditioner, RobustEncoder, UNet
-from src.training import RobustEncoderModule, SupirModule
-from src.training.optim import OptimSettings
+from open_supir.data.samples import Batch
+from open_supir.diffusion import Denoiser, RestoreSettings, TableNoise
+from open_supir.networks import AutoencoderKL, Conditioner, RobustEncoder, UNet
+from open_supir.training import RobustEncoderModule, SupirModule
+from open_supir.training.optim import OptimSettings
 from tests.conftest import controlled
 
 

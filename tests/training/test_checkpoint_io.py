@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.training import checkpoint_io
-from src.training.checkpoint_io import VerifiedCheckpointIO, remove_stale_temporaries, verify
-from src.training.saving import SaveCheckpoints
+from open_supir.training import checkpoint_io
+from open_supir.training.checkpoint_io import VerifiedCheckpointIO, remove_stale_temporaries, verify
+from open_supir.training.saving import SaveCheckpoints
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from src.networks import Conditioner
-from src.training.constant_prompts import ConstantPrompts
+from open_supir.networks import Conditioner
+from open_supir.training.constant_prompts import ConstantPrompts
 
 SIZES = torch.tensor([[64.0, 64, 0, 8 * i, 64, 64] for i in range(4)])
 

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.degradation import DegradationPipeline
-from src.training.callbacks import ValidationPictures
-from src.training.degradation_log import DegradationLog
+from open_supir.degradation import DegradationPipeline
+from open_supir.training.callbacks import ValidationPictures
+from open_supir.training.degradation_log import DegradationLog
 from tests.degradation.samples import preset
 from tests.training.modules import batch, darken
 

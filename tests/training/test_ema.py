@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.training.ema import TrainedEMA
+from open_supir.training.ema import TrainedEMA
 
 
 def test_average_follows_its_formula_and_leaves_frozen_parts_out() -> None:

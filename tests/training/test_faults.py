@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.resume import newest_verified
-from src.training.checkpoint_io import committed, verify
+from open_supir.training.checkpoint_io import committed, verify
+from open_supir.training.resume import newest_verified
 from tests.training import workers
 from tests.training.workers import Processes, loss_of, run, wait_for
 

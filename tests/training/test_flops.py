@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from src.networks.sdxl import sdxl_architecture
-from src.training.flops import count_flops, step_flops
+from open_supir.networks.sdxl import sdxl_architecture
+from open_supir.training.flops import count_flops, step_flops
 
 
 def test_products_are_counted_with_two_operations_each() -> None:

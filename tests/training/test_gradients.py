@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.naive_step import naive_loss, train_everything
-from src.networks import AutoencoderKL, Conditioner, UNet
-from src.networks.layers import BasicTransformerBlock
+from open_supir.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.networks.layers import BasicTransformerBlock
 from tests.conftest import randomise
 from tests.training.modules import batch, robust_module, supir_module
 

@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from src.training.checkpoint_io import VerifiedCheckpointIO
-from src.training.interruption import StopOnSignal
-from src.training.saving import SaveCheckpoints
+from open_supir.training.checkpoint_io import VerifiedCheckpointIO
+from open_supir.training.interruption import StopOnSignal
+from open_supir.training.saving import SaveCheckpoints
 
 
 class Toy(pl.LightningModule):

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from src.data.counters import LoaderCounters
-from src.data.samples import SampleError
-from src.networks.sdxl import sdxl_architecture
-from src.training.flops import step_flops
-from src.training.guard import SPIKE_WARMUP, StepGuard, squared_norms
-from src.training.monitoring import DataCounters, LossBreakdown, Throughput
+from open_supir.data.counters import LoaderCounters
+from open_supir.data.samples import SampleError
+from open_supir.networks.sdxl import sdxl_architecture
+from open_supir.training.flops import step_flops
+from open_supir.training.guard import SPIKE_WARMUP, StepGuard, squared_norms
+from open_supir.training.monitoring import DataCounters, LossBreakdown, Throughput
 
 
 class Logger:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.training.optim import OptimSettings, build_optimizer
+from open_supir.training.optim import OptimSettings, build_optimizer
 
 
 def test_cosine_follows_the_formula() -> None:

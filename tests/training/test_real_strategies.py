@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.networks import AutoencoderKL, Conditioner, UNet
-from src.networks.conditioner import TextTowerConfig
+from open_supir.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.networks.conditioner import TextTowerConfig
 from tests.conftest import TRUNK, randomise
 from tests.training import workers
 from tests.training.modules import supir_module

@@ -5,9 +5,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from src.images import to_signed
-from src.networks import AutoencoderKL
-from src.training.robust_encoder_module import psnr
+from open_supir.base.images import to_signed
+from open_supir.networks import AutoencoderKL
+from open_supir.training.robust_encoder_module import psnr
 from tests.training.modules import batch, darken, robust_module
 
 

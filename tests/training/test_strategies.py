@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.resume import newest_verified
+from open_supir.training.resume import newest_verified
 from tests.training import workers
 from tests.training.test_faults import assert_same_state, state
 from tests.training.workers import loss_of, run

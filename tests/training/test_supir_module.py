@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from src.diffusion.training_noise import seeded_randn
-from src.images import to_signed
-from src.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.base.images import to_signed
+from open_supir.diffusion.training_noise import seeded_randn
+from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from tests.training.modules import batch, darken, supir_module
 
 

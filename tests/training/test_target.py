@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from src.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from tests.training.modules import batch, darken, robust_module, supir_module
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from src.training.topology import accumulation_steps, keep_global_batch
+from open_supir.training.topology import accumulation_steps, keep_global_batch
 
 
 @pytest.mark.parametrize(

@@ -22,17 +22,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.order import StepSampler
-from src.diffusion.training_noise import seeded_randn
-from src.training.checkpoint_io import VerifiedCheckpointIO
-from src.training.ema import TrainedEMA
-from src.training.guard import StepGuard
-from src.training.interruption import StopOnSignal
-from src.training.optim import OptimSettings
-from src.training.saving import SaveCheckpoints
-from src.training.sharding import ShardedStrategy
-from src.training.topology import keep_global_batch
-from src.training.trained_parts import TrainedParts
+from open_supir.data.order import StepSampler
+from open_supir.diffusion.training_noise import seeded_randn
+from open_supir.training.checkpoint_io import VerifiedCheckpointIO
+from open_supir.training.ema import TrainedEMA
+from open_supir.training.guard import StepGuard
+from open_supir.training.interruption import StopOnSignal
+from open_supir.training.optim import OptimSettings
+from open_supir.training.saving import SaveCheckpoints
+from open_supir.training.sharding import ShardedStrategy
+from open_supir.training.topology import keep_global_batch
+from open_supir.training.trained_parts import TrainedParts
 
 GLOBAL_BATCH = 4
 CONTEXT = mp.get_context("forkserver")
@@ -272,8 +272,8 @@ def slow_task(folder: Path, ranks: int, **options: Any) -> int:
 
 def heavy_task(folder: Path, width: int, **options: Any) -> int:
     """Train a wide network, whose checkpoints take a while, from the newest that verifies."""
-    from src.resume import newest_verified
-    from src.training.checkpoint_io import committed
+    from open_supir.training.checkpoint_io import committed
+    from open_supir.training.resume import newest_verified
 
     found = committed(folder / "checkpoints")
     start = str(newest_verified(folder)) if found else None

@@ -1,0 +1,26 @@
+"""Where the configuration and the shipped files are: in the checkout, else inside the package."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def _checkout() -> Path | None:
+    """Return the checkout that this code lies in, or None where it is installed elsewhere."""
+    root = PACKAGE.parents[1]
+    is_checkout = PACKAGE.parent.name == "src" and (root / "conf" / "train.yaml").is_file()
+    return root if is_checkout else None
+
+
+CHECKOUT = _checkout()
+CONF = CHECKOUT / "conf" if CHECKOUT else PACKAGE / "conf"
+DEMO = CHECKOUT / "data" / "demo" if CHECKOUT else PACKAGE / "demo"
+
+
+SHIPPED = "shipped:"
+
+
+def located(path: str | Path) -> Path:
+    """Return where a file is: `shipped:NAME` comes with the code, anything else is a path."""
+    text = str(path)
+    return DEMO / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(path)

@@ -1,0 +1,283 @@
+"""What a weight file is, judged by its names and shapes alone, so that a wrong file fails in
+seconds.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from open_supir.checkpoints.files import Checkpoint, Folder, TensorSpec, open_checkpoint
+from open_supir.checkpoints.keymaps import PARTS, canonical
+from open_supir.checkpoints.parts import Contents, our_names, read_contents
+
+# The adaptor's transformer depth on the levels that have any: SDXL's two, then the tiny scale's.
+CONTROL_DEPTHS: dict[tuple[int, ...], str] = {
+    (2, 10): "full",
+    (1, 5): "half",
+    (1, 4): "third",
+    (1, 2): "full",
+    (1, 1): "half",
+    (1,): "third",
+}
+TENSORS_AT_FULL_SIZE = {
+    "unet": 1680,
+    "vae": 248,
+    "clip_l": 148,
+    "clip_g": 389,
+    "robust_encoder": 106,
+}
+
+# kohya's and peft's names, diffusers' older ones, LyCORIS
+_LORA = re.compile(
+    r"lora_(up|down|A|B)\b|\.lora\.(up|down)\.|lora_linear_layer|\.hada_w1|\.lokr_w1|^(lora|lycoris)_"
+)
+_UNUSABLE = {
+    "lora": "a LoRA (differences of low rank, not weights)",
+    "sd1": "a Stable Diffusion 1.x checkpoint",
+    "sd2": "a Stable Diffusion 2.x checkpoint",
+    "refiner": "an SDXL refiner (not the base)",
+    "controlnet": "a ControlNet",
+    "flux": "a Flux or SD3 transformer",
+    "embedding": "a textual inversion (an embedding of a few tokens)",
+}
+_USABLE = {
+    "sdxl": "an SDXL checkpoint (base or fine-tune)",
+    "supir": "SUPIR weights (what SUPIR trains; they need SDXL beside them)",
+    "supir-full": "a whole SUPIR model, SDXL included",
+    "vae": "a VAE alone",
+    "diffusers": "a diffusers folder",
+    "native": "a checkpoint of this project",
+    "unknown": "a file of unknown kind",
+}
+DESCRIPTIONS = _UNUSABLE | _USABLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartInfo:
+    """One part of a checkpoint: how many tensors and numbers, in which dtypes."""
+
+    tensors: int
+    numbers: int
+    dtypes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """What a checkpoint is.
+
+    Args:
+        kind: A key of DESCRIPTIONS.
+        parts: Its parts, in the order of PARTS.
+        control_depth: Transformer blocks on the adaptor's levels, highest resolution first; empty
+            without an adaptor.
+        metadata: The file's own words about itself.
+        unknown: Keys of no part.
+        connector: Option of conf/connector that it was made with; empty without one.
+        missing: Parts that restoring needs and that this file lacks.
+    """
+
+    path: Path
+    kind: str
+    parts: dict[str, PartInfo]
+    control_depth: tuple[int, ...]
+    connector: str
+    metadata: dict[str, str]
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def control(self) -> str:
+        """Name of the adaptor's depth: full, half, third, else the depth itself; empty without an
+        adaptor.
+        """
+        deep = tuple(depth for depth in self.control_depth if depth)
+        return CONTROL_DEPTHS.get(deep, str(list(self.control_depth)) if deep else "")
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {DESCRIPTIONS[self.kind]}"]
+        for part, info in self.parts.items():
+            dtypes = ", ".join(info.dtypes)
+            lines.append(
+                f"  {part:<15}{info.tensors:>6} tensors {info.numbers:>15,} numbers  {dtypes}"
+            )
+            full = TENSORS_AT_FULL_SIZE.get(part)
+            if self.kind in ("sdxl", "supir", "supir-full") and full and info.tensors < full:
+                lines.append(f"  {'':<15}       (SDXL's size would have {full})")
+        if self.control:
+            lines.append(f"  control adaptor's depth: {list(self.control_depth)}, {self.control}")
+        if self.connector:
+            lines.append(f"  connector: {self.connector}")
+        if self.unknown:
+            lines.append(f"  {len(self.unknown)} keys of no known part, first: {self.unknown[0]}")
+        lines += [f"  {key}: {_short(value)}" for key, value in sorted(self.metadata.items())]
+        if self.kind not in _UNUSABLE:
+            lines.append(f"  missing for restoring with it: {', '.join(self.missing) or 'nothing'}")
+        return "\n".join(lines)
+
+
+def inspect_checkpoint(path: str | Path, *, key: str = "") -> CheckpointInfo:
+    """Tell what a weight file or folder is, from its headers.
+
+    Args:
+        path: See `open_checkpoint`.
+        key: The setting that names this file; error messages mention it.
+
+    Raises:
+        FileNotFoundError, ValueError: See `open_checkpoint`; truncated files are found here.
+    """
+    checkpoint = open_checkpoint(path, key=key)
+    contents = read_contents(checkpoint)
+    return CheckpointInfo(
+        path=checkpoint.path,
+        kind=kind_of(checkpoint),
+        parts={part: _part_info(contents, part) for part in contents.parts},
+        control_depth=transformer_depth(contents.parts.get("control", ())),
+        connector=connector_kind(contents.parts["connector"])
+        if "connector" in contents.parts
+        else "",
+        metadata=dict(checkpoint.metadata),
+        unknown=contents.unknown,
+        missing=tuple(part for part in PARTS if part not in contents.parts),
+    )
+
+
+def kind_of(checkpoint: Checkpoint) -> str:
+    """Return the kind of a checkpoint, a key of DESCRIPTIONS."""
+    keys = [canonical(key) for key in checkpoint]
+    unusable = _unusable_kind(keys, checkpoint)
+    if unusable:
+        return unusable
+    if isinstance(checkpoint, Folder):
+        return "diffusers"
+    if checkpoint.metadata.get("layout") == "native":
+        return "native"
+    names = our_names(checkpoint)
+    if any(name is not None and key == name for key, name in names.items()):
+        return "native"
+    parts = {name.partition(".")[0] for name in names.values() if name is not None}
+    trained = parts & {"connector", "control", "robust_encoder"}
+    if "unet" in parts:
+        return "supir-full" if trained else "sdxl"
+    if trained:
+        return "supir"
+    return "vae" if parts == {"vae"} else "unknown"
+
+
+def connector_kind(names: Iterable[str]) -> str:
+    """Return the option of conf/connector that has these names; "plain" has none."""
+    names = tuple(names)
+    attends = any(".attn." in name for name in names)
+    if any("param_free_norm" in name for name in names):
+        return "zerosft_released" if attends else "zerosft"
+    return "cross_attention" if attends else "residual" if names else "plain"
+
+
+def refuse_unusable(checkpoint: Checkpoint, wanted: Iterable[str], *, key: str = "") -> None:
+    """Raise ValueError, naming what was found and expected, if the file is of a kind that no part
+    can load.
+    """
+    kind = kind_of(checkpoint)
+    if kind in _UNUSABLE:
+        slot = f" for {key}" if key else ""
+        raise ValueError(
+            f"{checkpoint.path}: this is {_UNUSABLE[kind]}; expected{slot} a file with the parts "
+            f"{', '.join(wanted)} of {_expected_kind(wanted)}"
+        )
+
+
+def transformer_depth(names: Iterable[str]) -> tuple[int, ...]:
+    """Return the transformer blocks on each level of a UNet's or adaptor's encoder, 0 for levels
+    without.
+    """
+    depth: Counter[int] = Counter()
+    blocks, downs = set(), set()
+    for name in names:
+        if match := re.match(r"input_blocks\.(\d+)\.(.+)", name):
+            block = int(match[1])
+            blocks.add(block)
+            if match[2].startswith("0.op."):
+                downs.add(block)
+            elif inner := re.match(r"1\.transformer_blocks\.(\d+)\.", match[2]):
+                depth[block] = max(depth[block], int(inner[1]) + 1)
+    levels = [0] * (len(downs) + 1) if blocks else []
+    for block in blocks:
+        level = sum(down < block for down in downs)
+        levels[level] = max(levels[level], depth[block])
+    return tuple(levels)
+
+
+def _unusable_kind(keys: list[str], checkpoint: Checkpoint) -> str:
+    def has(*prefixes: str) -> bool:
+        return any(key.startswith(prefixes) for key in keys)
+
+    if any(_LORA.search(key) for key in keys):
+        return "lora"
+    if keys and set(keys) <= {"clip_l", "clip_g", "emb_params"}:
+        return "embedding"
+    if has("conditioner.embedders.0.model."):
+        return "refiner"
+    if has("cond_stage_model.model."):
+        return "sd2"
+    if has("cond_stage_model."):
+        return "sd1"
+    if has(
+        "double_blocks.",
+        "model.diffusion_model.double_blocks.",
+        "model.diffusion_model.joint_blocks.",
+    ):
+        return "flux"
+    if has(
+        "controlnet_cond_embedding.", "controlnet_down_blocks.", "model.control_model.zero_convs."
+    ):
+        return "controlnet"
+    return _kind_of_lone_unet(keys, checkpoint)
+
+
+def _kind_of_lone_unet(keys: list[str], checkpoint: Checkpoint) -> str:
+    """Tell SD1, SD2 and the refiner by shapes where no text tower gives them away (pruned files,
+    diffusers).
+    """
+    by_name = dict(zip(keys, checkpoint, strict=True))
+
+    def spec(*names: str) -> TensorSpec | None:
+        return next((checkpoint.spec(by_name[name]) for name in names if name in by_name), None)
+
+    unet = "model.diffusion_model."
+    stem = spec(f"{unet}input_blocks.0.0.weight", "unet/conv_in.weight")
+    labels = spec(f"{unet}label_emb.0.0.weight", "unet/add_embedding.linear_1.weight")
+    if stem is None:
+        return ""
+    if stem.shape[0] == 384:
+        return "refiner"
+    if labels is None:
+        attention = "1.transformer_blocks.0.attn2.to_k.weight"
+        first = "unet/down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+        context = spec(f"{unet}input_blocks.1.{attention}", first)
+        return "sd2" if context is not None and context.shape[1] == 1024 else "sd1"
+    return ""
+
+
+def _expected_kind(wanted: Iterable[str]) -> str:
+    trained = {"connector", "control", "robust_encoder"}
+    return "SUPIR-v0Q/v0F" if set(wanted) & trained else "SDXL base or a fine-tune of it"
+
+
+def _part_info(contents: Contents, part: str) -> PartInfo:
+    tensors = contents.parts[part]
+    specs = [tensors.spec(name) for name in tensors]
+    dtypes = Counter(str(spec.dtype).removeprefix("torch.") for spec in specs)
+    numbers = sum(_product(spec.shape) for spec in specs)
+    return PartInfo(tensors=len(specs), numbers=numbers, dtypes=dict(dtypes.most_common()))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:120]}... ({len(text)} characters)"
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product

@@ -1,0 +1,213 @@
+"""Load weight files into modules: part by part, tensor by tensor, with every name accounted for.
+
+All names and shapes are compared before the first tensor is read, so a wrong file fails at once.
+Modules may be built on the meta device: loading them needs their final memory and one tensor more.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from open_supir.checkpoints.files import Checkpoint, open_checkpoint
+from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
+from open_supir.checkpoints.keymaps import PARTS
+from open_supir.checkpoints.parts import Contents, read_contents
+from open_supir.checkpoints.plan import PartPlan, matches, plan_part
+
+log = logging.getLogger(__name__)
+
+# A key without content, by which fine-tunes of SDXL say that they predict v.
+V_PREDICTION = "v_pred"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What happened to every name, by part.
+
+    Args:
+        loaded: Names that now hold the file's tensors.
+        missing: Names that the file lacks and that were expected to be missing.
+        unexpected: Keys in the file that were ignored by request; under "" those of no part.
+        on_meta: Names that hold no memory after loading; build or load them before use.
+    """
+
+    path: Path
+    loaded: dict[str, tuple[str, ...]]
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unexpected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    on_meta: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [f"{self.path.name}: loaded {_counts(self.loaded)}"]
+        for title in ("missing", "unexpected", "on_meta"):
+            if names := _counts(getattr(self, title)):
+                words.append(f"{title.replace('_', ' ')} {names}")
+        return "; ".join(words)
+
+
+def load_parts(
+    path: str | Path,
+    parts: Mapping[str, nn.Module],
+    *,
+    taken_from: Mapping[str, str] | None = None,
+    expected_missing: Iterable[str] = (),
+    ignored: Iterable[str] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    key: str = "",
+) -> LoadReport:
+    """Load parts of a checkpoint into modules.
+
+    Tensors replace the modules' own (nothing is copied when dtype and device agree);
+    `requires_grad` stays as it was. A robust encoder takes its `quant_conv` from the file's VAE,
+    and keeps its own where the file has none.
+
+    Args:
+        path: An official single file, a SUPIR file, a diffusers folder or a file of our own; see
+            `open_checkpoint`.
+        parts: Modules by part name: unet, connector, control, vae, robust_encoder, clip_l, clip_g.
+        taken_from: Parts that start as a copy of another part of the file, by the names that both
+            have: {"control": "unet"}, {"robust_encoder": "vae"}. What the other holds beyond is
+            left alone.
+        expected_missing: Patterns (`*` matches anything) of `part.name` that the file may lack.
+        ignored: Patterns of `part.name`, or of stored keys of no part, that the file may hold in
+            excess.
+        dtype: Floating point type to convert to; None keeps the file's.
+        device: Where the tensors go; None keeps each module's device (the CPU for meta-built ones).
+        key: The setting that names this file, such as `weights.sdxl`; error messages mention it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is of the wrong kind, truncated, lacks a whole part, or shapes differ.
+        KeyError: A part's names differ from the module's beyond the patterns given.
+    """
+    load = Load(
+        path=path,
+        parts=parts,
+        taken_from=taken_from or {},
+        expected_missing=tuple(expected_missing),
+        ignored=tuple(ignored),
+        dtype=dtype,
+        device=device,
+        key=key,
+    )
+    return load_all([load])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One file to load from: the arguments of `load_parts`."""
+
+    path: str | Path
+    parts: Mapping[str, nn.Module]
+    taken_from: Mapping[str, str] = field(default_factory=dict)
+    expected_missing: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+    device: torch.device | str | None = None
+    key: str = ""
+
+
+def load_all(loads: Iterable[Load]) -> list[LoadReport]:
+    """Load several files; all are looked at before the first tensor of any is read, so that a wrong
+    one among them fails at once. A later one's tensors replace an earlier one's.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: See `load_parts`.
+    """
+    return [_run(load, *prepared) for load, prepared in [(load, _prepare(load)) for load in loads]]
+
+
+def ignored_for(prediction: str) -> tuple[str, ...]:
+    """Return the keys of no part that a base file may hold, for a denoiser of this prediction."""
+    return (V_PREDICTION,) if prediction == "v" else ()
+
+
+def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
+    origins = {part: load.taken_from.get(part, part) for part in load.parts}
+    wrong = sorted({*load.parts, *origins.values()} - set(PARTS))
+    if wrong:
+        raise ValueError(f"unknown parts {', '.join(wrong)}; known: {', '.join(PARTS)}")
+    checkpoint = open_checkpoint(load.path, key=load.key)
+    refuse_unusable(checkpoint, origins.values(), key=load.key)
+    contents = read_contents(checkpoint)
+    path, patterns = checkpoint.path, (load.expected_missing, load.ignored)
+    plans = {
+        part: plan_part(path, part, origins[part], module, contents, *patterns)
+        for part, module in load.parts.items()
+    }
+    wanted = dict.fromkeys(origins[part] for part, plan in plans.items() if plan.lacking)
+    absent = [part for part in wanted if part not in contents.parts]
+    if absent:
+        expected = ", ".join(dict.fromkeys(origins.values()))
+        slot = f"; expected for {load.key}: {expected}" if load.key else ""
+        raise ValueError(
+            f"{path}: nothing for {', '.join(absent)}; this is "
+            f"{DESCRIPTIONS[kind_of(checkpoint)]} with the parts "
+            f"{', '.join(contents.parts) or 'none'}{slot}"
+        )
+    unknown = tuple(name for name in contents.unknown if not matches(name, load.ignored))
+    if unknown:
+        if V_PREDICTION in unknown:
+            raise KeyError(
+                f"{path}: a network that predicts v, and eps is expected; train with denoiser=v, "
+                "or use another base"
+            )
+        raise KeyError(
+            f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
+            "They may change what the weights mean; name them in `ignored` to load without them"
+        )
+    for plan in plans.values():
+        plan.check()
+    return checkpoint, contents, plans
+
+
+def _run(
+    load: Load, checkpoint: Checkpoint, contents: Contents, plans: Mapping[str, PartPlan]
+) -> LoadReport:
+    for part, module in load.parts.items():
+        for name, (tensors, source) in plans[part].sources.items():
+            _assign(module, name, tensors[source], dtype=load.dtype, device=load.device)
+    checkpoint.release()
+    report = LoadReport(
+        path=Path(load.path),
+        loaded={part: tuple(plan.sources) for part, plan in plans.items()},
+        missing={part: plan.missing for part, plan in plans.items() if plan.missing},
+        unexpected={part: plan.ignored for part, plan in plans.items() if plan.ignored}
+        | ({"": contents.unknown} if contents.unknown else {}),
+        on_meta={part: names for part, module in load.parts.items() if (names := _on_meta(module))},
+    )
+    log.info("%s", report)
+    return report
+
+
+def _assign(
+    module: nn.Module,
+    name: str,
+    tensor: Tensor,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    old = getattr(owner, leaf)
+    if device is None:
+        device = "cpu" if old.is_meta else old.device
+    tensor = tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    if isinstance(old, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    setattr(owner, leaf, tensor)
+
+
+def _on_meta(module: nn.Module) -> tuple[str, ...]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return tuple(name for name, tensor in tensors if tensor.is_meta)
+
+
+def _counts(names: Mapping[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{part or 'no part'} {len(held)}" for part, held in names.items())

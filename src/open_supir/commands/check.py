@@ -1,0 +1,78 @@
+"""Check folders of shards, and build missing indexes: python -m src.check data.root=DIR."""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from open_supir.base.cli import command
+from open_supir.data.inspection import FolderReport, InspectSettings, inspect_folder, shard_folders
+
+log = logging.getLogger(__name__)
+
+
+def check(root: str, settings: InspectSettings) -> list[FolderReport]:
+    """Inspect every folder of shards below `root`."""
+    reports = []
+    for folder in shard_folders(root):
+        log.info("checking %s", folder)
+        reports.append(inspect_folder(folder, settings))
+    return reports
+
+
+def overview(reports: Sequence[FolderReport]) -> Table:
+    """Lay out what each folder holds, folders by their own names."""
+    columns = ("folder", "shards", "samples", "decoded", "refused", "skipped", "faults", "built")
+    table = Table(*columns)
+    for r in reports:
+        counts = (r.shards, r.samples, r.decoded, r.bad, r.skipped.total(), len(r.faults))
+        table.add_row(r.folder.name, *map(str, counts), str(len(r.built)))
+    return table
+
+
+def reasons(reports: Sequence[FolderReport]) -> Table:
+    """Lay out what training would pass over, and why."""
+    table = Table("folder", "reason", "count", "for example")
+    for r in reports:
+        for reason, count in r.skipped.most_common():
+            table.add_row(r.folder.name, reason, str(count), "\n".join(r.examples[reason][:2]))
+    return table
+
+
+def verdict(reports: Sequence[FolderReport], limit: float) -> str | None:
+    """Say why the data must not be trained on, or None."""
+    faults = [f"{r.folder}/{fault}" for r in reports for fault in r.faults]
+    if faults:
+        return f"{len(faults)} faulty shards or manifests, first: {faults[0]}"
+    decoded = sum(r.decoded for r in reports)
+    bad = sum(r.bad for r in reports)
+    if bad > limit * decoded:
+        return f"{bad} of {decoded} decoded samples were refused, limit {limit:.2%}"
+    if not sum(r.samples for r in reports):
+        return "no samples at all"
+    return None
+
+
+@command("check")
+def main(cfg: DictConfig) -> None:
+    """Print the tables; exit with status 1 if the data must not be trained on."""
+    reports = check(cfg.data.root, instantiate(cfg.settings, _convert_="all"))
+    console = Console()
+    console.print(overview(reports))
+    if any(r.skipped for r in reports):
+        console.print(reasons(reports))
+    for r in reports:
+        for fault in r.faults[:20]:
+            console.print(f"fault in {r.folder}: {fault}", markup=False, highlight=False)
+    wrong = verdict(reports, cfg.limit)
+    if wrong:
+        sys.exit(f"not fit for training: {wrong}")
+    console.print("fit for training")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The filter's work: decode strictly, normalise once, cut to the stored size, measure.
+
+Nothing is judged here but what cannot be stored at all. Scores go into a table, and thresholds are
+applied to that (see select.py).
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from open_supir.base.images import DECODE_ERRORS, READABLE_FORMATS, normalise
+from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
+from open_supir.curation.measures import measure, perceptual_hash
+from open_supir.curation.reading import Candidate, read_candidates
+from open_supir.curation.sources import file_digest, printable
+from open_supir.curation.steps import FilterStep
+from open_supir.curation.tables import write_rows
+from open_supir.curation.work import Unit
+from open_supir.data.jpeg_rows import encode_jpeg
+from open_supir.data.samples import ImageLimits, SampleError
+from open_supir.data.shards import StoredSample, write_shard
+
+ORIENTATION = 0x0112
+ROWS = pa.schema(
+    [(n, pa.string()) for n in ("key", "path", "source", "licence", "caption", "reason", "detail")]
+    + [(n, pa.int32()) for n in ("original_height", "original_width", "height", "width", "bytes")]
+    + [("normalised", pa.list_(pa.string())), ("tile", pa.string()), ("digest", pa.string())]
+    + [("phash", pa.uint64())]
+    + [
+        (n, pa.float32())
+        for n in (
+            "aspect", "jpeg_quality", "sharpness", "flat", "dark", "bright", "luma", "contrast",
+            "colour",
+        )
+    ]
+)  # fmt: skip
+Row = dict[str, Any]
+
+
+class Decoded(NamedTuple):
+    """An image as upright 8-bit sRGB, and what had to be done for that."""
+
+    picture: Image.Image
+    original_size: tuple[int, int]  # (h, w) of the file, upright
+    normalised: list[str]
+    quality: float | None  # of a JPEG
+    plain: bytes | None  # the JPEG itself, without metadata, where it needs no change
+
+
+class Filter:
+    """Does the units of the filter: fills a folder with a tar and `rows.parquet`."""
+
+    def __init__(self, step: FilterStep) -> None:
+        self.step = step
+        self.limits = ImageLimits(
+            min_side=step.min_side, max_side=1 << 20, max_pixels=step.max_pixels
+        )
+        Image.MAX_IMAGE_PIXELS = None  # the header is checked against `max_pixels` instead
+
+    def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
+        """Filter one unit; returns counts by reason and the tar's manifest entry."""
+        rows: list[Row] = []
+        entry = write_shard(folder / f"{unit.name}.tar", self._stored(unit, rows))
+        write_rows(folder / "rows.parquet", rows, ROWS)
+        refused = Counter(row["reason"] for row in rows if row.get("reason"))
+        return {"rows": len(rows), "refused": dict(refused), "shard": asdict(entry)}
+
+    def _stored(self, unit: Unit, rows: list[Row]) -> Iterator[StoredSample]:
+        """Yield what is stored; adds a row for every image, stored or not."""
+        for candidate in read_candidates(unit, keep_keys=self.step.keep_keys):
+            row = {n: getattr(candidate, n) for n in ("key", "path", "source", "licence")}
+            row["caption"] = candidate.caption
+            try:
+                if candidate.error is not None:
+                    raise candidate.error
+                decoded = decode(candidate.data, self.limits)
+                pieces = list(self._pieces(candidate, decoded, row))
+            except SampleError as error:
+                detail = printable(error.detail)  # it may name a file
+                rows.append(row | {"reason": error.reason, "detail": detail})
+                continue
+            for sample, piece in pieces:
+                rows.append(piece)
+                yield sample
+
+    def _pieces(
+        self, candidate: Candidate, decoded: Decoded, row: Row
+    ) -> Iterator[tuple[StoredSample, Row]]:
+        """Cut an image into what is stored of it, each with its row."""
+        height, width = decoded.original_size
+        for tile, picture in self.step.fit(decoded.picture):
+            key = f"{candidate.key}-{tile}" if tile else candidate.key
+            changed = picture is not decoded.picture
+            pixels = np.asarray(picture)
+            data = None if changed else decoded.plain
+            if data is None:
+                data = encode_jpeg(pixels, quality=self.step.quality)
+            piece = row | {
+                "key": key,
+                "original_height": height,
+                "original_width": width,
+                "height": picture.height,
+                "width": picture.width,
+                "bytes": len(data),
+                "normalised": decoded.normalised,
+                "tile": tile,
+                "digest": file_digest(data),
+                "phash": perceptual_hash(picture),
+                "aspect": max(height, width) / min(height, width),
+                "jpeg_quality": decoded.quality,
+                **measure(pixels),
+            }
+            meta = self._meta(candidate, piece)
+            try:
+                sample = StoredSample(key=key, image=data, caption=row["caption"] or "", meta=meta)
+                sample.members()
+            except ValueError as error:
+                raise SampleError("cannot be stored", str(error)) from error
+            yield sample, piece
+
+    def _meta(self, candidate: Candidate, piece: Row) -> dict[str, Any]:
+        if not self.step.record:
+            return candidate.meta
+        kept = {k: v for k, v in candidate.meta.items() if k in KEPT_META}
+        return kept | {
+            "source": piece["source"],
+            "licence": piece["licence"],
+            "original_size": [piece["original_height"], piece["original_width"]],
+            "normalised": piece["normalised"],
+            **({"tile": piece["tile"]} if piece["tile"] else {}),
+        }
+
+
+# What the sample of a tar may bring along: where it is from, and what the loader reads
+KEPT_META = ("url", "captions", "caption_short", "is_negative", "content")
+
+
+def decode(data: bytes, limits: ImageLimits) -> Decoded:
+    """Decode an image file of any mode to upright 8-bit sRGB without alpha.
+
+    The header is read first. JPEG goes through simplejpeg, which refuses files with flipped bits
+    that Pillow decodes to garbage. Of a file with pages, or with previews as cameras add them
+    (MPO), the first picture is taken.
+
+    Raises:
+        SampleError: The file is refused or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=READABLE_FORMATS) as image:
+            limits.check(image.height, image.width)
+            if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
+                raise SampleError("animation")
+            turned = image.getexif().get(ORIENTATION, 1)
+            done = _what_is_done(image, turned)
+            tables = getattr(image, "quantization", None)
+            quality = jpeg_quality(tables) if tables else None
+            picture = normalise(_strictly(image, data))
+    except SampleError:
+        raise
+    except UnidentifiedImageError as error:  # its text names a place in memory
+        known = ", ".join(READABLE_FORMATS)
+        raise SampleError("damaged image", f"none of {known}") from error
+    except DECODE_ERRORS as error:
+        raise SampleError("damaged image", str(error) or type(error).__name__) from error
+    plain = strip_metadata(data) if tables and not done and data[:3] == b"\xff\xd8\xff" else None
+    return Decoded(picture, (picture.height, picture.width), done, quality, plain)
+
+
+def _strictly(image: Image.Image, data: bytes) -> Image.Image:
+    """Return the decoded image, with the profile and orientation of the header."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        image.load()
+        return image
+    colours = "RGB" if image.mode == "RGB" else "GRAY"
+    pixels = simplejpeg.decode_jpeg(data, colorspace=colours)
+    decoded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
+    for name in ("exif", "icc_profile"):
+        if name in image.info:
+            decoded.info[name] = image.info[name]
+    return decoded
+
+
+def _what_is_done(image: Image.Image, turned: int) -> list[str]:
+    """Name what normalising changes."""
+    steps = {
+        "upright": turned != 1,
+        "profile": _is_foreign(image),
+        "alpha": image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info,
+        "8 bit": image.mode.startswith(("I", "F")),
+        "rgb": image.mode not in ("RGB", "RGBA", "RGBa"),
+    }
+    return [name for name, needed in steps.items() if needed]
+
+
+def _is_foreign(image: Image.Image) -> bool:
+    from PIL import ImageCms
+
+    icc = image.info.get("icc_profile")
+    if not icc:
+        return False
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
+    except (ImageCms.PyCMSError, OSError):
+        return False  # unreadable: `normalise` ignores it too
+    return "srgb" not in name.lower()

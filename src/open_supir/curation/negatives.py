@@ -1,0 +1,74 @@
+"""The negative step's work: what the prior itself makes of the negative words.
+
+SUPIR (arXiv:2401.13627, section 3.3) trains on such images so that the negative prompt has a
+meaning: image-to-image from a photograph at strength 0.5, prompted by words of bad quality.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from open_supir.base.images import to_uint8
+from open_supir.curation.reading import open_shard, read_pixels
+from open_supir.curation.steps import NegativeStep
+from open_supir.curation.tables import read_rows
+from open_supir.curation.work import Unit, digest, unit_folder
+from open_supir.data.jpeg_rows import encode_jpeg
+from open_supir.data.shards import StoredSample, write_shard
+
+
+class Negatives:
+    """Does the units of the negative step: a tar of negative samples each."""
+
+    def __init__(self, step: NegativeStep) -> None:
+        self.step = step
+        self.prior = step.prior.build()
+
+    def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
+        """Make the negative samples of one unit; returns the tar's manifest entry."""
+        root = Path(unit.inputs["root"])
+        wanted, made = set(unit.inputs["keys"]), []
+        captions = read_rows(unit_folder(root, "caption", unit.name) / "rows.parquet")
+        shard = open_shard(unit_folder(root, "filter", unit.name), unit.inputs["shard"])
+
+        def samples():
+            for row in captions:
+                if row["key"] in wanted:
+                    raw = shard.read(0, row["index"])
+                    meta = json.loads(raw.meta or b"{}")
+                    made.append(negative_key(row["key"]))
+                    yield self._sample(row, read_pixels(raw.image), meta)
+
+        entry = write_shard(folder / f"{unit.name}.tar", samples())
+        shard.close()
+        return {"keys": made, "caption": self.step.words, "shard": asdict(entry)}
+
+    def _sample(self, row: dict[str, Any], pixels: np.ndarray, meta: dict) -> StoredSample:
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+        made = self.prior.image_to_image(
+            image,
+            prompt=self.step.words,
+            strength=self.step.strength,
+            seed=negative_seed(self.step.seed, row["key"]),
+        )
+        spoilt = to_uint8(made[0]).cpu().permute(1, 2, 0).contiguous().numpy()
+        data = encode_jpeg(spoilt, quality=self.step.quality)
+        meta |= {"is_negative": True, "content": row["caption"] or "", "of": row["key"]}
+        return StoredSample(
+            key=negative_key(row["key"]), image=data, caption=self.step.words, meta=meta
+        )
+
+
+def negative_seed(seed: int, key: str) -> int:
+    """Return the seed of a negative sample's noise: of its key alone, whoever makes it when."""
+    return int(digest("negative", seed, key), 16) >> 1
+
+
+def negative_key(key: str) -> str:
+    """Return the key of the negative sample made from the positive of that key."""
+    return f"negative-{key}"

@@ -1,0 +1,154 @@
+"""Runner on Ray: on this machine, or on a cluster whose nodes share the output folder."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from open_supir.curation.runners import ATTEMPTS, OpenError, Outcome, describe, open_step, try_unit
+from open_supir.curation.work import Step, Unit
+
+log = logging.getLogger(__name__)
+
+EXTRA = "install with: pip install -e '.[curation]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayRunner:
+    """Ray actors, each with what the step needs loaded once.
+
+    A killed actor or node, or one that ran out of memory, is replaced, and costs the unit that it
+    had one attempt.
+
+    Attributes:
+        address: Of a running cluster, such as `auto`; None starts Ray on this machine.
+        num_workers: Actors; -1 takes as many as the cluster has room for.
+        num_cpus: CPUs of an actor.
+        num_gpus: GPUs of an actor; a share such as 0.5 puts two on one.
+        memory: Bytes of an actor beyond which Ray may end it; None sets no bound.
+        object_store: Bytes of Ray's store when started here; what passes through is small.
+        attempts: How often a unit is tried.
+    """
+
+    address: str | None = None
+    num_workers: int = -1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory: int | None = None
+    object_store: int = 80 << 20
+    attempts: int = ATTEMPTS
+
+    def __post_init__(self) -> None:
+        if self.num_workers < -1 or self.num_workers == 0 or self.attempts < 1:
+            raise ValueError(
+                "runner needs num_workers >= 1, or -1 for as many as there is room for, and "
+                f"attempts >= 1, got {self.num_workers} and {self.attempts}"
+            )
+
+    def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+        """Yield the outcome of every unit as it comes; see Runner.
+
+        Raises:
+            ImportError: Ray is not installed; it comes with the extra `curation`.
+            ValueError: Ray has no room for one worker, which would wait for ever.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise ImportError(f"runner=ray needs Ray; {EXTRA}") from error
+        if not ray.is_initialized():  # the next step finds it running; it ends with this process
+            self._start(ray)
+        actors: list[Any] = []
+        try:
+            options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+            options |= {"memory": self.memory} if self.memory is not None else {}
+            make = ray.remote(**options)(Actor)
+
+            def start() -> Any:
+                return make.remote(step, str(root.resolve()))
+
+            room = self._room(ray)
+            count = min(len(units), room if self.num_workers < 0 else self.num_workers)
+            if count > room and self.address is None:  # the rest would keep their units waiting
+                count = room
+            actors = [start() for _ in range(count)]
+            yield from self._share_out(ray, actors, start, units)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+    def _start(self, ray: Any) -> None:
+        here: dict[str, Any] = {}
+        if self.address is None:
+            here = {"object_store_memory": self.object_store, "include_dashboard": False}
+        ray.init(address=self.address, logging_level=logging.WARNING, log_to_driver=False, **here)
+
+    def _room(self, ray: Any) -> int:
+        total = ray.cluster_resources()
+        room = [total.get("CPU", 1) / self.num_cpus if self.num_cpus else total.get("CPU", 1)]
+        room += [total.get("GPU", 0) / self.num_gpus] if self.num_gpus else []
+        if min(room) < 1 and self.address is None:  # a cluster may grow
+            has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
+            raise ValueError(
+                f"Ray has {has}, no room for a worker of runner.num_cpus={self.num_cpus:g} and "
+                f"runner.num_gpus={self.num_gpus:g}"
+            )
+        return max(1, int(min(room)))
+
+    def _share_out(
+        self, ray: Any, actors: list[Any], start: Callable[[], Any], units: Sequence[Unit]
+    ) -> Iterator[Outcome]:
+        """Keep every actor busy; a dead one costs its unit an attempt and is replaced.
+
+        Ray would restart it, but meanwhile fails the calls of other units.
+        """
+        waiting = deque((unit, 1) for unit in units)
+        busy: dict[Any, tuple[Any, Unit, int]] = {}
+        idle = list(actors)
+        while waiting or busy:
+            while waiting and idle:
+                actor, (unit, attempt) = idle.pop(), waiting.popleft()
+                busy[actor.do.remote(unit)] = (actor, unit, attempt)
+            (ready, *_), _ = ray.wait(list(busy))
+            actor, unit, attempt = busy.pop(ready)
+            error, lives = self._answer(ray, ready)
+            if not lives:
+                ray.kill(actor)
+                actors.remove(actor)
+                actor = start()
+                actors.append(actor)
+            idle.append(actor)
+            if error is None or attempt >= self.attempts:
+                yield Outcome(unit.name, attempt, error)
+            else:
+                log.warning("%s: %s; trying again", unit.name, error)
+                waiting.append((unit, attempt + 1))
+
+    def _answer(self, ray: Any, ready: Any) -> tuple[str | None, bool]:
+        """Return what went wrong with a unit, if anything did, and whether its actor lives."""
+        try:
+            kind, error = ray.get(ready)
+        except ray.exceptions.RayError as failure:  # killed, out of memory, node lost
+            return f"the worker died ({describe(failure)[:300]})", False
+        if kind == "open":
+            raise OpenError(error)
+        return error, True
+
+
+class Actor:
+    """What runs in Ray's workers."""
+
+    def __init__(self, step: Step, root: str) -> None:
+        self.step, self.root = step, Path(root)
+        self.process: Any = None
+
+    def do(self, unit: Unit) -> tuple[str, str | None]:
+        """Do a unit; returns ("done", what went wrong) or ("open", why nothing can be loaded)."""
+        if self.process is None:
+            try:
+                self.process = open_step(self.step)
+            except OpenError as error:
+                return "open", str(error)
+        return "done", try_unit(self.process, self.step, unit, self.root)

@@ -1,0 +1,242 @@
+"""What comes in: folders of images, folders of tars, Parquet lists of paths, split into units.
+
+The plan is written once and kept, so a run that goes on sees the same units without listing
+millions of files again. `rescan` looks again: what is new goes into new units, what has changed
+makes its unit new.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from open_supir.curation.tables import read_rows, read_table, write_rows
+from open_supir.curation.work import Unit, digest, digest_all, write_json
+
+log = logging.getLogger(__name__)
+
+PLAN = "plan"
+# path is the file, in the bytes of the file system, for names need not be text; size and mtime tell
+# changes
+LISTING = pa.schema(
+    [("path", pa.binary())]
+    + [(n, pa.string()) for n in ("key", "source", "licence", "caption")]
+    + [("size", pa.int64()), ("mtime", pa.int64())]
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """Where candidates are.
+
+    Attributes:
+        paths: Source name -> a folder of images, a folder of tars, one tar, or a Parquet file with
+            a column `path` (and `caption`, `source`, `licence` where it has them). Relative paths
+            in a Parquet file start at its folder.
+        licences: Source name -> licence, where a sample does not say.
+        unit_size: Images in a unit; a tar is always a unit of its own.
+        exclude: Folders that are not looked into: what the pipeline itself writes.
+    """
+
+    paths: Mapping[str, str]
+    licences: Mapping[str, str] = field(default_factory=dict)
+    unit_size: int = 1000
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.paths or self.unit_size < 1:
+            raise ValueError(
+                f"input needs at least one path and unit_size >= 1, got {dict(self.paths)} and "
+                f"{self.unit_size}"
+            )
+        unknown = set(self.licences) - set(self.paths)
+        if unknown:
+            raise ValueError(f"licence names sources that input has not: {sorted(unknown)}")
+
+
+def name_inputs(paths: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """Return source name -> path; where no name is given, it is the file's or folder's.
+
+    Raises:
+        ValueError: Two inputs would have the same name.
+    """
+    if isinstance(paths, Mapping):
+        return dict(paths)
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    named = {Path(path).resolve().stem: path for path in paths}
+    if len(named) < len(paths):
+        raise ValueError(
+            f"two inputs have the same name among {paths}; name them: input={{one: ..., two: ...}}"
+        )
+    return named
+
+
+def plan_units(settings: InputSettings, root: Path, *, rescan: bool = False) -> list[Unit]:
+    """Return the units of the first step, from the plan below `root`, or make that.
+
+    Raises:
+        FileNotFoundError: An input is missing.
+        ValueError: An input holds nothing usable, or the plan was made for other inputs.
+    """
+    folder = root / PLAN
+    paths = {name: str(_absolute(path)) for name, path in settings.paths.items()}
+    about = {"paths": paths, "licences": dict(settings.licences)}
+    about |= {"unit_size": settings.unit_size}
+    known = _read_plan(folder)
+    if known is not None and known["about"] != about:
+        raise ValueError(
+            f"{folder} was made for other inputs ({known['about']}); give another output, or "
+            "delete it"
+        )
+    if known is None or rescan:
+        known = _make_plan(settings, folder, about, known)
+    return [
+        Unit(
+            name,
+            content,
+            {"plan": str(folder / f"{name}.parquet"), "kind": kind},
+        )
+        for name, kind, content in known["units"]
+    ]
+
+
+def _read_plan(folder: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((folder / "plan.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def plan_id(root: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the inputs of the plan below `root`."""
+    known = _read_plan(root / PLAN)
+    assert known is not None  # every run makes it first
+    return digest(known["about"])
+
+
+def _make_plan(
+    settings: InputSettings, folder: Path, about: dict[str, Any], known: dict[str, Any] | None
+) -> dict[str, Any]:
+    """List the inputs and write the plan; units of an earlier plan keep their names."""
+    found: dict[str, dict[str, Row]] = {"files": {}, "tar": {}}
+    twice = 0
+    for source, path in settings.paths.items():
+        for kind, row in _list_input(source, _absolute(path), settings):
+            row |= {"key": digest("key", source, row.pop("name"))}
+            twice += row["key"] in found[kind]
+            found[kind].setdefault(row["key"], row)
+    if twice:
+        log.warning("%d inputs are listed twice, and taken once", twice)
+    if known is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    units = []
+    for name, kind, _ in known["units"] if known else []:
+        rows = read_rows(folder / f"{name}.parquet")
+        fresh = [found[kind].pop(row["key"], row) for row in rows]
+        units.append(_write_unit(folder, name, kind, fresh))
+    for kind, size in (("files", settings.unit_size), ("tar", 1)):
+        rows = list(found[kind].values())
+        for start in range(0, len(rows), size):
+            name = f"{len(units):06d}"
+            units.append(_write_unit(folder, name, kind, rows[start : start + size]))
+    content = {"about": about, "units": units}
+    write_json(folder / "plan.json", content)
+    log.info("plan: %d units", len(units))
+    return content
+
+
+def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tuple[str, str, str]:
+    """Write the listing of a unit; return what the plan says of it."""
+    path = folder / f"{name}.parquet"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_rows(temporary, rows, LISTING)
+    os.replace(temporary, path)
+    names = LISTING.names
+    return name, kind, digest_all(repr([row.get(name) for name in names]) for row in rows)
+
+
+def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tuple[str, Row]]:
+    """Yield (kind, row) of everything in one input; `name` identifies it below the input."""
+    common = {"source": source, "licence": settings.licences.get(source)}
+    if path.suffix == ".parquet" and path.is_file():
+        yield from (("files", row) for row in _listed_in_table(path, common))
+        return
+    tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar")) if path.is_dir() else []
+    own = [Path(e).resolve() for e in settings.exclude]
+    own = [e for e in own if e != path.resolve() and e.is_relative_to(path.resolve())]
+    files = [("tar", tar) for tar in tars] + [("files", image) for image in _images(path, tars)]
+    for kind, file in files:
+        if not any(file.resolve().is_relative_to(e) for e in own):
+            name = file.name if file == path else file.relative_to(path).as_posix()
+            yield kind, {**common, "path": os.fsencode(file), "name": name, **_stat(file)}
+
+
+def _absolute(path: str) -> Path:
+    """Return a path that means the same in workers, wherever they were started."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
+def _images(path: Path, tars: Sequence[Path]) -> list[Path]:
+    """Return the image files of an input, which may have none if it has tars."""
+    from open_supir.base.images import (
+        list_images,  # imports torch: only where a folder must be listed
+    )
+
+    if path in tars:
+        return []
+    try:
+        return list_images(path)
+    except ValueError:
+        if tars:
+            return []
+        raise
+
+
+def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
+    table = read_table(path)
+    if "path" not in table.column_names:
+        raise ValueError(
+            f"{path}: no column 'path'; it has {', '.join(table.column_names)} (for URLs, run "
+            "img2dataset first, and give its tars as input)"
+        )
+    wanted = ("path", "caption", "source", "licence", "license")
+    for row in table.select([n for n in wanted if n in table.column_names]).to_pylist():
+        name = os.fsdecode(row["path"]) if isinstance(row["path"], bytes) else str(row["path"])
+        if "://" in name:
+            raise ValueError(
+                f"{path}: {name} is no path; run img2dataset first, and give its tars as input"
+            )
+        file = path.parent / name
+        given = {n: str(value) for n, value in row.items() if value is not None}
+        if american := given.pop("license", None):
+            given.setdefault("licence", american)
+        place = {"path": os.fsencode(file), "name": printable(name)}
+        yield {**common, **given, **place, **_stat(file)}
+
+
+def _stat(path: Path) -> dict[str, int | None]:
+    """Return size and time of change; nothing of a file that is missing, which the step reports."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return {"size": None, "mtime": None}
+    return {"size": stat.st_size, "mtime": stat.st_mtime_ns}
+
+
+def printable(path: str | bytes) -> str:
+    """Return a path as text that every file can hold."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def file_digest(data: bytes) -> str:
+    """Return the digest that identifies the bytes of an image."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

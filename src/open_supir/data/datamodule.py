@@ -1,0 +1,324 @@
+"""RestorationDataModule: training from shards, validation from folders of photographs."""
+
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
+
+from open_supir.data.captions import CaptionPolicy, approximate_tokens
+from open_supir.data.counters import LoaderCounters, SkipLimits
+from open_supir.data.dataset import SampleReader, ShardDataset, SourceConfig
+from open_supir.data.order import BLOCK_SHARDS, CYCLE, StepSampler
+from open_supir.data.pairs import FolderDataset, PairDataset, collate_pairs
+from open_supir.data.plan import DataPlan, make_plan, plan_changes
+from open_supir.data.precomputed import Precomputed, check_policies
+from open_supir.data.samples import Batch, CropPolicy, ImageLimits, collate
+from open_supir.data.storage import is_remote
+from open_supir.data.stream import StreamDataset, source_urls
+
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+
+
+class RestorationDataModule(LightningDataModule):
+    """Batches for training and validation; the state of the data is one integer.
+
+    The trainer must run with `use_distributed_sampler=False`: the order already knows its ranks.
+
+    Args:
+        root: Folder with one subfolder of shards a source, or an fsspec address (s3://...).
+        sources: Name -> weight, folder and rules of each source.
+        crop_size: Side of a training crop in pixels.
+        global_batch: Samples of one optimiser step, over all ranks and accumulation steps.
+        micro_batch: Samples a rank reads at a time; by default what is left of `global_batch`.
+        seed: Fixes the order and everything random about each sample.
+        crop: How crops are cut.
+        captions: How captions are chosen, unless a source has its own policy.
+        count_tokens: Counts CLIP tokens; by default an estimate.
+        precomputed: What to read of what `src.precompute` stored: "latents", "text", or both.
+        reader: "index" reads at random and resumes exactly; "stream" reads tars without index.
+        prepare: Makes the shards when `root` does not exist; called with `root`.
+        heldout: Folder of validation photographs, never trained on.
+        heldout_lq: Folder of their low-quality partners; then held-out batches hold `lq`.
+        val_size: Number of validation samples; by default one for each photograph.
+        val_crop_size: Side of a validation crop; by default `crop_size`.
+        val_batch: Validation samples in a batch.
+        val_seed: Fixes the held-out crops and their seeds, so that runs of any `seed` are measured
+            on the same LQ images.
+        fraction: Share of the shards of each source; smaller ones are subsets of larger ones.
+        cycle: Positions in which every source has its exact share.
+        block_shards: Shards whose samples are shuffled together.
+        image_limits: Bounds on stored images, checked before decoding.
+        skip_limits: When skipped samples stop the run.
+        worker_timeout: Seconds after which a silent worker counts as stuck.
+        log_dir: Where `bad_samples.jsonl` goes; by default the trainer's folder.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        sources: Mapping[str, SourceConfig],
+        *,
+        crop_size: int,
+        global_batch: int,
+        micro_batch: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        crop: CropPolicy | None = None,
+        captions: CaptionPolicy | None = None,
+        count_tokens: Callable[[str], int] = approximate_tokens,
+        precomputed: Sequence[str] = (),
+        reader: str = "index",
+        prepare: Callable[[Path], None] | None = None,
+        heldout: str | Path | None = None,
+        heldout_lq: str | Path | None = None,
+        val_size: int | None = None,
+        val_crop_size: int | None = None,
+        val_batch: int = 4,
+        val_seed: int = 0,
+        fraction: float = 1.0,
+        cycle: int = CYCLE,
+        block_shards: int = BLOCK_SHARDS,
+        image_limits: ImageLimits | None = None,
+        skip_limits: SkipLimits | None = None,
+        worker_timeout: float = 600.0,
+        log_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if not sources:
+            raise ValueError("the data module needs at least one source")
+        if reader not in ("index", "stream"):
+            raise ValueError(f"reader must be index or stream, got {reader!r}")
+        self.root = str(root) if is_remote(root) else Path(root)
+        self.sources = {name: source for name, source in sources.items() if source is not None}
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+        self.num_workers, self.seed, self.worker_timeout = num_workers, seed, worker_timeout
+        self.sample_reader = SampleReader(
+            crop_size=crop_size,
+            crop=crop or CropPolicy(),
+            captions=captions or CaptionPolicy(),
+            seed=seed,
+            limits=image_limits or ImageLimits(),
+            count_tokens=count_tokens,
+        )
+        self.precomputed = list(precomputed)
+        self.recipes: Mapping[str, str] = {}  # kind -> what must have made it; src.train sets it
+        check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
+        if self.precomputed and reader == "stream":
+            raise ValueError("reader=stream cannot find what is precomputed; use reader=index")
+        self.reader, self.prepare, self.skip_limits = reader, prepare, skip_limits
+        self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
+        self.heldout = Path(heldout) if heldout else None
+        self.heldout_lq = Path(heldout_lq) if heldout_lq else None
+        self.val_size, self.val_batch, self.val_seed = val_size, val_batch, val_seed
+        self.val_crop_size = val_crop_size or crop_size
+        self.log_dir = Path(log_dir) if log_dir else None
+        self.consumed = 0
+        self._saved_accumulation: int | None = None
+        self.plan: DataPlan | None = None
+        self.counters: LoaderCounters | None = None
+
+    def caption_policies(self) -> list[CaptionPolicy]:
+        """Return the policy of each source."""
+        common = self.sample_reader.captions
+        return [source.captions or common for source in self.sources.values()]
+
+    def prepare_data(self) -> None:
+        """Make the shards if there are none and it is known how; runs on one process a node."""
+        if isinstance(self.root, str) or self.root.is_dir():
+            return
+        if self.prepare is None:
+            raise FileNotFoundError(f"no data folder {self.root}; set data.root to your shards")
+        self.prepare(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifests and plan the order, for training."""
+        if stage not in (None, "fit") or self.counters is not None:
+            return
+        if self.reader == "index":
+            self.plan = make_plan(
+                self.root,
+                self.sources,
+                seed=self.seed,
+                global_batch=self.global_batch,
+                fraction=self.fraction,
+                cycle=self.cycle,
+                block_shards=self.block_shards,
+                check=self._rank == 0,
+            )
+        name = f"bad_samples_rank{self._rank}.jsonl" if self._rank else "bad_samples.jsonl"
+        path = self._log_folder() / name
+        self.counters = LoaderCounters(list(self.sources), path=path, limits=self.skip_limits)
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _log_folder(self) -> Path:
+        if self.log_dir is not None:
+            return self.log_dir
+        return Path(self.trainer.default_root_dir) if self.trainer else Path(".")
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the endless loader of this rank, from the consumed samples on."""
+        if self.counters is None:
+            raise RuntimeError("call setup('fit') before asking for training data")
+        world = self.trainer.world_size if self.trainer else 1
+        micro = self._micro_batch(world)
+        if self.trainer:
+            self.consumed = self.trainer.global_step * self.global_batch
+            if self._saved_accumulation is not None:
+                align_batch_count(self.trainer, self._saved_accumulation)
+                self._saved_accumulation = None
+        configs = list(self.sources.values())
+        if self.plan is None:
+            stream = StreamDataset(
+                [source_urls(self.root, name, config) for name, config in self.sources.items()],
+                list(self.sources),
+                configs,
+                self.sample_reader,
+                self.counters,
+                start=self.consumed,
+                rank=self._rank,
+                world=world,
+            )
+            return self._loader(stream, batch_size=micro, collate_fn=collate)
+        dataset = ShardDataset(
+            self.plan.mixture,
+            self.plan.folders,
+            configs,
+            self.sample_reader,
+            self.counters,
+            shards=self.plan.shards,
+            precomputed=self._stored(self.plan) if self.precomputed else (),
+        )
+        sampler = StepSampler(
+            self.consumed,
+            global_batch=self.global_batch,
+            micro_batch=micro,
+            rank=self._rank,
+            world=world,
+        )
+        return self._loader(dataset, batch_sampler=sampler, collate_fn=collate)
+
+    def _stored(self, plan: DataPlan) -> list[Precomputed]:
+        """Open what is precomputed for each source; the first rank checks that it is all there."""
+        stored = []
+        for folder, shards in zip(plan.folders, plan.shards, strict=True):
+            stored.append(Precomputed(folder.folder, folder.entries, self.precomputed))
+            if self._rank == 0:
+                stored[-1].check(shards.tolist(), self.recipes)
+        return stored
+
+    def _micro_batch(self, world: int) -> int:
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        micro = self.micro_batch or max(1, self.global_batch // (world * accumulate))
+        if self.trainer and world * accumulate * micro != self.global_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} must equal {world} ranks x {accumulate} "
+                f"accumulation steps x micro_batch {micro}"
+            )
+        return micro
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the held-out photographs: fixed crops, fixed seeds, the same on every rank."""
+        return self._heldout_loader()
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the held-out photographs, as in validation."""
+        return self._heldout_loader()
+
+    def _heldout_loader(self) -> DataLoader:
+        if self.heldout is None:
+            raise ValueError("no folder of validation photographs; set data.heldout")
+        size, seed, count = self.val_crop_size, self.val_seed, self.val_size
+        if self.heldout_lq is not None:
+            pairs = PairDataset(self.heldout, self.heldout_lq, size=size, seed=seed, count=count)
+            return self._loader(pairs, batch_size=self.val_batch, collate_fn=collate_pairs)
+        images = FolderDataset(self.heldout, size=size, seed=seed, count=count)
+        return self._loader(images, batch_size=self.val_batch, collate_fn=collate)
+
+    def _loader(self, dataset: Any, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
+            timeout=self.worker_timeout if self.num_workers else 0,
+            **options,
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch to the device, but leave `seed` on the CPU, where parameters are drawn."""
+        moved = super().transfer_batch_to_device(
+            {k: v for k, v in batch.items() if k != "seed"}, device, dataloader_idx
+        )
+        images = {k: moved[k].contiguous() for k in ("hq", "lq") if k in moved}
+        return {**moved, **images, "seed": batch["seed"]}  # type: ignore[typeddict-item]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the samples consumed by finished optimiser steps, and the plan they belong to.
+
+        What workers have read ahead does not count, so that a resumed run repeats nothing and
+        loses nothing. Empty where nothing is trained.
+        """
+        if self.counters is None:
+            return {}
+        if self.trainer:
+            self.consumed = self.trainer.global_step * self.global_batch
+        plan = self.plan.fingerprint() if self.plan else {"reader": "stream"}
+        return {
+            "version": STATE_VERSION,
+            "consumed": self.consumed,
+            "accumulation": self.trainer.accumulate_grad_batches if self.trainer else 1,
+            "plan": plan,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue after `consumed` samples; does nothing where nothing is trained.
+
+        Raises:
+            ValueError: The plan has changed; names what differs.
+        """
+        if self.counters is None or not state_dict:
+            return
+        plan = self.plan.fingerprint() if self.plan else {"reader": "stream"}
+        changed = plan_changes(state_dict["plan"], plan)
+        if changed:
+            raise ValueError(
+                f"cannot resume, the data plan has changed: {'; '.join(changed)}. Restore these "
+                f"settings, or start a new run from the weights"
+            )
+        if self.plan is None:
+            log.warning("data.reader=stream cannot resume exactly: shards are drawn anew")
+        self.consumed = int(state_dict["consumed"])
+        self._saved_accumulation = int(state_dict["accumulation"])
+
+
+def prepare_worker(number: int) -> None:
+    """Keep the garbage collector of a forked worker off what it shares with its parent.
+
+    A collection writes to every object it looks at, and so copies the page it lies in.
+    """
+    gc.freeze()
+
+
+def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:
+    """Restate the batches of a resumed run in units of its own accumulation.
+
+    Lightning steps when its count of micro-batches is a multiple of the accumulation steps. The
+    count comes from the checkpoint: under another accumulation, or saved within a step, the first
+    optimiser step would see a part of its global batch only.
+    """
+    count = trainer.fit_loop.epoch_loop.batch_progress.current
+    shift = count.ready // saved_accumulation * trainer.accumulate_grad_batches - count.ready
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(count, name, getattr(count, name) + shift)

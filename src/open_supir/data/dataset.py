@@ -1,0 +1,185 @@
+"""Training dataset: position -> sample, with bad samples replaced by rule and counted.
+
+Everything random about a sample comes from (seed, position). A bad sample at a position is replaced
+by another of its block of shards; positions never shift.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from open_supir.data.captions import CaptionPolicy, approximate_tokens, choose_caption
+from open_supir.data.counters import LoaderCounters
+from open_supir.data.order import Mixture, keyed_hash, keyed_rng
+from open_supir.data.precomputed import Precomputed
+from open_supir.data.samples import (
+    CropPolicy,
+    ImageLimits,
+    Sample,
+    SampleError,
+    crop_sample,
+    open_training_image,
+)
+from open_supir.data.shards import RawSample, ShardFolder, StorageError
+
+ATTEMPTS = 8
+
+
+def position_seed(seed: int, position: int) -> int:
+    """Return the 63-bit seed of a position, for degradation and other work on the device."""
+    return keyed_hash("degradation", seed, position, size=8) >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One source of the mixture.
+
+    `weight` is its share relative to the others (sample counts do as weights); `folder` lies below
+    the data root and is called as the source by default; `missing_caption` "skip" counts a sample
+    without caption as bad, "empty" trains it with ""; `captions` replaces the data module's policy;
+    `urls` are the tars that the stream reader reads instead of those in `folder`.
+    """
+
+    weight: float
+    folder: str | None = None
+    is_negative: bool = False
+    missing_caption: str = "skip"
+    captions: CaptionPolicy | None = None
+    urls: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight of a source must be positive, got {self.weight}")
+        if self.missing_caption not in ("skip", "empty"):
+            raise ValueError(f"missing_caption must be skip or empty, got {self.missing_caption!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReader:
+    """Turns a stored sample into a training sample: checks, decodes, crops, captions."""
+
+    crop_size: int
+    crop: CropPolicy
+    captions: CaptionPolicy
+    seed: int
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    count_tokens: Callable[[str], int] = approximate_tokens
+
+    def __call__(
+        self, raw: RawSample, name: str, config: SourceConfig, position: int
+    ) -> tuple[Sample, bool]:
+        """Make the sample of `position` from `raw` of source `name`.
+
+        Returns:
+            The sample, and whether its caption was shortened.
+
+        Raises:
+            SampleError: The stored sample is bad.
+        """
+        caption = read_caption(raw.text, config.missing_caption)
+        meta = read_meta(raw.meta)
+        image = open_training_image(raw.image, self.limits)
+        rng = keyed_rng("sample", self.seed, position)
+        crop = crop_sample(image, self.crop_size, self.crop, rng)
+        is_negative = config.is_negative or meta.get("is_negative") is True
+        words = choose_caption(
+            config.captions or self.captions,
+            rng,
+            caption=caption,
+            meta=meta,
+            is_negative=is_negative,
+            visible=crop.visible,
+            box=crop.box,
+            count_tokens=self.count_tokens,
+        )
+        sample = Sample(
+            hq=crop.pixels,
+            caption=words.text,
+            sizes=crop.sizes,
+            is_negative=is_negative,
+            source=name,
+            key=raw.key,
+            seed=position_seed(self.seed, position),
+        )
+        return sample, words.truncated
+
+
+def read_caption(data: bytes | None, missing: str) -> str:
+    """Decode a caption strictly; `missing` says what an absent or empty one means."""
+    try:
+        text = (data or b"").decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise SampleError("caption not UTF-8", str(error)) from error
+    if not text and missing == "skip":
+        raise SampleError("caption missing")
+    return text
+
+
+def read_meta(data: bytes | None) -> dict[str, Any]:
+    """Parse the json of a sample; absent means empty."""
+    if not data:
+        return {}
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SampleError("json damaged", str(error)[:100]) from error
+    if not isinstance(meta, dict):
+        raise SampleError("json damaged", f"a {type(meta).__name__}, not an object")
+    return meta
+
+
+class ShardDataset(Dataset[Sample]):
+    """Map-style dataset over endless positions: `dataset[position]` is a Sample."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        folders: Sequence[ShardFolder],
+        configs: Sequence[SourceConfig],
+        reader: SampleReader,
+        counters: LoaderCounters,
+        *,
+        shards: Sequence[np.ndarray],
+        precomputed: Sequence[Precomputed] = (),
+    ) -> None:
+        """Join order, storage and reader; `shards` maps the shards of each order to files.
+
+        `precomputed`: for each source, what is stored beside its samples.
+        """
+        self.mixture, self.folders, self.configs = mixture, folders, configs
+        self.reader, self.counters, self.shards = reader, counters, shards
+        self.precomputed = precomputed
+
+    def __getitem__(self, position: int) -> Sample:
+        """Read the sample of `position`, or its first readable replacement.
+
+        Raises:
+            StorageError: The storage failed, or every replacement was bad.
+        """
+        for attempt in range(ATTEMPTS):
+            place = self.mixture.locate(position, attempt)
+            folder = self.folders[place.source]
+            shard = int(self.shards[place.source][place.shard])
+            name = self.mixture.sources[place.source].name
+            raw = folder.read(shard, place.sample)
+            try:
+                sample, truncated = self.reader(raw, name, self.configs[place.source], position)
+                if self.precomputed:
+                    stored = self.precomputed[place.source]
+                    found = stored.read(shard, place.sample, sample["caption"])
+                    sample = cast(Sample, {**sample, **found})
+            except SampleError as error:
+                where = {"shard": folder.name(shard), "key": raw.key, "position": position}
+                self.counters.count_skip(place.source, error, where)
+                continue
+            self.counters.count_sample(truncated=truncated)
+            return sample
+        raise StorageError(
+            f"{ATTEMPTS} bad samples in a row at position {position} of source {name!r}: a fault "
+            f"of the storage or of the whole source, not of one sample; "
+            f"skipped so far: {self.counters.skipped()}"
+        )

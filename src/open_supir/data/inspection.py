@@ -1,0 +1,220 @@
+"""Inspection of folders of shards: what is whole, what would be skipped, and why.
+
+Also builds what is missing: indexes and manifests for tars that others made.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from open_supir.data.dataset import read_caption, read_meta
+from open_supir.data.index import TarIndex, index_tar
+from open_supir.data.order import keyed_rng
+from open_supir.data.samples import ImageLimits, SampleError, decode_training_image
+from open_supir.data.shards import (
+    MANIFEST,
+    ShardEntry,
+    ShardFolder,
+    StorageError,
+    describe_shard,
+    index_path,
+    load_index,
+    read_manifest,
+    save_index,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings:
+    """How thorough an inspection is, and what it may write.
+
+    `samples_per_shard` images of each shard are decoded, spread at random but always the same ones;
+    -1 decodes all. `hash` reads every byte. `build` writes missing indexes and manifests.
+    """
+
+    samples_per_shard: int = 20
+    hash: bool = False
+    build: bool = True
+    missing_caption: str = "skip"
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < -1:
+            raise ValueError(f"samples_per_shard must be -1 or more, got {self.samples_per_shard}")
+        if self.missing_caption not in ("skip", "empty"):
+            raise ValueError(f"missing_caption must be skip or empty, got {self.missing_caption!r}")
+
+
+@dataclass
+class FolderReport:
+    """What one folder of shards holds.
+
+    `faults` are shards that would stop a run or lose samples unseen; `skipped` counts, by reason,
+    samples and members that training passes over; `decoded` of the `samples` were decoded, and
+    `bad` of those refused.
+    """
+
+    folder: Path
+    shards: int = 0
+    samples: int = 0
+    decoded: int = 0
+    bad: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    built: list[str] = field(default_factory=list)
+
+    def skip(self, reason: str, where: str) -> None:
+        """Count one thing that training passes over."""
+        self.skipped[reason] += 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < 5:
+            names.append(where)
+
+
+def shard_folders(root: str | Path) -> list[Path]:
+    """List the folders at and below `root` that hold tars or a manifest, sorted.
+
+    Raises:
+        FileNotFoundError: `root` is no folder, or there is no tar in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no data folder {root}")
+    found = {path.parent for pattern in ("*.tar", MANIFEST) for path in root.rglob(pattern)}
+    if not found:
+        raise FileNotFoundError(f"{root}: no tars in this folder or below it")
+    return sorted(found)
+
+
+def inspect_folder(folder: Path, settings: InspectSettings) -> FolderReport:
+    """Inspect one folder of shards, and build what is missing where that is allowed."""
+    report = FolderReport(folder)
+    try:
+        listed = {e.name: e for e in read_manifest(folder)}
+    except FileNotFoundError:
+        listed = None
+        if not settings.build:
+            report.faults.append(f"no {MANIFEST}")
+    except ValueError as error:
+        listed = {}
+        report.faults.append(str(error))
+    tars = sorted(path.name for path in folder.glob("*.tar"))
+    for name in sorted(set(listed or {}) - set(tars)):
+        report.faults.append(f"{name}: listed in {MANIFEST}, but missing")
+    good = []
+    for name in tars:
+        entry = _inspect_shard(folder / name, listed, settings, report)
+        if entry is not None and entry.count:
+            good.append(entry)
+    if listed is None and settings.build and good:
+        write_manifest(folder, good)
+        report.built.append(MANIFEST)
+    report.shards, report.samples = len(good), sum(entry.count for entry in good)
+    _decode(ShardFolder(folder, good), settings, report)
+    return report
+
+
+def _inspect_shard(
+    path: Path,
+    listed: dict[str, ShardEntry] | None,
+    settings: InspectSettings,
+    report: FolderReport,
+) -> ShardEntry | None:
+    """Walk the headers of one tar; return its entry if training can read it."""
+    index = index_tar(path)
+    for reason, count in index.skipped.items():
+        report.skipped[reason] += count
+        names = [f"{path.name}: {name}" for name in index.examples[reason]]
+        report.examples[reason] = (report.examples.get(reason, []) + names)[:5]
+    if index.damage:
+        report.faults.append(f"{path.name}: {index.damage}")
+        return None
+    if not len(index.rows):
+        report.faults.append(f"{path.name}: no samples")
+        return None
+    entry = (listed or {}).get(path.name)
+    if listed and entry is None:
+        report.faults.append(f"{path.name}: not listed in {MANIFEST}, not read")
+        return None
+    if entry is not None and not _agrees(path, entry, index, settings, report):
+        return None
+    if not _has_index(path, index):
+        if not settings.build:
+            report.faults.append(f"{path.name}: no index that fits")
+            return None
+        save_index(path, index)
+        report.built.append(index_path(path).name)
+    if entry is None:
+        entry = describe_shard(path, index, name=path.name, statistics=_statistics(index))
+    return entry
+
+
+def _agrees(
+    path: Path,
+    entry: ShardEntry,
+    index: TarIndex,
+    settings: InspectSettings,
+    report: FolderReport,
+) -> bool:
+    """Compare a tar with its manifest entry."""
+    size = path.stat().st_size
+    if (size, len(index.rows)) != (entry.bytes, entry.count):
+        report.faults.append(
+            f"{path.name}: {size} bytes and {len(index.rows)} samples, but {MANIFEST} says "
+            f"{entry.bytes} and {entry.count}"
+        )
+        return False
+    if settings.hash:
+        found = describe_shard(path, index, name=path.name, statistics={})
+        if found.sha256 != entry.sha256:
+            report.faults.append(f"{path.name}: sha256 differs from {MANIFEST}")
+            return False
+    return True
+
+
+def _has_index(path: Path, index: TarIndex) -> bool:
+    try:
+        return np.array_equal(load_index(path, count=len(index.rows)), index.rows)
+    except StorageError:
+        return False
+
+
+def _statistics(index: TarIndex) -> dict[str, Any]:
+    sizes = index.rows["image_size"]
+    words = {"min": int(sizes.min()), "mean": int(sizes.mean()), "max": int(sizes.max())}
+    return {"image_bytes": words}
+
+
+def _decode(folder: ShardFolder, settings: InspectSettings, report: FolderReport) -> None:
+    """Decode some samples of each shard by the rules of training."""
+    for number, entry in enumerate(folder.entries):
+        for sample in _chosen(entry, settings.samples_per_shard):
+            try:
+                raw = folder.read(number, sample)
+            except StorageError as error:
+                report.faults.append(str(error))
+                break
+            report.decoded += 1
+            try:
+                read_caption(raw.text, settings.missing_caption)
+                read_meta(raw.meta)
+                decode_training_image(raw.image, settings.limits)
+            except SampleError as error:
+                report.bad += 1
+                report.skip(error.reason, f"{entry.name}: {raw.key} {error.detail}".strip())
+
+
+def _chosen(entry: ShardEntry, count: int) -> Sequence[int] | Iterator[int]:
+    if count < 0 or count >= entry.count:
+        return range(entry.count)
+    rng = keyed_rng("inspect", entry.name)
+    return sorted(int(i) for i in rng.choice(entry.count, size=count, replace=False))

@@ -1,0 +1,137 @@
+"""Validation and benchmark images: a folder of HQ photographs, or paired HQ and LQ folders.
+
+These readers take any ordinary image file (see `images.read_image`), unlike the training reader.
+Captions come from a text file of the same name beside the HQ image.
+
+Shapes: B batch, H W crop size; LQ images have the size of their HQ image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from open_supir.base.images import list_images, read_image, resize, resize_short_side
+from open_supir.data.dataset import position_seed
+from open_supir.data.order import keyed_rng
+from open_supir.data.samples import Batch, Sample, collate
+
+
+class PairSample(Sample):
+    """A Sample with its own low-quality image, (H, W, 3) uint8."""
+
+    lq: np.ndarray
+
+
+class PairBatch(Batch):
+    """A Batch with its own low-quality images, (B, 3, H, W) uint8."""
+
+    lq: Tensor
+
+
+class FolderDataset(Dataset[Sample]):
+    """Fixed crops of the images in a folder, each with a fixed seed.
+
+    Sample i shows image i modulo the number of images: first the centre of each, then other places
+    of it. Images with a side shorter than the crop are enlarged.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, size: int, seed: int, count: int | None = None
+    ) -> None:
+        self.size, self.seed = size, seed
+        self.paths = list_images(folder)
+        self.count = len(self.paths) if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self.paths[index % len(self.paths)]
+        return self.make_sample(path, read_image(path), index)
+
+    def make_sample(self, path: Path, image: Tensor, index: int) -> Sample:
+        """Crop (3, H, W) uint8 and describe it; the size conditioning is the actual one."""
+        original = image.shape[-2:]
+        image = enlarge(image, self.size)
+        top, left = self.corner(image, index)
+        crop = image[:, top : top + self.size, left : left + self.size]
+        return Sample(
+            hq=crop.permute(1, 2, 0).contiguous().numpy(),
+            caption=caption_beside(path),
+            sizes=np.array([*original, top, left, self.size, self.size], dtype=np.float32),
+            is_negative=False,
+            source=path.parent.name,
+            key=path.stem,
+            seed=position_seed(self.seed, -1 - index),
+        )
+
+    def corner(self, image: Tensor, index: int) -> tuple[int, int]:
+        """Return top and left of the crop of sample `index`."""
+        spare = (image.shape[-2] - self.size, image.shape[-1] - self.size)
+        if index < len(self.paths):
+            return spare[0] // 2, spare[1] // 2
+        rng = keyed_rng("held-out crop", self.seed, index)
+        return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
+
+
+class PairDataset(Dataset[PairSample]):
+    """Paired folders: every HQ image with the LQ image of the same file name (suffixes may differ).
+
+    An LQ image of another size (super-resolution benchmarks) is enlarged to the HQ size.
+
+    Raises:
+        ValueError: Images without a partner, or two of the same name.
+    """
+
+    def __init__(
+        self,
+        hq: str | Path,
+        lq: str | Path,
+        *,
+        size: int,
+        seed: int,
+        count: int | None = None,
+    ) -> None:
+        self.folder = FolderDataset(hq, size=size, seed=seed, count=count)
+        lows = {path.stem: path for path in list_images(lq)}
+        names = [path.stem for path in self.folder.paths]
+        missing = [name for name in names if name not in lows]
+        if missing:
+            raise ValueError(f"{len(missing)} images of {hq} have no partner in {lq}: {missing[0]}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{hq}: two images of the same name cannot be paired")
+        self.lows = [lows[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> PairSample:
+        folder, number = self.folder, index % len(self.lows)
+        image = read_image(folder.paths[number])
+        height, width = image.shape[-2:]
+        sample = folder.make_sample(folder.paths[number], image, index)
+        low = enlarge(resize(read_image(self.lows[number]), (height, width)), folder.size)
+        top, left = folder.corner(low, index)
+        crop = low[:, top : top + folder.size, left : left + folder.size]
+        return PairSample(**sample, lq=crop.permute(1, 2, 0).contiguous().numpy())
+
+
+def collate_pairs(samples: Sequence[PairSample]) -> PairBatch:
+    """Stack paired samples into a batch."""
+    low = torch.from_numpy(np.stack([s["lq"] for s in samples])).permute(0, 3, 1, 2)
+    return PairBatch(**collate(samples), lq=low)
+
+
+def enlarge(image: Tensor, size: int) -> Tensor:
+    """Resize a (3, H, W) image up if its shorter side is below `size`."""
+    return resize_short_side(image, size) if min(image.shape[-2:]) < size else image
+
+
+def caption_beside(path: Path) -> str:
+    """Read the caption from the text file beside an image; "" if there is none."""
+    text = path.with_suffix(".txt")
+    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""

@@ -1,0 +1,207 @@
+"""Precomputed latents and text features: one safetensors file a shard and kind, beside its tar.
+
+`NAME.latents.safetensors` holds, for N samples, `latents` (N, z, h, w) of whole images and `valid`
+(N,); `NAME.text.safetensors` holds, for K texts a sample, `keys` (N, K), `context` (N, K, T, D) and
+`pooled` (N, K, P), and the same without N for texts that any sample may have. `src.precompute`
+writes them; each tells in its metadata the sha256 of its tar and what made it.
+"""
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from open_supir.data.captions import CaptionPolicy, TokenCounter, compose
+from open_supir.data.order import keyed_hash
+from open_supir.data.samples import CropPolicy, SampleError
+from open_supir.data.shards import ShardEntry
+from open_supir.data.storage import StorageError, is_remote
+
+KINDS = ("latents", "text")
+MAX_OPEN = 64
+
+
+def text_key(text: str) -> int:
+    """Return the 63-bit key of a text."""
+    return keyed_hash("text", text, size=8) >> 1
+
+
+def possible_texts(
+    policy: CaptionPolicy,
+    count_tokens: TokenCounter,
+    *,
+    caption: str,
+    meta: Mapping[str, Any],
+    is_negative: bool,
+) -> list[str]:
+    """Return the two texts that a policy can give a sample, besides `constant_texts`."""
+    if is_negative:
+        content = meta.get("content")
+        pairs = [(content if isinstance(content, str) else "", policy.negative_words)] * 2
+    else:
+        pairs = [(caption, ""), (caption, policy.quality_words)]
+    return [compose(body, suffix, policy, count_tokens).text for body, suffix in pairs]
+
+
+def constant_texts(policies: Sequence[CaptionPolicy], count_tokens: TokenCounter) -> list[str]:
+    """Return the texts that samples have whatever their caption: none, and the negative words."""
+    words = [compose("", p.negative_words, p, count_tokens).text for p in policies]
+    return list(dict.fromkeys(["", *words]))
+
+
+def check_policies(
+    kinds: Sequence[str], crop: CropPolicy, captions: Sequence[CaptionPolicy]
+) -> None:
+    """Refuse policies under which what was stored is not what a sample needs.
+
+    Raises:
+        ValueError: Names the key and the value that is needed.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"precomputed may hold {', '.join(KINDS)}, got {unknown[0]!r}")
+    cut = crop.area or crop.whole or crop.flip_prob or crop.shuffle_channels
+    if "latents" in kinds and cut:
+        raise ValueError(
+            "precomputed latents are of whole, unflipped images: they need crop.native=1 "
+            "crop.area=0 crop.whole=0 crop.flip_prob=0 crop.shuffle_channels=0"
+        )
+    if "text" in kinds and any(policy.min_visible for policy in captions):
+        raise ValueError("precomputed text has no captions by crop: it needs min_visible=0")
+
+
+def recipe_of(network: nn.Module, **settings: int) -> str:
+    """Return what made features: the settings, and 16 digits that tell weights from others.
+
+    Of each tensor 64 values count, as bfloat16, so that the precision it is held in does not.
+    """
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(network.state_dict().items()):
+        values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)][:64]
+        bits = values.to("cpu", torch.bfloat16).view(torch.int16)
+        state.update(name.encode() + bits.numpy().tobytes())
+    return json.dumps({"weights": state.hexdigest(), **settings})
+
+
+def column_path(tar: Path, kind: str) -> Path:
+    """Return where what was precomputed for `tar` lies."""
+    return tar.with_suffix(f".{kind}.safetensors")
+
+
+def write_columns(
+    tar: Path, kind: str, tensors: Mapping[str, Tensor], *, sha256: str, recipe: str
+) -> None:
+    """Write what was precomputed for a shard, whole or not at all."""
+    path = column_path(tar, kind)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(dict(tensors), temporary, metadata={"tar": sha256, "recipe": recipe})
+        temporary.chmod(0o644)  # save_file makes it private; others' jobs read it too
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metadata(tar: Path, kind: str) -> dict[str, str]:
+    """Return what a file says of itself; empty where there is none that can be read."""
+    try:
+        with safe_open(column_path(tar, kind), framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+class Precomputed:
+    """What was precomputed for the samples of one folder; at most `MAX_OPEN` files stay open."""
+
+    def __init__(
+        self, folder: str | Path, entries: Sequence[ShardEntry], kinds: Sequence[str]
+    ) -> None:
+        if is_remote(folder):
+            raise ValueError(f"{folder}: precomputed files are read from local folders only")
+        self.folder, self.entries, self.kinds = Path(folder), list(entries), list(kinds)
+        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def check(self, shards: Sequence[int], wanted: Mapping[str, str]) -> None:
+        """See that the files of these shards are there, belong to the tars, and are made as wanted.
+
+        Args:
+            shards: Their numbers.
+            wanted: Kind -> recipe; of a kind that is not named, all files must have the same.
+
+        Raises:
+            StorageError: One is missing, or of another version of its tar, or made otherwise.
+        """
+        for kind in self.kinds:
+            recipes = set()
+            for shard in shards:
+                entry = self.entries[shard]
+                found = read_metadata(self.folder / entry.name, kind)
+                if found.get("tar") != entry.sha256:
+                    raise StorageError(
+                        f"{column_path(self.folder / entry.name, kind)}: missing, damaged or of "
+                        f"another version of the tar; python -m src.precompute writes it"
+                    )
+                recipes.add(found.get("recipe"))
+            if kind in wanted and recipes - {wanted[kind]}:
+                raise StorageError(
+                    f"{self.folder}: {kind} were made by other weights, or for another crop size, "
+                    f"than this run's; python -m src.precompute writes them again"
+                )
+            if len(recipes) > 1:
+                raise StorageError(f"{self.folder}: {kind} of {len(recipes)} different recipes")
+
+    def read(self, shard: int, sample: int, caption: str) -> dict[str, Tensor]:
+        """Return `latents` (z, h, w), and `context` (T, D) and `pooled` (P,) of `caption`.
+
+        Raises:
+            SampleError: There are no latents of this sample.
+            StorageError: The text is none of those that were precomputed.
+        """
+        found = {}
+        if "latents" in self.kinds:
+            file = self._file("latents", shard)
+            if not file.get_slice("valid")[sample]:
+                raise SampleError("not precomputed")
+            found["latents"] = file.get_slice("latents")[sample]
+        if "text" in self.kinds:
+            found |= self._text(self._file("text", shard), shard, sample, text_key(caption))
+        return found
+
+    def _text(self, file: Any, shard: int, sample: int, key: int) -> dict[str, Tensor]:
+        for prefix, place in (("", (sample,)), ("constant_", ())):
+            keys = file.get_slice(f"{prefix}keys")[place or slice(None)].tolist()
+            if key in keys:
+                at = (*place, keys.index(key))
+                return {
+                    name: file.get_slice(f"{prefix}{name}")[at] for name in ("context", "pooled")
+                }
+        raise StorageError(
+            f"{self.folder / self.entries[shard].name}: the text of sample {sample} was not "
+            f"precomputed; captions or their policy have changed, run python -m src.precompute"
+        )
+
+    def _file(self, kind: str, shard: int) -> Any:
+        if (kind, shard) in self._open:
+            self._open.move_to_end((kind, shard))
+            return self._open[kind, shard]
+        path = column_path(self.folder / self.entries[shard].name, kind)
+        try:
+            file = safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{path}: cannot be read ({error})") from error
+        self._open[kind, shard] = file
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}

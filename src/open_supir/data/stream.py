@@ -1,0 +1,227 @@
+"""Streaming tars without an index, by webdataset with resampling: the fallback reader.
+
+For tars that cannot be read at random. It keeps the weights of the sources only on average, draws
+shards with replacement, and cannot be resumed exactly: a resumed run draws anew. The same rules for
+members hold as for indexed tars; urls are paths or fsspec addresses, and no shell is ever run.
+"""
+
+import functools
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+from webdataset.filters import shuffle
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import ResampledShards
+
+from open_supir.data.counters import LoaderCounters
+from open_supir.data.dataset import SampleReader, SourceConfig
+from open_supir.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
+from open_supir.data.order import keyed_hash, keyed_rng
+from open_supir.data.samples import Sample, SampleError
+from open_supir.data.shards import RawSample
+from open_supir.data.storage import StorageError, below, open_files
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 8
+
+
+class StreamDataset(IterableDataset[Sample]):
+    """Endless samples of several sources, read from whole tars one after the other."""
+
+    def __init__(
+        self,
+        urls: Sequence[Sequence[str]],
+        names: Sequence[str],
+        configs: Sequence[SourceConfig],
+        reader: SampleReader,
+        counters: LoaderCounters,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        buffer: int = 1000,
+    ) -> None:
+        """Stream `urls` of each source; `start` varies the draw of a resumed run."""
+        self.urls, self.names, self.configs = urls, list(names), list(configs)
+        self.reader, self.counters, self.start = reader, counters, start
+        self.rank, self.world, self.buffer = rank, world, buffer
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        lane, lanes = self.rank * workers + number, self.world * workers
+        key = ("stream", self.reader.seed, self.start, lane)
+        rng, weights = keyed_rng(*key), [config.weight for config in self.configs]
+        odds = [weight / sum(weights) for weight in weights]
+        streams = [
+            raw_samples(
+                urls,
+                seed=keyed_hash(*key, i, size=4),
+                buffer=self.buffer,
+                report=functools.partial(self._count_refused, i),
+            )
+            for i, urls in enumerate(self.urls)
+        ]
+        count = failures = 0
+        while True:
+            source = int(rng.choice(len(streams), p=odds))
+            url, raw = next(streams[source])
+            try:
+                position = self.start + count * lanes + lane
+                sample, truncated = self.reader(
+                    raw, self.names[source], self.configs[source], position
+                )
+            except SampleError as error:
+                self.counters.count_skip(source, error, {"shard": url, "key": raw.key})
+                failures += 1
+                if failures > MAX_FAILURES:
+                    raise StorageError(f"{failures} bad samples in a row near {url}") from error
+                continue
+            self.counters.count_sample(truncated=truncated)
+            count, failures = count + 1, 0
+            yield sample
+
+    def _count_refused(self, source: int, url: str, reason: str, detail: str) -> None:
+        self.counters.count_skip(source, SampleError(reason, detail), {"shard": url})
+
+
+def raw_samples(
+    urls: Sequence[str],
+    *,
+    seed: int,
+    buffer: int,
+    report: Callable[[str, str, str], None],
+    open_url: Callable[[str], IO[bytes]] | None = None,
+) -> Iterator[tuple[str, RawSample]]:
+    """Yield (url, encoded sample) endlessly from shards drawn with replacement, then shuffled.
+
+    `report(url, reason, detail)` is told what is passed over.
+    """
+    for url in urls:
+        check_url(url)
+    shards = ResampledShards(list(urls), seed=seed, worker_seed=int, deterministic=True)
+    read = _Reader(open_url or open_plain, report)
+    mix = shuffle(buffer, initial=min(buffer, 100), rng=random.Random(seed))
+    return iter(DataPipeline(shards, read, mix))
+
+
+def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
+    """List the tars of a source: its `urls`, or all in its folder.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    folder = below(root, config.folder or name)
+    urls = list(config.urls or [])
+    if not urls:
+        try:
+            names = sorted(name for name in open_files(folder).sizes() if name.endswith(".tar"))
+        except FileNotFoundError:
+            names = []
+        urls = [str(below(folder, name)) for name in names]
+    if not urls:
+        raise FileNotFoundError(f"source {name!r}: no tars in {folder}")
+    return urls
+
+
+def check_url(url: str) -> None:
+    """Refuse addresses that would run a command or rewrite themselves."""
+    if re.match(r"[A-Za-z][\w+.-]*:", url) and not re.match(r"[A-Za-z][\w+.-]*(::\w+)*://", url):
+        raise ValueError(f"shard address {url!r}: only paths and scheme:// addresses are read")
+
+
+def open_plain(url: str) -> IO[bytes]:
+    """Open a local path, or an fsspec address if fsspec is installed."""
+    if "://" not in url:
+        return open(url, "rb")
+    import fsspec  # only for object storage
+
+    return fsspec.open(url, "rb").open()  # type: ignore[return-value]
+
+
+class _Reader:
+    """Pipeline stage: {"url": ...} -> (url, RawSample); a damaged tar is left where it breaks."""
+
+    def __init__(
+        self, open_url: Callable[[str], IO[bytes]], report: Callable[[str, str, str], None]
+    ) -> None:
+        self.open_url, self.report = open_url, report
+
+    def __call__(self, shards: Iterator[dict[str, Any]]) -> Iterator[tuple[str, RawSample]]:
+        failures = 0
+        for shard in shards:
+            url, found = shard["url"], 0
+            try:
+                with self.open_url(url) as file:
+                    for raw in tar_samples(file, functools.partial(self.report, url)):
+                        found += 1
+                        yield url, raw
+            except (OSError, EOFError, TarDamage) as error:
+                log.warning("%s: left after %d samples: %s", url, found, error)
+                self.report(url, "damaged tar", f"left after {found} samples: {error}")
+            failures = 0 if found else failures + 1
+            if failures > MAX_FAILURES:
+                raise StorageError(f"{failures} shards in a row without a sample, last {url}")
+
+
+def tar_samples(
+    file: IO[bytes], refuse: Callable[[str, str], None] = lambda reason, detail: None
+) -> Iterator[RawSample]:
+    """Group the plain members of an uncompressed tar stream by key, as webdataset lays them out.
+
+    Members that break the rules for names, kinds and sizes are passed over unread; those that cost
+    a sample its image, caption or json are told to `refuse(reason, detail)`.
+
+    Raises:
+        TarDamage: The tar is compressed, truncated or damaged; what came before was yielded.
+    """
+    forward = _Forward(file)
+    key, parts = "", {}
+    for name, offset, size in walk_members(forward.read_at, _ignore):
+        stem, _, suffix = name.removeprefix("./").partition(".")
+        kind = KINDS.get(suffix.lower())
+        if kind is None or not KEY_PATTERN.fullmatch(stem):
+            if name.rpartition(".")[2].lower() in KINDS:
+                refuse("member refused", f"key not [A-Za-z0-9_-]{{1,128}}: {name!r}")
+            continue
+        if stem != key:
+            if "image" in parts:
+                yield _raw(key, parts)
+            key, parts = stem, {}
+        if kind in parts or size > SIZE_LIMITS[kind]:
+            refuse("member refused", f"{'twice' if kind in parts else f'{size} bytes'}: {name!r}")
+        else:
+            parts[kind] = forward.read_at(offset, size)
+    if "image" in parts:
+        yield _raw(key, parts)
+
+
+class _Forward:
+    """Reads a stream at growing offsets; what lies between is read and dropped."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.position = file, 0
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        while self.position < offset:
+            dropped = len(self.file.read(min(1 << 20, offset - self.position)))
+            if not dropped:
+                return b""
+            self.position += dropped
+        data = self.file.read(size)
+        self.position += len(data)
+        return data
+
+
+def _ignore(reason: str, name: str) -> None:
+    log.debug("passed over %r: %s", name, reason)
+
+
+def _raw(key: str, parts: dict[str, bytes]) -> RawSample:
+    return RawSample(key, parts["image"], parts.get("text"), parts.get("meta"))

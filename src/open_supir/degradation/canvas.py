@@ -1,0 +1,206 @@
+"""The static-shape path: a batch at once, every intermediate image in the corner of a canvas.
+
+Sizes differ from sample to sample, shapes do not: resizing is two gathers by per-sample tables of
+indices and weights, blurring mirrors at each sample's own borders by an index map, and rows past an
+image's end repeat its last one, which is the padding JPEG asks for. So nothing recompiles,
+allocations repeat, a CUDA graph can replay it, and the number of kernel launches does not grow
+with the batch.
+
+Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images are in [0, 1].
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from open_supir.degradation import ops
+from open_supir.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
+from open_supir.degradation.counter_rng import normals, pixel_bits
+from open_supir.degradation.jpeg import CODECS
+from open_supir.degradation.params import BACKS, DegradationParams
+from open_supir.degradation.plan import Layout, Plan, make_layout, make_plan
+from open_supir.degradation.upload import upload
+
+Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
+_LARGEST_BATCH = 10_000_000  # pixels of canvases at once: larger batches are degraded in parts
+_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger ones are resized in parts
+
+
+def degrade_on_canvas(
+    image: Tensor,
+    params: DegradationParams,
+    config: DegradationConfig,
+    run: Run | None = None,
+) -> Tensor:
+    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding.
+
+    `run` may be what `compiled` returned.
+    """
+    run = run or run_eagerly
+    layout = make_layout(config, (image.shape[-2], image.shape[-1]))
+    plan = upload(make_plan(params, config, layout), image.device)
+    count = max(1, _LARGEST_BATCH // math.prod(layout.first))
+    if len(image) <= count:
+        return run(image, plan, config, layout)
+    parts = [slice(start, start + count) for start in range(0, len(image), count)]
+    lq = [
+        run(image[part], {name: _select(plan, name, part) for name in plan}, config, layout)
+        for part in parts
+    ]
+    return torch.cat(lq)
+
+
+def _select(plan: Plan, name: str, samples: slice) -> Tensor:
+    value = plan[name]
+    return value[:, samples] if name in ("kernels", "tables") else value[samples]
+
+
+def compiled(backend: str) -> Run:
+    """Return `run_eagerly`, compiled as one graph for each shape by a backend of `torch.compile`.
+
+    The first batch of a shape runs as it is and makes the cached tables, so that the graph finds
+    them; the second is compiled.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise ValueError(f"no compiler backend {backend!r}; known: {', '.join(known)}")
+    graph = torch.compile(run_eagerly, backend=backend, fullgraph=True, dynamic=False)
+    seen = set()
+
+    def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+        shape = (image.shape, image.device, config, layout)
+        chosen = graph if shape in seen else run_eagerly
+        seen.add(shape)
+        return chosen(image, plan, config, layout)
+
+    return run
+
+
+def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+    """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
+    hq = image
+    if config.sharpen:
+        image = ops.unsharp(image)
+    if config.first.prob > 0 and config.first.blur.prob > 0:
+        padded = ops.reflect_pad(image, MAX_KERNEL // 2)
+        image = ops.fft_filter(padded, plan["kernels"][0])
+    image = _resize(image, plan, "first")
+    image = _noise(image, plan, "first", config.first, config.fewest_levels)
+    image = _compress(image, plan, "first", "first", config)
+    if config.second.prob > 0 and config.second.blur.prob > 0:
+        padded = ops.take(ops.take(image, plan["first.y.mirror"], 2), plan["first.x.mirror"], 3)
+        image = ops.fft_filter(padded, plan["kernels"][1])
+    image = _resize(image, plan, "second")
+    image = _noise(image, plan, "second", config.second, config.fewest_levels)
+    image = _reduce_and_compress(image, plan, config, layout)
+    return _finish(image.clamp(0, 1), hq, plan, config, layout)
+
+
+def _reduce_and_compress(
+    image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+) -> Tensor:
+    """Final resize with sinc filter, and the second JPEG, in each sample's own order.
+
+    Where both orders occur, everything is reduced twice and compressed once: that takes less than
+    the other way round.
+    """
+    height, width = layout.small
+    if config.second.jpeg_prob == 0:
+        return _reduce(image, plan, config)
+    if config.order_prob == 0:
+        return _reduce(_compress(image, plan, "second", "last", config), plan, config)
+    reduced = _reduce(image, plan, config)
+    below, right = layout.second[0] - height, layout.second[1] - width
+    reduced = F.pad(reduced, (0, right, 0, below), mode="replicate")
+    last = _wide(plan["jpeg_last"])
+    image = torch.where(last, reduced, image)
+    image = _compress(image, plan, "second", "last", config)
+    if config.order_prob == 1:
+        return image[..., :height, :width]
+    return torch.where(last, image[..., :height, :width], _reduce(image, plan, config))
+
+
+def _reduce(image: Tensor, plan: Plan, config: DegradationConfig) -> Tensor:
+    image = _resize(image, plan, "small")
+    if config.sinc_prob == 0:
+        return image
+    return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
+
+
+def _finish(
+    image: Tensor, hq: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+) -> Tensor:
+    """Bring LQ to its final size, let untouched samples through, and round."""
+    if config.resize_back is None:
+        untouched = ops.resize(hq, layout.small, "bicubic")
+    else:
+        untouched = hq
+        small, image = image, ops.resize(image, layout.hq, "bicubic")
+        if config.resize_back == "random":
+            for mode in ("area", "bilinear"):
+                other = ops.resize(small, layout.hq, mode)
+                image = torch.where(_wide(plan["back"] == BACKS.index(mode)), other, image)
+    if config.identity_prob > 0:
+        image = torch.where(_wide(plan["identity"]), untouched, image)
+    return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
+
+
+def _compress(
+    image: Tensor, plan: Plan, stage: str, canvas: str, config: DegradationConfig
+) -> Tensor:
+    """Compress by the tables of a stage; the image lies on the named canvas."""
+    prob = getattr(config, stage).jpeg_prob
+    if prob == 0:
+        return image
+    _, codec = CODECS[config.jpeg]
+    ends = (plan[f"{canvas}.y.end"], plan[f"{canvas}.x.end"])
+    coded = codec(image, plan["tables"][("first", "second").index(stage)], ends)
+    return coded if prob == 1 else torch.where(_wide(plan[f"{stage}.raw"]), image, coded)
+
+
+def _noise(image: Tensor, plan: Plan, name: str, ranges: StageConfig, floor: int) -> Tensor:
+    """Add each sample's kind of noise; the other kind has strength 0."""
+    if ranges.prob * ranges.noise_prob == 0:
+        return image
+    bits = pixel_bits(plan[f"{name}.rows"], plan[f"{name}.columns"])
+    gray = plan[f"{name}.gray"]
+    noisy = image
+    if ranges.gaussian_prob > 0:
+        normal = normals(bits, 3)
+        normal = torch.where(_wide(gray), normal[:, :1], normal)
+        noisy = torch.addcmul(noisy, normal, _wide(plan[f"{name}.gaussian"]))
+    if ranges.gaussian_prob < 1:
+        base = torch.where(_wide(gray), ops.luminance(image), image)
+        shot = ops.shot_noise(base, bits, floor=floor, shared=gray)
+        noisy = torch.addcmul(noisy, shot, _wide(plan[f"{name}.poisson"]))
+    noisy = noisy.clamp(0, 1)
+    if ranges.prob * ranges.noise_prob == 1:
+        return noisy
+    return torch.where(_wide(plan[f"{name}.clean"]), image, noisy)
+
+
+def _wide(per_sample: Tensor) -> Tensor:
+    return per_sample[:, None, None, None]
+
+
+def _resize(image: Tensor, plan: Plan, name: str) -> Tensor:
+    """Resize every sample of (B, C, H, W) by its own tables, rows first."""
+    image = _weigh(image, plan[f"{name}.y.index"], plan[f"{name}.y.weight"], 2)
+    return _weigh(image, plan[f"{name}.x.index"], plan[f"{name}.x.weight"], 3)
+
+
+def _weigh(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+    per_sample = image[0].numel() // image.shape[axis] * index[0].numel()
+    part = max(_GATHER_LIMIT // per_sample, 1)
+    parts = []
+    for pixels, where, by in zip(*(x.split(part) for x in (image, index, weight)), strict=True):
+        tapped = ops.take(pixels, where.flatten(1), axis).unflatten(axis, tuple(where.shape[1:]))
+        by = by[:, None, :, :, None] if axis == 2 else by[:, None, None]
+        parts.append((tapped * by).sum(axis + 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

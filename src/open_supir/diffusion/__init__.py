@@ -1,0 +1,19 @@
+"""Diffusion: schedules, denoisers, samplers, guidance and the one sampling path."""
+
+from open_supir.diffusion.denoiser import Denoiser
+from open_supir.diffusion.guidance import restoration_guidance
+from open_supir.diffusion.restoration import RestoreSettings, restore_latent
+from open_supir.diffusion.samplers import sample_dpmpp_2m, sample_euler
+from open_supir.diffusion.tiling import tiled
+from open_supir.diffusion.training_noise import TableNoise
+
+__all__ = [
+    "Denoiser",
+    "RestoreSettings",
+    "TableNoise",
+    "restoration_guidance",
+    "restore_latent",
+    "sample_dpmpp_2m",
+    "sample_euler",
+    "tiled",
+]

@@ -1,0 +1,216 @@
+"""Guidance: wrappers that turn a network or a denoise function into another denoise function.
+
+B batch, h w latent size (image size / 8 for SDXL), k windows evaluated together. Latents are
+scaled.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from open_supir.diffusion.denoiser import Network
+from open_supir.diffusion.samplers import Denoise, Step
+from open_supir.diffusion.schedule import SIGMA_MAX
+from open_supir.diffusion.tiling import Window, WindowedDenoise
+
+CondT = TypeVar("CondT", bound=tuple[Tensor, ...])
+Scale = Callable[[float], float]  # sigma -> strength
+
+UNGUIDED = 1e-4  # guidance this close to 1 is none: SIGMA_MAX is rounded, so lines miss it by 1e-5
+
+
+class DenoiseNetwork(Protocol):
+    """What `Denoiser` provides: an estimate of the clean latent through a network."""
+
+    def __call__(
+        self,
+        network: Network,
+        x: Tensor,
+        sigma: Tensor,
+        cond: tuple[Tensor, ...],
+        z_lq: Tensor | None,
+        control_scale: float = 1.0,
+    ) -> Tensor:
+        """Return the clean latent (B, C, h, w) estimated from `x` at noise level `sigma` (B,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearScale:
+    """A strength that goes linearly in sigma from `start` at the highest noise to `end` at none."""
+
+    start: float
+    end: float
+    sigma_max: float = SIGMA_MAX
+
+    def __call__(self, sigma: float) -> float:
+        """Return the strength at `sigma`; beyond `sigma_max` the line goes on."""
+        return self.end + (self.start - self.end) * (sigma / self.sigma_max)
+
+
+@dataclass(frozen=True)
+class IntervalScale:
+    """A strength within an interval of sigma, 1 outside of it (arXiv:2404.07724)."""
+
+    inside: float | Scale
+    low: float
+    high: float
+
+    def __call__(self, sigma: float) -> float:
+        """Return the strength at `sigma`."""
+        return strength(self.inside, sigma) if self.low <= sigma <= self.high else 1.0
+
+
+def strength(scale: float | Scale, sigma: float) -> float:
+    """Return the value of a constant or varying `scale` at `sigma`."""
+    return scale(sigma) if callable(scale) else float(scale)
+
+
+def controlled_denoise(
+    denoiser: DenoiseNetwork,
+    network: Network,
+    cond: CondT,
+    uncond: CondT | None,
+    z_lq: Tensor | None,
+    *,
+    cfg: float | Scale = 1.0,
+    control: float | Scale = 1.0,
+    sequential: bool = False,
+) -> WindowedDenoise:
+    """Bind network, conditions and latent of the degraded image; apply classifier-free guidance.
+
+    As released: the guidance strength is taken at `sigma_hat`, the control strength at `sigma`.
+
+    Args:
+        denoiser: Estimates the clean latent through `network`.
+        network: Passed to `denoiser`.
+        cond: Named tuple of tensors (B, ...): what is wanted.
+        uncond: The same for what is not wanted; None only where `cfg` is 1 throughout.
+        z_lq: (B, C, h, w) latent of the degraded image; None is plain text-to-image.
+        cfg: Strength w of uncond + w * (cond - uncond). Steps where it is 1 leave the
+            uncond half out.
+        control: Strength of the control connectors.
+        sequential: Evaluate the two halves one after the other: less memory, same result.
+
+    A network with a method `prepare(z_lq)` gets what that returns in place of `z_lq`, made once for
+    all steps where there are no windows, and not repeated for the two halves.
+
+    Returns:
+        A denoise function that, given windows, takes a batch of crops and crops `z_lq` alike.
+    """
+    prepare: Callable[[Tensor], Any] | None = getattr(network, "prepare", None)
+    prepared: list[Any] = []
+    joined: dict[tuple, Any] = {}  # the same at every step
+
+    def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Any) -> Tensor:
+        copies, batch = len(conds), len(x)
+        sigma = torch.full((copies * batch,), step.sigma_hat, device=x.device)
+        key = (tuple(map(id, conds)), batch)
+        if key not in joined:
+            joined[key] = _concatenate([_repeat(c, batch) for c in conds])
+        z_both = z if z is None or prepare is not None else _tile_batch(z, copies)
+        return denoiser(
+            network,
+            _tile_batch(x, copies),
+            sigma,
+            joined[key],
+            z_both,
+            strength(control, step.sigma),
+        )
+
+    def denoise(x: Tensor, step: Step, windows: Sequence[Window] | None = None) -> Tensor:
+        z = z_lq
+        if z is not None and windows is not None:
+            z = torch.cat([window.crop(z) for window in windows])
+        if z is not None and prepare is not None:
+            if windows is None:
+                prepared[:] = prepared or [prepare(z)]
+            z = prepare(z) if windows is not None else prepared[0]
+        cfg_scale = strength(cfg, step.sigma_hat)
+        if abs(cfg_scale - 1) < UNGUIDED:
+            return estimate(x, step, [cond], z)
+        if uncond is None:
+            raise ValueError(
+                f"guidance of strength {cfg_scale} needs an uncond condition, got None"
+            )
+        if sequential:
+            without, with_ = estimate(x, step, [uncond], z), estimate(x, step, [cond], z)
+        else:
+            without, with_ = estimate(x, step, [uncond, cond], z).chunk(2)
+        return without + cfg_scale * (with_ - without)
+
+    return denoise
+
+
+def restoration_guidance(
+    denoise: Denoise,
+    z_center: Tensor,
+    *,
+    tau: float,
+    sigma_max: float = SIGMA_MAX,
+    sigma_stop: float = 0.05,
+) -> Denoise:
+    """Pull each estimate toward `z_center`, fully at the highest noise and less as noise falls.
+
+    The pull is (sigma / sigma_max) ** tau; a step that ends at or below `sigma_stop` has none.
+    Source: SUPIR (arXiv:2401.13627), restoration-guided sampling; the stop is that of the released
+    sampler.
+
+    Args:
+        denoise: Estimates the clean latent from a noisy one.
+        z_center: (B, C, h, w) latent of the cleaned image, or of the degraded one as in the paper.
+        tau: Exponent; larger means a shorter pull. 0 would replace the estimate by `z_center`
+            throughout.
+        sigma_max: Highest sigma of the schedule in use.
+        sigma_stop: See above.
+
+    Raises:
+        ValueError: `tau` is negative, or `sigma_max` is not positive.
+    """
+    if not (tau >= 0 and math.isfinite(tau)):
+        raise ValueError(
+            f"tau must be a number >= 0, got {tau}; leave restoration guidance out to switch it off"
+        )
+    if not sigma_max > 0:
+        raise ValueError(f"sigma_max must be positive, got {sigma_max}")
+
+    def guided(x: Tensor, step: Step) -> Tensor:
+        denoised = denoise(x, step)
+        if step.sigma_next <= sigma_stop:
+            return denoised
+        pull = (step.sigma / sigma_max) ** tau
+        return denoised - pull * (denoised - z_center)
+
+    return guided
+
+
+def _tile_batch(x: Tensor, copies: int) -> Tensor:
+    return x if copies == 1 else torch.cat([x] * copies)
+
+
+def _repeat(cond: CondT, batch: int) -> CondT:
+    """Repeat the B rows of `cond` as a whole until there are `batch`: one copy a window."""
+    return _map_fields(lambda field: _tile_batch(field, batch // len(field)), cond)
+
+
+def _concatenate(conds: Sequence[CondT]) -> CondT:
+    """Concatenate conditions along the batch, field by field."""
+    if len(conds) == 1:
+        return conds[0]
+    return _rebuild(conds[0], [torch.cat(fields) for fields in zip(*conds, strict=True)])
+
+
+def _map_fields(function: Callable[[Tensor], Tensor], cond: CondT) -> CondT:
+    return _rebuild(cond, [function(field) for field in cond])
+
+
+def _rebuild(like: CondT, fields: list[Tensor]) -> CondT:
+    if hasattr(
+        like, "_fields"
+    ):  # a named tuple takes its fields one by one, a plain tuple takes them together
+        return type(like)(*fields)
+    return type(like)(fields)

@@ -1,0 +1,330 @@
+"""Run methods over images and metrics; what cannot be measured is recorded, not hidden.
+
+Images are (1, 3, H, W) float in [0, 1]. Everything is measured on the 8-bit image that a user
+would save.
+"""
+
+import contextlib
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from open_supir.base.images import read_image, to_uint8, to_unit, write_image
+from open_supir.evaluation.metrics import Metric, Score, check_weights, select_metrics
+from open_supir.evaluation.provenance import Input, describe_input, read_inputs, write_inputs
+from open_supir.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records
+from open_supir.evaluation.samples import BrokenSample, Method, Sample, as_json
+from open_supir.evaluation.weights import offline
+
+log = logging.getLogger(__name__)
+
+REFERENCE_FOLDER = "hq"
+SAVE_SECONDS = 60.0
+MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
+
+
+def run_benchmark(
+    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
+    methods: Mapping[str, Method],
+    metrics: Iterable[str],
+    *,
+    out_dir: Path,
+    run: str,
+    settings: Mapping[str, Any] | None = None,
+    method_settings: Mapping[str, Mapping[str, Any]] | None = None,
+    border: int = 0,
+    save_images: bool = False,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[Record]:
+    """Restore every image by every method, measure, and write `out_dir/records.jsonl`.
+
+    Args:
+        images: Samples, names unique; a plain (name, lq, hq or None) will do.
+        methods: Name -> function Sample -> restored, which has the size of hq (of lq without hq).
+        metrics: Names in METRICS.
+        out_dir: Gets records.jsonl, and images/<method>/<image>.png where pictures are saved.
+        run: Name of the run, for comparing runs.
+        settings: What all numbers depend on (protocol, seed); JSON values.
+        method_settings: Method -> what its numbers depend on besides (checkpoint, options).
+        border: Pixels cut from each side before measuring.
+        save_images: Keep the restored pictures, and the references as `hq`.
+        resume: Reuse values that records.jsonl holds for the same run, settings and inputs.
+        device: Where learned metrics run.
+
+    Returns:
+        The records, in the order of images, methods, metrics.
+
+    Raises:
+        ValueError: A metric is unknown, two images share a name, or one is no relative path.
+    """
+    chosen = select_metrics(metrics)
+    missing = check_weights([metric.name for metric in chosen])
+    own = method_settings or {}
+    row = _RowMaker(
+        run=run,
+        settings={m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods},
+    )
+    path = out_dir / "records.jsonl"
+    old = _old_records(path, row) if resume else []
+    known = {(r["image"], r["method"], r["metric"]): r["value"] for r in old}
+    before = read_inputs(out_dir) if old else {}
+    if path.is_file():  # other values never stand beside pictures of this run
+        write_records(old, path)
+    singles = [m for m in chosen if m.name not in missing and not m.per_set]
+    sets = [m for m in chosen if m.name not in missing and m.per_set]
+
+    with ExitStack() as stack:
+        stack.enter_context(offline())
+        pictures = out_dir / "images"
+        if sets and not save_images:
+            pictures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        keep = save_images or bool(sets)
+        judge = _Judge(singles, border=border, device=torch.device(device))
+        records: list[Record] = []
+        inputs: dict[str, Input] = {}
+        seen: set[str] = set()
+        saved = time.monotonic()
+        for sample in images:
+            if not isinstance(sample, Sample | BrokenSample):
+                sample = Sample(*sample)
+            name = sample.name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"image {name!r}: its picture would lie outside the output folder")
+            if name in seen:
+                raise ValueError(f"two images are named {name!r}; names must differ")
+            seen.add(name)
+            if isinstance(sample, Sample):
+                inputs[name] = describe_input(sample)
+            same = name in inputs and before.get(name) == inputs[name]
+            reused = known if same else {}
+            records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
+            log.info("measured %s (%d images so far)", name, len(seen))
+            if time.monotonic() - saved > SAVE_SECONDS:
+                later = [r for r in old if r["image"] not in seen]  # not lost by an interruption
+                write_inputs({**before, **inputs}.values(), out_dir)
+                write_records([*records, *later], path)
+                saved = time.monotonic()
+        unchanged = before == inputs
+        for method in methods:
+            done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
+            same = unchanged and done <= {image for image, name, _ in known if name == method}
+            reused = known if same else {}  # a set with a new picture is another set
+            records += _measure_sets(sets, method, inputs, pictures, judge, row, reused)
+            for name, files in missing.items():
+                reason = "; ".join(map(str, files))
+                records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
+
+    write_inputs(inputs.values(), out_dir)
+    write_records(records, path)
+    return records
+
+
+@dataclass(frozen=True)
+class _RowMaker:
+    run: str
+    settings: dict[str, dict[str, Any]]  # by method
+
+    def __call__(
+        self, image: str, method: str, metric: str, value: float | None, status: Status, reason: str
+    ) -> Record:
+        return Record(
+            image=image, method=method, metric=metric, value=value, run=self.run,
+            settings=self.settings[method], status=status, reason=reason,
+        )  # fmt: skip
+
+
+class _Judge:
+    """The metrics, each built once, when first asked for; a metric that fails stays failed."""
+
+    def __init__(self, metrics: list[Metric], *, border: int, device: torch.device) -> None:
+        self.metrics = metrics
+        self._border = border
+        self.device = device
+        self._scores: dict[str, Score | str] = {}
+
+    def __call__(
+        self, metric: Metric, restored: Tensor, reference: Tensor | None
+    ) -> tuple[float | None, Status, str]:
+        """Score one image: value, status, reason."""
+        if metric.needs_reference and reference is None:
+            return None, "no_reference", f"{metric.name} needs a reference image"
+        restored = self._cut(restored)
+        if not metric.needs_reference:
+            reference = None
+        reference = None if reference is None else self._cut(reference)
+        height, width = restored.shape[-2:]
+        if min(height, width) < metric.min_side:
+            reason = f"{height}x{width} is below the {metric.min_side} pixels {metric.name} needs"
+            return None, "too_small", reason
+        score = self._score(metric)
+        if isinstance(score, str):
+            return None, "metric_failed", score
+        try:
+            value = score(restored, reference)
+        except Exception as error:  # third-party code; the row says what happened
+            return None, "metric_failed", f"{type(error).__name__}: {error}"
+        if not math.isfinite(value):
+            return None, "not_finite", f"{metric.name} returned {value}"
+        return value, "ok", ""
+
+    def _score(self, metric: Metric) -> Score | str:
+        if metric.name not in self._scores:
+            try:
+                self._scores[metric.name] = metric.build(self.device)
+            except Exception as error:  # third-party code; the rows say what happened
+                log.warning("metric %s cannot be built: %s", metric.name, error)
+                reason = f"{metric.name} cannot be built: {type(error).__name__}: {error}"
+                self._scores[metric.name] = reason
+        return self._scores[metric.name]
+
+    def _cut(self, image: Tensor) -> Tensor:
+        cut = self._border
+        return image[..., cut:-cut, cut:-cut] if cut else image
+
+
+def _measure_image(
+    sample: Sample | BrokenSample,
+    methods: Mapping[str, Method],
+    judge: _Judge,
+    row: _RowMaker,
+    known: Mapping[tuple[str, str, str], float | None],
+    pictures: Path,
+    *,
+    keep: bool,
+) -> list[Record]:
+    if isinstance(sample, BrokenSample):
+        log.warning("%s left out: %s", sample.name, sample.reason)
+        return [
+            row(sample.name, method, metric.name, None, "load_failed", sample.reason)
+            for method in methods
+            for metric in judge.metrics
+        ]
+    name, hq = sample.name, sample.hq
+    reference = None if hq is None else _eight_bit(hq)
+    if reference is not None and keep:
+        write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
+    records: list[Record] = []
+    for method, restore in methods.items():
+        values = {m.name: known.get((name, method, m.name)) for m in judge.metrics}
+        target = picture_path(pictures, method, name)
+        done = bool(values) and None not in values.values()
+        if done and (not keep or target.is_file()):
+            records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
+            continue
+        ours = any(value is not None for value in values.values())  # else of other settings
+        restored = _restore(restore, sample, kept=target if ours else None)
+        if isinstance(restored, str) or not (keep or ours):
+            target.unlink(missing_ok=True)  # one of other settings
+        if isinstance(restored, str):
+            log.warning("%s failed on %s: %s", method, name, restored)
+            records += [
+                row(name, method, metric.name, None, "restore_failed", restored)
+                for metric in judge.metrics
+            ]
+            continue
+        if keep:
+            write_image(target, restored[0])
+        for metric in judge.metrics:
+            value = values[metric.name]
+            result = (value, "ok", "") if value is not None else judge(metric, restored, reference)
+            records.append(row(name, method, metric.name, *result))
+    return records
+
+
+def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
+    """Return the restored 8-bit image, or why there is none; a kept picture saves the work."""
+    if kept is not None and kept.is_file():
+        with contextlib.suppress(ValueError):  # damaged: made again
+            return to_unit(read_image(kept)).unsqueeze(0)
+    try:
+        with torch.no_grad():
+            image = restore(sample).detach().float().cpu()
+    except Exception as error:  # one bad image must not end the benchmark
+        return f"{type(error).__name__}: {error}"
+    expected = sample.lq if sample.hq is None else sample.hq
+    if image.shape != expected.shape:
+        return f"restored image is {_size(image)}, expected {_size(expected)}"
+    if not torch.isfinite(image).all():
+        return "restored image has NaN or infinite values"
+    return _eight_bit(image)
+
+
+def _measure_sets(
+    metrics: list[Metric],
+    method: str,
+    inputs: Mapping[str, Input],
+    pictures: Path,
+    judge: _Judge,
+    row: _RowMaker,
+    known: Mapping[tuple[str, str, str], float | None],
+) -> list[Record]:
+    """Score the whole set of one method's pictures against the references."""
+    records = []
+    paired = [name for name, facts in inputs.items() if facts["hq_size"] is not None]
+    made = [name for name in paired if picture_path(pictures, method, name).is_file()]
+    for metric in metrics:
+        value = known.get((WHOLE_SET, method, metric.name))
+        status: Status = "ok"
+        reason = "" if len(made) == len(paired) else f"{len(made)} of {len(paired)} images"
+        if value is not None:
+            pass
+        elif not paired:
+            status, reason = "no_reference", f"{metric.name} needs reference images"
+        elif len(made) < MIN_SET_SIZE:
+            status = "too_small"
+            reason = (
+                f"{metric.name} compares sets of {MIN_SET_SIZE} images or more, got {len(made)}"
+            )
+        else:
+            with tempfile.TemporaryDirectory() as folder:  # not what else lies among the pictures
+                for index, name in enumerate(made):
+                    for kind in (method, REFERENCE_FOLDER):
+                        link = Path(folder) / kind / f"{index}.png"
+                        link.parent.mkdir(exist_ok=True)
+                        link.symlink_to(picture_path(pictures, kind, name).absolute())
+                restored, reference = Path(folder) / method, Path(folder) / REFERENCE_FOLDER
+                try:
+                    value = metric.build(judge.device)(restored, reference)
+                except Exception as error:  # third-party code; the row says what happened
+                    status, reason = "metric_failed", f"{type(error).__name__}: {error}"
+        if value is not None and not math.isfinite(value):
+            reason = f"{metric.name} returned {value}"
+            value, status = None, "not_finite"
+        records.append(row(WHOLE_SET, method, metric.name, value, status, reason))
+    return records
+
+
+def picture_path(folder: Path, method: str, name: str) -> Path:
+    """Return where the picture of one method and image is kept."""
+    return folder / method / f"{name}.png"
+
+
+def _old_records(path: Path, row: _RowMaker) -> list[Record]:
+    """Return the values in `path` that were measured by the same run under the same settings."""
+    if not path.is_file():
+        return []
+    return [
+        record
+        for record in read_records(path)
+        if record["value"] is not None
+        and record["run"] == row.run
+        and record["settings"] == row.settings.get(record["method"])
+    ]
+
+
+def _eight_bit(image: Tensor) -> Tensor:
+    return to_unit(to_uint8(image.detach().cpu()))
+
+
+def _size(image: Tensor) -> str:
+    return "x".join(map(str, image.shape))

@@ -1,0 +1,230 @@
+"""Runs side by side: metric means with differences from the first run, and seeds averaged."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from open_supir.evaluation.metrics import METRICS
+from open_supir.evaluation.records import Record
+from open_supir.evaluation.tables import (
+    NOT_AVAILABLE,
+    Footnotes,
+    format_cell,
+    format_value,
+    metric_title,
+    tabulate,
+)
+
+MIN_PAIRS = 5  # fewer images give no interval worth printing
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A table ready to print: texts, and the numbers behind them.
+
+    Attributes:
+        header: Column titles, the first one of the row names.
+        rows: One line a run.
+        notes: Remarks that stand below.
+        values: (row, metric, mean, difference from the first run or None, images compared).
+    """
+
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    values: list[tuple[str, str, float, float | None, int]]
+
+
+def compare_methods(records: Sequence[Record]) -> Comparison:
+    """Lay the methods of one run side by side, with paired differences from the first."""
+    methods = dict.fromkeys(record["method"] for record in records)
+    groups = {m: [{**r, "method": ""} for r in records if r["method"] == m] for m in methods}
+    return compare_runs(groups, method="", noun="methods")  # type: ignore[arg-type]
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[Record]], *, method: str = "restored", noun: str = "runs"
+) -> Comparison:
+    """Lay the metrics of one method side by side, with differences from the first run.
+
+    Differences are means over the images that both runs measured; from MIN_PAIRS images on, a
+    95 % bootstrap interval over images and the p of a paired test stand beside them. They say how
+    far the result depends on which images were taken, not on the training seed.
+
+    Args:
+        runs: Label -> records; runs without records of `method` are left out.
+        method: Which results to compare.
+        noun: What the remarks call a row.
+
+    Raises:
+        ValueError: No run has records of `method`.
+    """
+    chosen = {
+        label: [{**record, "run": label} for record in records if record["method"] == method]
+        for label, records in runs.items()
+    }
+    chosen = {label: records for label, records in chosen.items() if records}
+    if not chosen:
+        raise ValueError(f"no run has records of method {method!r}")
+    table = tabulate([r for records in chosen.values() for r in records], by="run")  # type: ignore[misc]
+    scores = {label: _scores(records) for label, records in chosen.items()}  # type: ignore[arg-type]
+    first = next(iter(chosen))
+    notes = Footnotes()
+    rows, values = [], []
+    best = {metric: table.best(metric) for metric in table.metrics}
+    for label in chosen:
+        line = [label]
+        for metric in table.metrics:
+            cell = table.cells.get((label, metric))
+            text = format_cell(cell, metric, notes)
+            text = f"**{text}**" if label in best[metric] else text
+            pairs = _pairs(scores[first], scores[label], metric)
+            difference = None if label == first or not pairs else fmean(b - a for a, b in pairs)
+            if difference is not None:
+                text += (
+                    f" ({format_value(difference, metric, signed=True)}{_interval(pairs, metric)})"
+                )
+            if cell is not None and cell.mean is not None:
+                values.append((label, metric, cell.mean, difference, len(pairs)))
+            line.append(text)
+        rows.append(line)
+    remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both {noun}."]
+    tests = sum(", p" in text for line in rows for text in line[1:])
+    if tests:
+        remarks.append(
+            "[low, high]: 95 % bootstrap interval over images. p: Wilcoxon signed-rank test, "
+            f"two-sided, not corrected for there being {tests} of them."
+        )
+    if len({frozenset(r["image"] for r in records) for records in chosen.values()}) > 1:
+        remarks.append("The runs were measured on different images; compare differences only.")
+    if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
+        remarks.append("The runs were measured by different protocols: values do not compare.")
+    header = [noun.removesuffix("s"), *map(metric_title, table.metrics)]
+    return Comparison(header=header, rows=rows, notes=remarks, values=values)
+
+
+def compare_scalars(
+    values: Mapping[str, Mapping[str, float]], *, first_column: str = "run"
+) -> Comparison:
+    """Lay named numbers (final losses) side by side, with relative changes from the first run."""
+    names = list(dict.fromkeys(name for row in values.values() for name in row))
+    first = next(iter(values.values()), {})
+    rows, numbers = [], []
+    for index, (label, row) in enumerate(values.items()):
+        line = [label]
+        for name in names:
+            if name not in row:
+                line.append("-")
+                continue
+            text, base = show_number(row[name]), first.get(name)
+            difference = None if index == 0 or base is None else row[name] - base
+            if difference is not None and base and name not in ("step", "seed"):
+                text += f" ({100 * difference / abs(base):+.1f}%)"
+            numbers.append((label, name, row[name], difference, 1))
+            line.append(text)
+        rows.append(line)
+    return Comparison(header=[first_column, *names], rows=rows, notes=[], values=numbers)
+
+
+def average_seeds(
+    values: Sequence[tuple[str, str, float, float | None, int]], groups: Mapping[str, str]
+) -> Comparison:
+    """Average runs that differ in their seed only: mean and standard deviation over seeds.
+
+    Args:
+        values: Of a Comparison.
+        groups: Run label -> label without the seed.
+    """
+    collected: dict[tuple[str, str], list[float]] = {}
+    for label, name, value, _, _ in values:
+        if name == "step":
+            continue
+        collected.setdefault((groups[label], name), []).append(value)
+    names = list(dict.fromkeys(name for _, name in collected))
+    rows, numbers = [], []
+    for group in dict.fromkeys(group for group, _ in collected):
+        line = [group]
+        for name in names:
+            seeds = collected.get((group, name), [])
+            if not seeds:
+                line.append(NOT_AVAILABLE)
+                continue
+            show = (lambda v, n=name: format_value(v, n)) if name in METRICS else show_number
+            spread = f" ± {show(stdev(seeds))}" if len(seeds) > 1 else ""
+            line.append(f"{show(fmean(seeds))}{spread} ({len(seeds)})")
+            numbers.append((group, name, fmean(seeds), None, len(seeds)))
+        rows.append(line)
+    note = "Mean ± standard deviation over seeds; in brackets the number of seeds."
+    header = ["run", *(metric_title(name) for name in names)]
+    return Comparison(header=header, rows=rows, notes=[note], values=numbers)
+
+
+def bootstrap_interval(
+    differences: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of paired differences.
+
+    Args:
+        differences: One number an image.
+        level: Coverage, in (0, 1).
+        resamples: How many times images are drawn with replacement.
+        seed: Of the draws; the same seed gives the same interval.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[draws].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_test(differences: Sequence[float]) -> float:
+    """Return the two-sided p of Wilcoxon's signed-rank test that differences centre on zero.
+
+    Differences of exactly zero are split between both signs (Pratt's ranks would keep them too);
+    if all are zero, p is 1.
+
+    Args:
+        differences: One number an image, independent of each other.
+    """
+    sample = np.asarray(differences, dtype=np.float64)
+    if not sample.any():
+        return 1.0
+    return float(wilcoxon(sample, zero_method="zsplit").pvalue)  # type: ignore[attr-defined]
+
+
+def show_p(p: float) -> str:
+    """Write a p value: three decimals, and no smaller than they show."""
+    return "p<0.001" if p < 0.001 else f"p={p:.3f}"
+
+
+def show_number(value: float) -> str:
+    """Write a number with four significant digits, whole numbers whole."""
+    if value == int(value) and abs(value) < 1e9:
+        return str(int(value))
+    return f"{value:.4g}" if math.isfinite(value) else str(value)
+
+
+def _scores(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    return {(r["image"], r["metric"]): r["value"] for r in records if r["value"] is not None}
+
+
+def _pairs(
+    first: Mapping[tuple[str, str], float], other: Mapping[tuple[str, str], float], metric: str
+) -> list[tuple[float, float]]:
+    return [(v, other[key]) for key, v in first.items() if key[1] == metric and key in other]
+
+
+def _interval(pairs: Sequence[tuple[float, float]], metric: str) -> str:
+    if len(pairs) < MIN_PAIRS:
+        return ""
+    differences = [b - a for a, b in pairs]
+    low, high = (format_value(v, metric, signed=True) for v in bootstrap_interval(differences))
+    return f" [{low}, {high}], {show_p(paired_test(differences))}"
+
+
+def _protocol(records: Sequence[Record]) -> str:
+    return str(records[0]["settings"].get("protocol"))

@@ -1,0 +1,276 @@
+"""Protocols: how a benchmark makes its pairs, crops, resizes, and what it measures.
+
+Images are (1, 3, H, W) float in [0, 1].
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from open_supir.base.images import (
+    list_images,
+    read_image,
+    resize,
+    resize_short_side,
+    to_uint8,
+    to_unit,
+)
+from open_supir.evaluation.metrics import select_metrics
+from open_supir.evaluation.samples import BrokenSample, Sample
+from open_supir.evaluation.synthetic import FixedDegradation
+
+# (hq (1, 3, H, W), seed) -> lq in the same range, and how it was made, as JSON values
+Degrade = Callable[[Tensor, int], tuple[Tensor, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The conventions of one benchmark.
+
+    Attributes:
+        name: As in conf/protocol.
+        source: The paper or script the conventions follow.
+        metrics: Names in METRICS.
+        obtain: Where the images come from, and their licence.
+        hq_folder: HQ images, below the data root; None where there is no reference.
+        lq_folder: LQ images, below the data root; None where HQ images are degraded.
+        degradation: How HQ images are degraded; None leaves it to the caller of `load_samples`.
+        short_side: HQ images are first resized to this shorter side; None keeps their size.
+        crop: Then a centred square of this side is cut; None keeps all.
+        scale: LQ images are enlarged this many times by bicubic before they are restored.
+        border: Pixels cut from each side before measuring.
+        seed: Of the degradation; every image gets its own seed from this and its name.
+        repeats: Each HQ image is degraded this many times, with other seeds.
+        limit: Use at most this many images, the first by name.
+        lq_name: File stem of the LQ partner of an HQ stem, "{stem}" stands for the latter.
+    """
+
+    name: str
+    source: str
+    metrics: tuple[str, ...]
+    obtain: str = ""
+    hq_folder: str | None = None
+    lq_folder: str | None = None
+    degradation: FixedDegradation | None = None
+    short_side: int | None = None
+    crop: int | None = None
+    scale: int = 1
+    border: int = 0
+    seed: int = 0
+    repeats: int = 1
+    limit: int | None = None
+    lq_name: str = "{stem}"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        select_metrics(self.metrics)
+        for field in ("short_side", "crop", "scale", "repeats", "limit"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field} must be a whole number from 1 on, got {value}")
+        if self.border < 0:
+            raise ValueError(f"border must be 0 or more, got {self.border}")
+        if self.degradation is not None and self.degradation.scale != self.scale:
+            raise ValueError(
+                f"the degradation reduces {self.degradation.scale} times, scale is {self.scale}"
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the numbers depend on, as JSON values, for the records."""
+        fields = asdict(self)
+        others = ("metrics", "source", "obtain", "limit")  # no value of one image depends on them
+        settings = {key: value for key, value in fields.items() if key not in others}
+        return {"protocol": settings.pop("name"), **settings}
+
+    def folders(self, root: Path) -> tuple[Path | None, Path | None]:
+        """Return the HQ and LQ folders below `root`.
+
+        Raises:
+            FileNotFoundError: One is not there; the message says where to get it.
+        """
+        names = (self.hq_folder, self.lq_folder)
+        paths = [None if name is None else root / name for name in names]
+        for path in paths:
+            if path is not None and not path.exists():
+                hint = f". {self.obtain}" if self.obtain else ""
+                raise FileNotFoundError(f"protocol {self.name}: there is no {path}{hint}")
+        return paths[0], paths[1]
+
+
+def load_samples(
+    protocol: Protocol,
+    *,
+    hq: Path | None = None,
+    lq: Path | None = None,
+    degrade: Degrade | None = None,
+) -> Iterator[Sample | BrokenSample]:
+    """Read the images of a benchmark, sorted by name, one after the other.
+
+    With `hq` alone each image is degraded, by the protocol's own degradation or by `degrade`; with
+    both folders images are paired by name; with `lq` alone there is no reference. Unreadable
+    images, missing partners and images too small to crop come out as BrokenSample.
+
+    Args:
+        protocol: The conventions.
+        hq: Folder (or file) of HQ images.
+        lq: Folder (or file) of LQ images.
+        degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq and its parameters, where the protocol has
+            no degradation.
+
+    Raises:
+        FileNotFoundError: A folder is missing.
+        ValueError: A folder has no images, or there is nothing to make LQ images from.
+    """
+    if hq is None and lq is None:
+        raise ValueError(f"protocol {protocol.name} needs a folder of HQ or of LQ images")
+    if hq is None:
+        return _unpaired(protocol, cast(Path, lq))
+    if lq is not None:
+        return _paired(protocol, hq, lq)
+    fixed = protocol.degradation
+    if fixed is not None:
+        return _degraded(protocol, hq, _by(fixed))
+    if degrade is None:
+        raise ValueError(f"protocol {protocol.name} needs LQ images or a degradation")
+    return _degraded(protocol, hq, degrade)
+
+
+def _by(fixed: FixedDegradation) -> Degrade:
+    values = {key: value for key, value in asdict(fixed).items() if value not in (None, 1)}
+    return lambda hq, seed: (fixed(hq, seed), {"seed": seed, **values})
+
+
+def image_seed(seed: int, name: str) -> int:
+    """Return the seed of one image, a function of the benchmark's seed and the image's name."""
+    return zlib.crc32(f"{seed}/{name}".encode())
+
+
+def _degraded(protocol: Protocol, hq: Path, degrade: Degrade) -> Iterator[Sample | BrokenSample]:
+    names = _names(list_images(hq)[: protocol.limit], hq)
+    repeated = {
+        (name if protocol.repeats == 1 else f"{name}_{index}"): path
+        for name, path in names.items()
+        for index in range(protocol.repeats)
+    }
+
+    def load(path: Path, name: str) -> Sample:
+        clean = _frame(protocol, _read(path))
+        lq, how = degrade(clean, image_seed(protocol.seed, name))
+        return _sample(protocol, name, _eight_bit(lq), clean, path, how)
+
+    return _each(repeated, load)
+
+
+def _paired(protocol: Protocol, hq: Path, lq: Path) -> Iterator[Sample | BrokenSample]:
+    clean = _names(list_images(hq), hq)
+    degraded = _names(list_images(lq), lq)
+    wanted = {name: _partner(protocol, name) for name in list(clean)[: protocol.limit]}
+
+    def load(path: Path, name: str) -> Sample:
+        if wanted[name] not in degraded:
+            raise ValueError(f"no LQ partner {wanted[name]} in {lq}")
+        small = _read(degraded[wanted[name]])
+        low = _enlarge(protocol, small)
+        high = _frame(protocol, _read(path))
+        if protocol.crop and low.shape != high.shape:
+            low = _frame(protocol, low)
+        if low.shape != high.shape:
+            raise ValueError(f"LQ is {_size(low)} after scaling, HQ is {_size(high)}")
+        return Sample(name, low, high, degraded[wanted[name]], small=small)
+
+    def samples() -> Iterator[Sample | BrokenSample]:
+        yield from _each({name: clean[name] for name in wanted}, load)
+        if protocol.limit is None:
+            for name in sorted(set(degraded) - set(wanted.values())):
+                yield BrokenSample(name=name, reason=f"no HQ partner in {hq}")
+
+    return samples()
+
+
+def _unpaired(protocol: Protocol, lq: Path) -> Iterator[Sample | BrokenSample]:
+    names = _names(list_images(lq)[: protocol.limit], lq)
+    return _each(names, lambda path, name: _sample(protocol, name, _read(path), None, path, {}))
+
+
+def _each(
+    paths: dict[str, Path], load: Callable[[Path, str], Sample]
+) -> Iterator[Sample | BrokenSample]:
+    for name, path in paths.items():
+        try:
+            sample = load(path, name)
+        except (ValueError, OSError) as error:
+            yield BrokenSample(name=name, reason=str(error))
+            continue
+        yield sample
+
+
+def _sample(
+    protocol: Protocol,
+    name: str,
+    lq: Tensor,
+    hq: Tensor | None,
+    source: Path,
+    how: Mapping[str, Any],
+) -> Sample:
+    enlarged = _enlarge(protocol, lq)
+    return Sample(name, enlarged, hq, source, how, small=None if enlarged is lq else lq)
+
+
+def _names(paths: list[Path], folder: Path) -> dict[str, Path]:
+    """Name images by their path below the folder, without suffix.
+
+    Raises:
+        ValueError: Two files differ in their suffix only.
+    """
+    root = folder if folder.is_dir() else folder.parent
+    names: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in names:
+            raise ValueError(f"{names[name]} and {path} differ in suffix only; keep one of them")
+        names[name] = path
+    return names
+
+
+def _partner(protocol: Protocol, name: str) -> str:
+    parent, _, stem = name.rpartition("/")
+    partner = protocol.lq_name.format(stem=stem)
+    return f"{parent}/{partner}" if parent else partner
+
+
+def _frame(protocol: Protocol, image: Tensor) -> Tensor:
+    """Resize the short side and cut the centred square that the protocol asks for."""
+    if protocol.short_side is not None:
+        image = resize_short_side(image, protocol.short_side).clamp(0, 1)
+    if protocol.crop is None:
+        return image
+    height, width = image.shape[-2:]
+    side = protocol.crop
+    if min(height, width) < side:
+        raise ValueError(f"{height}x{width} is smaller than the crop of {side} pixels")
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[..., top : top + side, left : left + side]
+
+
+def _enlarge(protocol: Protocol, image: Tensor) -> Tensor:
+    if protocol.scale == 1:
+        return image
+    height, width = image.shape[-2:]
+    return resize(image, (height * protocol.scale, width * protocol.scale)).clamp(0, 1)
+
+
+def _read(path: Path) -> Tensor:
+    return to_unit(read_image(path)).unsqueeze(0)
+
+
+def _eight_bit(image: Tensor) -> Tensor:
+    """Round to what an image file could hold; a degraded image is a file in real use."""
+    return to_unit(to_uint8(image.detach().cpu()))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-2]}x{image.shape[-1]}"

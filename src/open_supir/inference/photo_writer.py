@@ -1,0 +1,166 @@
+"""Write restored photographs: 8 or 16 bits, tagged sRGB, with their record inside, atomically."""
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, PngImagePlugin
+from torch import Tensor
+
+from open_supir.inference.photo import Photo
+
+SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+RECORD_KEY = "restoration"
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+IMAGE_DESCRIPTION, SOFTWARE = 0x010E, 0x0131
+LUMA = (0.299, 0.587, 0.114)
+
+
+def encode_photo(
+    photo: Photo, *, format: str, bits: int = 8, quality: int = 95, record: Mapping[str, Any]
+) -> bytes:
+    """Encode an image with its record: the content of a file.
+
+    The record is JSON: PNG text under `restoration`, TIFF image description, EXIF user comment of
+    JPEG and WebP. JPEG has no alpha: the image is laid over white.
+
+    Args:
+        photo: What to write; its own `bits` is not looked at.
+        format: png, jpg, webp or tiff.
+        bits: A channel; 16 for png and tiff only.
+        quality: Of jpg and webp; webp is lossless at 100.
+        record: Anything that JSON holds.
+    """
+    text = json.dumps(record, sort_keys=True)
+    pixels = _pixels(photo, bits, with_alpha=format != "jpg")
+    if format == "tiff":
+        return _tiff(pixels, text)
+    if bits == 16:
+        return _deep_png(pixels, photo.exif, text)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    options: dict[str, Any] = {"icc_profile": None if photo.is_grey else srgb_profile()}
+    if format == "png":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(RECORD_KEY, text)
+        options |= {"format": "PNG", "pnginfo": info, "exif": photo.exif or None}
+    elif format == "jpg":
+        options |= {"format": "JPEG", "quality": quality, "exif": _exif(photo.exif, text)}
+        options |= {} if photo.is_grey else {"subsampling": 0}
+    else:
+        exact = {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
+        options |= {"format": "WEBP", "exif": _exif(photo.exif, text), **exact}
+    file = io.BytesIO()
+    picture.save(file, **{k: v for k, v in options.items() if v is not None})
+    return file.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; what a killed run leaves is replaced by the next.
+
+    Raises:
+        OSError: It cannot be written; nothing is left under the final name.
+    """
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden name beside `path`, which takes its place when the block ends well."""
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.with_name(f".{name}.tmp")
+    temporary.unlink(missing_ok=True)  # a killed run's, or a link that leads elsewhere
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def srgb_profile() -> bytes:
+    """Return an ICC profile of sRGB, always the same bytes."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # the date of creation
+    return bytes(profile)
+
+
+def _pixels(photo: Photo, bits: int, *, with_alpha: bool) -> np.ndarray:
+    """Return (H, W, C) uint8 or uint16."""
+    colour = photo.rgb
+    if photo.alpha is not None and not with_alpha:
+        colour = colour * photo.alpha + (1 - photo.alpha)
+    channels = [_grey(colour)] if photo.is_grey else list(colour)
+    if photo.alpha is not None and with_alpha:
+        channels.append(photo.alpha[0])
+    levels, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
+    out = np.empty((*colour.shape[-2:], len(channels)), dtype=dtype)
+    for index, channel in enumerate(channels):  # a float copy of one channel at a time
+        out[..., index] = (channel * levels).round_().clamp_(0, levels).cpu().numpy()
+    return out
+
+
+def _grey(rgb: Tensor) -> Tensor:
+    first = rgb[0]
+    if bool((rgb == first).all()):  # equal channels are grey already, to the last bit
+        return first
+    return sum(channel * weight for channel, weight in zip(rgb, LUMA, strict=True))  # type: ignore[return-value]
+
+
+def _exif(kept: bytes, text: str) -> bytes:
+    exif = Image.Exif()
+    if kept:
+        exif.load(kept)
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + text.encode("ascii")
+    content = exif.tobytes()
+    if len(content) > 65000:  # a JPEG segment holds no more; the record goes before the rest
+        return _exif(b"", text[:60000])
+    return content
+
+
+def _deep_png(pixels: np.ndarray, exif: bytes, text: str) -> bytes:
+    """Return a 16-bit PNG: imagecodecs writes the pixels, and no text or profile, so we do."""
+    import imagecodecs
+
+    content = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+    end = 8 + 25  # signature and IHDR
+    chunks = _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
+    if pixels.shape[-1] >= 3:
+        chunks += _chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
+    if exif:
+        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    return content[:end] + chunks + content[end:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _tiff(pixels: np.ndarray, text: str) -> bytes:
+    import tifffile
+
+    file = io.BytesIO()
+    channels = pixels.shape[-1]
+    tifffile.imwrite(
+        file,
+        pixels[..., 0] if channels == 1 else pixels,
+        photometric="minisblack" if channels <= 2 else "rgb",
+        planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        compression="zlib",
+        predictor=True,
+        iccprofile=srgb_profile() if channels >= 3 else None,
+        description=text,
+        metadata=None,
+        software=False,
+    )
+    return file.getvalue()

@@ -1,0 +1,128 @@
+"""Text to image: plain sampling from the prior, and image-to-image for negative samples.
+
+Shapes: B batch, H W image size, h w latent size. Images are in [0, 1].
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from open_supir.base.images import crop_to, pad_to_multiple, to_signed, to_unit
+from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion.restoration import generate_latent, image_noise
+from open_supir.networks import AutoencoderKL, Conditioner, UNet
+
+
+@torch.no_grad()
+def text_to_image(
+    network: UNet,
+    denoiser: Denoiser,
+    conditioner: Conditioner,
+    vae: AutoencoderKL,
+    captions: Sequence[str],
+    negative_captions: Sequence[str],
+    *,
+    size: tuple[int, int],
+    settings: RestoreSettings,
+    seeds: Sequence[int],
+    size_condition: tuple[int, int] | None = None,
+) -> Tensor:
+    """Sample images (B, 3, H, W) from the prior alone, on the VAE's device.
+
+    Args:
+        network: Predicts from noisy latents; called with z_lq=None.
+        denoiser: Turns its output into an estimate of the clean latent.
+        conditioner: Captions and sizes -> Conditioning.
+        vae: Decodes latents.
+        captions: What is wanted, B of them.
+        negative_captions: What is not wanted, B of them.
+        size: (H, W) in pixels.
+        settings: How to sample; its settings of control and restoration guidance are not used.
+        seeds: One an image, which alone decides its noise.
+        size_condition: (h, w) told to the conditioner; None tells it `size`.
+
+    Raises:
+        ValueError: `size` is no multiple of what the networks need, or the lists differ in length.
+    """
+    multiple = vae.downsampling * network.downsampling
+    if size[0] % multiple or size[1] % multiple:
+        raise ValueError(f"image size must be a multiple of {multiple}, got {size[0]}x{size[1]}")
+    weight = vae.post_quant_conv.weight
+    shape = (len(seeds), weight.shape[1], size[0] // vae.downsampling, size[1] // vae.downsampling)
+    cond, uncond = _conditions(
+        conditioner, captions, negative_captions, seeds, size_condition or size, weight.device
+    )
+    z = generate_latent(
+        network,
+        denoiser,
+        cond,
+        uncond,
+        torch.zeros(shape, device=weight.device),
+        settings=settings,
+        randn=image_noise(seeds),
+    )
+    return to_unit(vae.decode(z))
+
+
+@torch.no_grad()
+def image_to_image(
+    network: UNet,
+    denoiser: Denoiser,
+    conditioner: Conditioner,
+    vae: AutoencoderKL,
+    images: Tensor,
+    captions: Sequence[str],
+    negative_captions: Sequence[str],
+    *,
+    strength: float,
+    settings: RestoreSettings,
+    seeds: Sequence[int],
+    size_condition: tuple[int, int] | None = None,
+) -> Tensor:
+    """Sample images (B, 3, H, W) from the prior, starting from `images` (SDEdit, arXiv:2108.01073).
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], of any size.
+        strength: Share of the steps that are taken: 0 returns what the VAE makes of `images`, 1
+            ignores them. SUPIR makes its negative samples at 0.5.
+        network, denoiser, conditioner, vae, captions, negative_captions, settings, seeds,
+            size_condition: As in `text_to_image`.
+
+    Raises:
+        ValueError: `strength` is not in [0, 1], or the lists differ in length.
+    """
+    device = vae.post_quant_conv.weight.device
+    padded, inner = pad_to_multiple(images.to(device), vae.downsampling * network.downsampling)
+    cond, uncond = _conditions(
+        conditioner, captions, negative_captions, seeds, size_condition or inner, device
+    )
+    z = generate_latent(
+        network,
+        denoiser,
+        cond,
+        uncond,
+        vae.encode(to_signed(padded)),
+        strength=strength,
+        settings=settings,
+        randn=image_noise(seeds),
+    )
+    return to_unit(crop_to(vae.decode(z), inner))
+
+
+def _conditions(
+    conditioner: Conditioner,
+    captions: Sequence[str],
+    negative_captions: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    device: torch.device,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    if not len(captions) == len(negative_captions) == len(seeds):
+        raise ValueError(
+            f"expected one caption, one negative caption and one seed an image, got "
+            f"{len(captions)}, {len(negative_captions)} and {len(seeds)}"
+        )
+    sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)
+    sizes = sizes.expand(len(seeds), -1)
+    return conditioner(list(captions), sizes), conditioner(list(negative_captions), sizes)

@@ -1,0 +1,136 @@
+"""The control adaptor (a trained copy of the UNet's encoder) and the UNet that it controls.
+
+Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`).
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from open_supir.networks.conditioner import Conditioning
+from open_supir.networks.connectors import Connector
+from open_supir.networks.layers import zero_init
+from open_supir.networks.unet import Trunk, UNet
+
+
+class Hint(NamedTuple):
+    """What the adaptor makes of the LQ latent, the same at every step: (B, C, h, w)."""
+
+    features: Tensor
+
+
+class ControlAdaptor(Trunk):
+    """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
+    LQ latent.
+
+    The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
+    Which it is, is `transformer_depth`. It starts as a copy of the UNet's encoder and middle, by
+    name: a trimmed adaptor takes the first blocks of each transformer.
+
+    Args:
+        sees_text: As released. Without, it is told nothing of caption and sizes, so that its
+            features are the same for both halves of classifier-free guidance, and made once.
+        trunk: See `Trunk`.
+    """
+
+    def __init__(self, *, sees_text: bool = True, **trunk: Any) -> None:
+        super().__init__(**trunk)
+        self.sees_text = sees_text
+        hint = nn.Conv2d(trunk["in_channels"], self.model_channels, 3, padding=1)
+        self.input_hint_block = nn.ModuleList([zero_init(hint)])
+
+    def reset_hint(self) -> None:
+        """Give the hint's convolution zeros on the CPU: the LQ latent adds nothing at the start."""
+        zero_init(self.input_hint_block.to_empty(device="cpu"))
+
+    def hint(self, z_lq: Tensor) -> Hint:
+        """Apply what does not depend on the step to z_lq (B, C, h, w)."""
+        dtype = next(self.input_hint_block.parameters()).dtype
+        return Hint(self.input_hint_block[0](z_lq.to(dtype)))
+
+    def forward(
+        self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor | Hint
+    ) -> list[Tensor]:
+        """Return the control features, in encoder order, the middle block's last.
+
+        Args:
+            x: (B, C, h, w) noisy latent, scaled by c_in.
+            t: (B,) noise index.
+            cond: Text and size conditioning.
+            z_lq: (B, C, h, w) latent of the degraded image, or its hint.
+        """
+        hint = z_lq if isinstance(z_lq, Hint) else self.hint(z_lq)
+        if not self.sees_text:
+            vector = torch.zeros_like(cond.vector[:1]).expand(len(x), -1)
+            context = torch.zeros_like(cond.context[:1, :1]).expand(len(x), -1, -1)
+            cond = Conditioning(context, vector)
+        emb = self.embed(t, cond.vector)
+        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint.features)
+        return [*features, middle]
+
+
+class ControlledUNet(nn.Module):
+    """A frozen UNet steered by a control adaptor through a connector."""
+
+    def __init__(self, unet: UNet, control: ControlAdaptor, connector: Connector) -> None:
+        super().__init__()
+        if connector.layout != unet.layout or control.layout != unet.layout:
+            raise ValueError(
+                "unet, control and connector must share model_channels, channel_mult and "
+                "num_res_blocks: "
+                f"encoder widths are {unet.layout.skip_channels}, {control.layout.skip_channels} "
+                f"and {connector.layout.skip_channels}"
+            )
+        self.unet = unet.requires_grad_(False)
+        self.control = control
+        self.connector = connector
+
+    @property
+    def downsampling(self) -> int:
+        """What the sides of a latent must be a multiple of."""
+        return self.unet.downsampling
+
+    def prepare(self, z_lq: Tensor) -> Hint:
+        """Do what does not depend on the step; the result can be passed as z_lq to every call."""
+        return self.control.hint(z_lq)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        z_lq: Tensor | Hint,
+        control_scale: float = 1.0,
+    ) -> Tensor:
+        """Predict from noisy latents x (B, C, h, w), steered by z_lq (B, C, h, w).
+
+        Args:
+            x: Noisy latent, scaled by c_in.
+            t: (B,) noise index.
+            cond: Text and size conditioning.
+            z_lq: Latent of the degraded image, or what `prepare` made of it. It may have B / k
+                rows: then x and t are k copies in a row, as for the two halves of guidance.
+            control_scale: 0 for the UNet alone, 1 for full control.
+        """
+        hint = z_lq if isinstance(z_lq, Hint) else self.control.hint(z_lq)
+        rows = len(hint.features)
+        if rows == len(x):
+            features = self.control(x, t, cond, hint)
+        elif self.control.sees_text:
+            features = self.control(x, t, cond, Hint(_repeated(hint.features, len(x))))
+        else:
+            features = [_repeated(c, len(x)) for c in self.control(x[:rows], t[:rows], cond, hint)]
+        with (
+            torch.no_grad()
+        ):  # control enters after the middle block: the frozen encoder needs no graph
+            emb = self.unet.embed(t, cond.vector)
+            context = cond.context.to(emb.dtype)
+            h, skips = self.unet.encode(x, emb, context)
+        return self.unet.decode(
+            h, skips, emb, context, self.connector.bind(features, control_scale)
+        ).float()
+
+
+def _repeated(features: Tensor, rows: int) -> Tensor:
+    return features.repeat(rows // len(features), 1, 1, 1)

@@ -1,0 +1,86 @@
+"""Switches that trade time for memory, or time now for time later; results stay the same."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from open_supir.networks.connectors import ZeroCrossAttention, ZeroSFT
+from open_supir.networks.control import ControlledUNet
+from open_supir.networks.layers import BasicTransformerBlock, ResBlock
+from open_supir.networks.unet import UNet
+from open_supir.networks.vae import Decoder, Encoder
+
+Checkpointing = Literal["none", "transformer", "full"]
+Compilation = Literal["off", "regional", "full"]
+
+_CHECKPOINTED: dict[str, tuple[type[nn.Module], ...]] = {
+    "none": (),
+    "transformer": (BasicTransformerBlock,),
+    "full": (BasicTransformerBlock, ResBlock, ZeroSFT, ZeroCrossAttention),
+}
+_COMPILED: dict[str, tuple[type[nn.Module], ...]] = {
+    "off": (),
+    "regional": (BasicTransformerBlock,),
+    "full": (ControlledUNet, UNet, Encoder, Decoder),
+}
+# One code object serves all transformer blocks: two widths, trained, frozen and without a graph.
+_RECOMPILE_LIMIT = 64
+
+
+def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
+    """Mark the layers below `module` that keep only their inputs for the backward pass.
+
+    At SDXL's size and 512-pixel crops "transformer" saves 70 % of the activations' memory for 17 %
+    more arithmetic, "full" 88 % for 27 % (counted, not timed).
+
+    Args:
+        module: Any module that holds UNets, adaptors or connectors.
+        mode: "none"; "transformer" marks the transformer blocks; "full" also the residual blocks
+            and the connector's joints.
+
+    Returns:
+        How many layers are marked.
+
+    Raises:
+        ValueError: `mode` is unknown.
+    """
+    kinds = _kinds(_CHECKPOINTED, "checkpointing", mode, get_args(Checkpointing))
+    marked = 0
+    for layer in module.modules():
+        if isinstance(layer, _CHECKPOINTED["full"]):
+            layer.is_checkpointed = isinstance(layer, kinds)  # type: ignore[assignment]
+            marked += isinstance(layer, kinds)
+    return marked
+
+
+def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "inductor") -> int:
+    """Compile, in place, the networks below `module`; names of parameters stay as they are.
+
+    Args:
+        module: Any module that holds networks.
+        mode: "off"; "regional" compiles the repeated transformer block, once a shape; "full" whole
+            networks, which takes minutes and must be done again for every image size.
+        backend: A backend of `torch.compile`.
+
+    Returns:
+        How many modules are compiled; each when it is first called.
+
+    Raises:
+        ValueError: `mode` is unknown.
+    """
+    kinds = _kinds(_COMPILED, "compile", mode, get_args(Compilation))
+    found = [layer for layer in module.modules() if isinstance(layer, kinds)]
+    if found:
+        torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
+    for layer in found:
+        layer.compile(backend=backend)
+    return len(found)
+
+
+def _kinds(
+    table: dict[str, tuple[type[nn.Module], ...]], setting: str, mode: str, known: tuple[str, ...]
+) -> tuple[type[nn.Module], ...]:
+    if mode not in table:
+        raise ValueError(f"unknown {setting} {mode!r}; known: {', '.join(known)}")
+    return table[mode]

@@ -1,0 +1,178 @@
+"""Base weights: what each training stage starts from, and where it comes from.
+
+What is loaded whole was built without memory (conf/module says which parts), and gets its memory
+here, tensor by tensor.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from open_supir.base.run_folders import newest_checkpoint
+from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.files import parse_dtype
+from open_supir.checkpoints.load import Load, ignored_for, load_all
+from open_supir.networks import ControlledUNet, RobustEncoder
+from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
+
+log = logging.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """A base file, the setting that names it, and the keys of no part that it may hold."""
+
+    path: str
+    key: str
+    ignored: tuple[str, ...]
+
+    def load(self, parts: dict[str, nn.Module], dtype: torch.dtype, **more: Any) -> Load:
+        """Return what loads parts from it; `more` as in `load_parts`."""
+        return Load(
+            path=self.path, key=self.key, parts=parts, dtype=dtype, ignored=self.ignored, **more
+        )
+
+
+def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | None]:
+    """Load the frozen parts of a training module and initialise the trained ones.
+
+    Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
+
+    Returns:
+        The files that were used, by key of `weights`; they go into the checkpoint's recipe.
+
+    Raises:
+        FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
+    """
+    weights = cfg.weights
+    if isinstance(module, VAEModule):
+        return {}
+    frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
+    ignored = ignored_for(cfg.denoiser.prediction)
+    sdxl = Source(weights.sdxl, "weights.sdxl", ignored)
+    vae = Source(weights.vae, "weights.vae", ignored) if weights.vae else sdxl
+    used: dict[str, str | None] = {"sdxl": str(weights.sdxl), "vae": weights.vae}
+    if isinstance(module, PriorModule):
+        own = newest_checkpoint(cfg.runs_dir, stage="vae")
+        source = vae if own is None else Source(str(own), "runs_dir", ())
+        log.info("autoencoder: %s", source.path)
+        load_all([source.load({"vae": module.vae}, frozen)])
+        return used if own is None else {"vae": source.path}
+    if isinstance(module, RobustEncoderModule):
+        start = None if weights.robust_encoder == "clean" else weights.robust_encoder
+        load_all(
+            [
+                vae.load({"vae": module.vae}, frozen),
+                *_robust_encoder_loads(start, module.robust_encoder, vae, dtype=torch.float32),
+            ]
+        )
+        return used | {"robust_encoder": start}
+    if isinstance(module, SupirModule):
+        network, conditioner = module.network, module.conditioner
+        parts: dict[str, nn.Module] = {
+            "unet": network.unet,
+            "clip_l": conditioner.clip_l,
+            "clip_g": conditioner.clip_g,
+        }
+        robust = find_robust_encoder(
+            weights.robust_encoder, cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
+        )
+        load_all(
+            [
+                sdxl.load(parts, frozen),
+                vae.load({"vae": module.vae}, frozen),
+                _trained_load(network, sdxl, supir=weights.supir),
+                *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
+            ]
+        )
+        if weights.supir is None:
+            network.control.reset_hint()
+        return used | {"robust_encoder": robust, "supir": weights.supir}
+    raise TypeError(f"no base weights are known for {type(module).__name__}")
+
+
+def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -> Load:
+    """Start adaptor and connector from a file of such, else the adaptor from SDXL's encoder.
+
+    Both are held in float32, whatever the file's type: they are what is trained.
+    """
+    trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
+    if supir is not None:
+        log.info("adaptor and connector start from %s", supir)
+        return Load(path=supir, parts=trained, dtype=torch.float32, key="weights.supir")
+    return sdxl.load(
+        {"control": network.control},
+        torch.float32,
+        taken_from={"control": "unet"},
+        expected_missing=("control.input_hint_block.*",),
+    )
+
+
+def find_robust_encoder(
+    wanted: str | None, runs_dir: str, *, supir: str | None, shipped: str | None
+) -> str | None:
+    """Return the robust encoder's file: as wanted, else of the file that adaptor and connector come
+    from, else the newest run's, else the shipped one.
+
+    Args:
+        wanted: A file; "clean" for the ordinary encoder; None to look for one.
+        runs_dir: Where runs are.
+        supir: The file that adaptor and connector come from, if any.
+        shipped: The file that comes with the prior, if any.
+
+    Returns:
+        A path, or None for the ordinary encoder.
+
+    Raises:
+        FileNotFoundError: Nothing was found.
+    """
+    if wanted == "clean":
+        log.info("robust encoder: none, the ordinary encoder (weights.robust_encoder=clean)")
+        return None
+    if wanted is not None:
+        log.info("robust encoder: %s", wanted)
+        return wanted
+    if supir is not None and "robust_encoder" in inspect_checkpoint(supir).parts:
+        log.info("robust encoder: the one of weights.supir, %s", supir)
+        return supir
+    newest = newest_checkpoint(runs_dir, stage="robust_encoder")
+    if newest is not None:
+        log.info("robust encoder: the newest of %s, %s", runs_dir, newest)
+        return str(newest)
+    if shipped is None:
+        raise FileNotFoundError(
+            f"no robust encoder: {runs_dir} holds no stage 1. Run "
+            "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for "
+            "the ordinary encoder)"
+        )
+    log.info(
+        "robust encoder: no stage 1 in %s, the one shipped with the prior, %s", runs_dir, shipped
+    )
+    return shipped
+
+
+def _robust_encoder_loads(
+    path: str | None, robust_encoder: RobustEncoder, vae: Source, *, dtype: torch.dtype
+) -> list[Load]:
+    """Start as a copy of the VAE's encoder; then take that of a file, if one is named. `quant_conv`
+    stays the VAE's.
+    """
+    parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
+    loads = [vae.load(parts, dtype, taken_from={"robust_encoder": "vae"})]
+    if path is not None:
+        loads.append(Load(path=path, parts=parts, dtype=dtype, key="weights.robust_encoder"))
+    return loads
+
+
+def _frozen_dtype(name: str, precision: str) -> torch.dtype:
+    dtype = parse_dtype(name)
+    if dtype == torch.float16:
+        raise ValueError("weights.frozen_dtype=float16: SDXL's VAE overflows in it; use bfloat16")
+    if dtype != torch.float32 and precision != "bf16-mixed":
+        raise ValueError(
+            f"weights.frozen_dtype={name} needs trainer.precision=bf16-mixed, got {precision}: "
+            "trained parts stay float32, and it is autocast that lets both work together"
+        )
+    return dtype

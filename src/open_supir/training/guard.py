@@ -1,0 +1,213 @@
+"""StepGuard: a step that is not finite changes nothing, and every odd step can be replayed."""
+
+import json
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from open_supir.training.agreement import Ranks
+
+log = logging.getLogger(__name__)
+
+RECORD_LIMIT = 100  # of a run; by then somebody should have looked
+SPIKE_MEMORY = 0.99  # decay of the running mean and variance that a spike is measured against
+SPIKE_WARMUP = 100  # steps before the first alarm
+
+
+class StepGuard(pl.Callback):
+    """Looks at loss and gradients before every optimiser step, and logs both.
+
+    `train/loss` is the mean over all micro-batches and ranks: the loss of the global batch.
+
+    A loss or gradient that is not finite on any rank: no rank updates anything; the step is counted
+    and recorded. After `stop_after` such steps in a row training ends, on all ranks together and
+    without a checkpoint, so that the last good ones stay. A loss far above its recent mean is an
+    alarm: logged and recorded, no more.
+
+    A record is a JSON file of one step on one rank: keys, sources and seeds of its samples, losses,
+    gradient norms, and the checkpoint to replay it from (`python -m src.train replay=FILE`).
+
+    Args:
+        dirpath: Folder of the records.
+        stop_after: Steps in a row that are not finite.
+        spike: Deviations above the mean that raise the alarm; None for never.
+        every: Steps between two logs of the gradients' norms by part.
+    """
+
+    def __init__(
+        self, dirpath: str, *, stop_after: int = 10, spike: float | None = 6.0, every: int = 25
+    ) -> None:
+        if stop_after < 1 or (spike is not None and not spike > 0):
+            raise ValueError(f"stop_after and spike must be positive, got {stop_after}, {spike}")
+        self.folder = Path(dirpath)
+        self.stop_after, self.spike, self.every = stop_after, spike, every
+        self.ranks = Ranks()
+        self.in_a_row = self.skipped = self.spikes = self.records = 0
+        self.mean = self.variance = 0.0
+        self.seen = 0
+        self._batches: list[Mapping[str, Any]] = []
+        self._losses: list[Tensor] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Meet the other ranks."""
+        self.ranks.join()
+
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Note what this step sees; of its samples only names and seeds are kept."""
+        self._batches.append({k: batch[k] for k in ("key", "source", "seed") if k in batch})
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Note the loss of a micro-batch."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Judge the step; drop its gradients if they are not finite.
+
+        Raises:
+            FloatingPointError: Too many steps in a row were not finite.
+        """
+        squares, is_sharded = squared_norms(pl_module)
+        losses = torch.stack(self._losses).float()
+        device = [*squares.values(), losses.sum(), losses.isfinite().all()]
+        *values, loss, finite = torch.stack([value.float() for value in device]).tolist()
+        if is_sharded:
+            values = self.ranks.sum(*values)
+        norms = {part: math.sqrt(v) for part, v in zip(squares, values, strict=True)}
+        total = math.sqrt(sum(values))
+        bad = not (finite and math.isfinite(total))
+        # each micro-batch's loss has been divided by their number already
+        any_bad, loss = self.ranks.sum(float(bad), loss)
+        loss /= self.ranks.count
+        if any_bad:
+            self._skip(trainer, pl_module, norms)
+        else:
+            self.in_a_row = 0
+            self._watch(trainer, loss, norms)
+        pl_module.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
+        if (trainer.global_step + 1) % self.every == 0:
+            parts = {f"grad_norm/{part}": norm for part, norm in norms.items()}
+            counts = {"guard/skipped_steps": self.skipped, "guard/loss_spikes": self.spikes}
+            pl_module.log_dict({**parts, "grad_norm/all": total, **counts}, rank_zero_only=True)
+        self._batches.clear()
+        self._losses.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counts and running figures, as plain numbers."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        for name in _STATE:
+            setattr(self, name, state_dict[name])
+
+    def _skip(
+        self, trainer: pl.Trainer, module: pl.LightningModule, norms: Mapping[str, float]
+    ) -> None:
+        for parameter in module.parameters():
+            parameter.grad = None  # optimisers pass over parameters without one
+        self.skipped += 1
+        self.in_a_row += 1
+        self._record(trainer, "not finite", norms)
+        log.warning(
+            "step %d: loss or gradient not finite; nothing is updated (%d in a row)",
+            trainer.global_step,
+            self.in_a_row,
+        )
+        if self.in_a_row >= self.stop_after:
+            raise FloatingPointError(
+                f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, the "
+                f"last is step {trainer.global_step}; stopped, no checkpoint was overwritten. What "
+                f"they saw is in {self.folder}; python -m src.train replay=FILE looks closer"
+            )
+
+    def _watch(self, trainer: pl.Trainer, loss: float, norms: Mapping[str, float]) -> None:
+        deviation = math.sqrt(self.variance)
+        is_spike = (
+            self.spike is not None
+            and self.seen >= SPIKE_WARMUP
+            and loss > self.mean + self.spike * deviation
+        )
+        if is_spike:
+            self.spikes += 1
+            self._record(trainer, "loss spike", norms)
+            log.warning(
+                "step %d: loss %.4g, but lately %.4g +- %.4g",
+                trainer.global_step,
+                loss,
+                self.mean,
+                deviation,
+            )
+        self.seen += 1
+        rate = max(1 - SPIKE_MEMORY, 1 / self.seen)
+        difference = loss - self.mean
+        self.mean += rate * difference
+        self.variance = (1 - rate) * (self.variance + rate * difference**2)
+
+    def _record(self, trainer: pl.Trainer, reason: str, norms: Mapping[str, float]) -> None:
+        if self.records >= RECORD_LIMIT:
+            return
+        self.records += 1
+        batches = [
+            {
+                "keys": list(batch.get("key", [])),
+                "sources": list(batch.get("source", [])),
+                "seeds": [int(seed) for seed in batch.get("seed", [])],
+                "loss": float(loss) * len(self._losses),
+            }
+            for batch, loss in zip(self._batches, self._losses, strict=True)
+        ]
+        record = {
+            "step": trainer.global_step,
+            "rank": trainer.global_rank,
+            "world": trainer.world_size,
+            "reason": reason,
+            "run": str(Path(trainer.default_root_dir).absolute()),
+            "grad_norms": {part: norm for part, norm in norms.items()},
+            "micro_batches": batches,
+        }
+        name = f"step_{trainer.global_step:07d}_rank{trainer.global_rank}.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.tmp"
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / name)
+
+
+_STATE = ("in_a_row", "skipped", "spikes", "records", "mean", "variance", "seen")
+
+
+def squared_norms(module: torch.nn.Module) -> tuple[dict[str, Tensor], bool]:
+    """Return the squared gradient norm of each trained part, and whether they are of shards only.
+
+    A part is the first two names of a parameter: network.control, network.connector.
+    """
+    by_part: dict[str, list[Tensor]] = defaultdict(list)
+    is_sharded = False
+    for name, parameter in module.named_parameters():
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if hasattr(grad, "to_local"):
+            is_sharded, grad = True, grad.to_local()  # type: ignore[operator]
+        by_part[".".join(name.split(".")[:2])].append(grad)
+    return {
+        part: torch.stack(torch._foreach_norm(grads)).float().square().sum()  # pyright: ignore[reportPrivateImportUsage]
+        for part, grads in by_part.items()
+    }, is_sharded

@@ -1,0 +1,106 @@
+"""Interruption: signals become flags; all ranks stop after the same step, with a checkpoint.
+
+Lightning 2.6 talks to the other ranks inside its signal handler, which races with the collectives
+of the step: two ranks that get SIGTERM hang more often than not. Here a handler only notes the
+signal, and the ranks agree at the end of each step.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+
+from open_supir.training.agreement import Ranks
+
+log = logging.getLogger(__name__)
+
+# ctrl-C, what schedulers send before they kill (Slurm's --signal is often one of the USR's)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopOnSignal(pl.Callback):
+    """Turns a signal to any rank into a stop of all, at the end of the step.
+
+    The checkpoint is written by `SaveCheckpoints`, which sees that training is to stop. A second
+    ctrl-C ends the program at once.
+
+    Attributes:
+        received: The signal that stopped training, the same on every rank; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.ranks = Ranks()
+        self._noted: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keep Lightning's handlers out, and install ours for training.
+
+        Lightning has no switch for them, nor for the broadcast before every batch that goes with
+        them and waits for the device.
+        """
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        if stage == "fit":
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Meet the other ranks."""
+        self.ranks.join()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Stop, once any rank has a signal and the optimiser step is complete."""
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
+        number = int(self.ranks.max(self._noted or 0)[0])
+        if number and self.received is None:
+            self.received = signal.Signals(number)
+            trainer.should_stop = True
+            trainer.limit_val_batches = 0  # the checkpoint is what the little time left is for
+            log.warning(
+                "%s: stopping after step %d with a checkpoint; go on with ckpt_path=last",
+                self.received.name,
+                trainer.global_step,
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    @property
+    def exit_code(self) -> int | None:
+        """What a shell reports for a program ended by the signal: 130 for ctrl-C, 143 for SIGTERM;
+        None where no signal came.
+        """
+        return None if self.received is None else 128 + self.received
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._noted == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._noted = signal.Signals(number)
+
+
+def requeue_slurm_job() -> None:
+    """Put this Slurm job back into its queue; it goes on with `ckpt_path=auto`.
+
+    Raises:
+        ValueError: This is no Slurm job.
+        subprocess.CalledProcessError: Slurm refused.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        raise ValueError("requeue=true, but SLURM_JOB_ID is not set: this is no Slurm job")
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    job = f"{array}_{task}" if array and task else job
+    log.info("requeueing Slurm job %s", job)
+    subprocess.run(["scontrol", "requeue", job], check=True)

@@ -1,0 +1,95 @@
+"""ReplayStep: looks closely at one step of a run that is done again."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from open_supir.training.guard import squared_norms
+
+log = logging.getLogger(__name__)
+
+
+class ReplayStep(pl.Callback):
+    """Reports a recorded step: losses of each sample, gradient norms, and where numbers first went
+    wrong.
+
+    Args:
+        record: What `StepGuard` wrote.
+        path: JSON file that the report is written to.
+    """
+
+    def __init__(self, record: Mapping[str, Any], path: str | Path) -> None:
+        self.record, self.path = record, Path(path)
+        self.report: dict[str, Any] = {"step": record["step"], "samples": [], "grad_norms": {}}
+        self._hooks: list[Any] = []
+        self._first: str | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Watch every module's output, in the recorded step."""
+        if trainer.global_step != self.record["step"] or self._hooks:
+            return
+        for name, module in pl_module.named_modules():
+            if name:
+                self._hooks.append(module.register_forward_hook(self._watch(name)))
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Note the gradients of the recorded step, before the guard drops them."""
+        if trainer.global_step == self.record["step"]:
+            squares, _ = squared_norms(pl_module)
+            self.report["grad_norms"] = {k: float(v.sqrt()) for k, v in squares.items()}
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+    ) -> None:
+        """Note the losses of the recorded step's samples."""
+        if not self._hooks:
+            return
+        losses = outputs.get("losses") if isinstance(outputs, Mapping) else None
+        sigmas = outputs.get("sigma") if isinstance(outputs, Mapping) else None
+        for row, key in enumerate(batch["key"]):
+            self.report["samples"].append(
+                {
+                    "key": key,
+                    "source": batch["source"][row],
+                    "seed": int(batch["seed"][row]),
+                    "loss": None if losses is None else float(losses[row]),
+                    "sigma": None if sigmas is None else float(sigmas[row]),
+                }
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the report."""
+        for hook in self._hooks:
+            hook.remove()
+        self.report["first_not_finite"] = self._first
+        self.report["recorded"] = dict(self.record)
+        self.path.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+        for sample in self.report["samples"]:
+            log.info("%(source)s %(key)s seed %(seed)s: sigma %(sigma)s, loss %(loss)s", sample)
+        log.info("gradient norms: %s", self.report["grad_norms"])
+        log.info("recorded:       %s", self.record["grad_norms"])
+        log.info("first output that is not finite: %s", self._first or "none")
+        log.info("report: %s", self.path)
+
+    def _watch(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._first is None and isinstance(output, Tensor) and output.is_floating_point():
+                if not bool(torch.isfinite(output).all()):
+                    self._first = f"{name} ({type(module).__name__})"
+
+        return hook

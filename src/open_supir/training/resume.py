@@ -1,0 +1,97 @@
+"""Which checkpoint a run goes on from: the newest that its manifest confirms."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from open_supir.base.run_folders import read_config, run_folder
+from open_supir.training.checkpoint_io import (
+    committed,
+    read_manifest,
+    remove_stale_temporaries,
+    verify,
+)
+
+log = logging.getLogger(__name__)
+
+
+def resolve_checkpoint(cfg: DictConfig) -> str | None:
+    """Return the checkpoint to resume from, verified; None to start anew.
+
+    `ckpt_path=last` takes the experiment's newest run, `auto` this run's own folder. Where the
+    newest checkpoint is damaged, the one before it is taken, also of the run that this one was
+    resumed from, and the log says so. A file that is named is taken or refused.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: None, or not the one that was named, is what its manifest says.
+    """
+    if cfg.ckpt_path is None:
+        return None
+    if cfg.ckpt_path == "auto":
+        run = Path(cfg.run_dir)
+        path = newest_verified(run) if committed(run / "checkpoints") else None
+        if path is None:
+            log.info("ckpt_path=auto: %s holds no checkpoint; starting anew", run)
+            return None
+    elif cfg.ckpt_path == "last":
+        run = newest_run(Path(cfg.runs_dir), stage=cfg.stage, name=cfg.name)
+        if run is None:
+            raise FileNotFoundError(
+                f"ckpt_path=last, but {cfg.runs_dir}/{cfg.name} holds no checkpoint to resume from"
+            )
+        path = newest_verified(run)
+    else:
+        path = Path(cfg.ckpt_path)
+        if not path.is_file():
+            raise FileNotFoundError(f"ckpt_path={path}: no such file")
+        path = path.resolve()  # last.ckpt is a link; the manifest lies beside what it points to
+        if read_manifest(path) is None:
+            log.warning("%s has no manifest: taken as it is, not verified", path)
+        elif wrong := verify(path):
+            raise ValueError(f"ckpt_path={cfg.ckpt_path} is damaged: {wrong}. Name another one")
+    log.info("resuming from %s", path)
+    return str(path)
+
+
+def newest_run(root: Path, *, stage: str, name: str) -> Path | None:
+    """Return the run folder of an experiment whose newest checkpoint is the newest of all."""
+    folders = {path.parent for path in root.glob("**/checkpoints/*.ckpt.json")}
+    newest = [(_saved_at(found[0]), found[0]) for f in folders if (found := committed(f))]
+    for _, path in sorted(newest, reverse=True):
+        config = read_config(run_folder(path))
+        if config.get("stage") == stage and config.get("name") == name:
+            return run_folder(path)
+    return None
+
+
+def newest_verified(run: Path) -> Path:
+    """Return a run's newest checkpoint that is what its manifest says, or one of those that the run
+    was itself resumed from.
+
+    Raises:
+        ValueError: There is none; says what is wrong with each.
+    """
+    refused: list[str] = []
+    seen: set[Path] = set()
+    source: Path | None = run
+    while source is not None and source not in seen:
+        seen.add(source)
+        remove_stale_temporaries(source / "checkpoints")
+        for path in committed(source / "checkpoints"):
+            wrong = verify(path)
+            if wrong is None:
+                if refused:
+                    log.warning("going back to %s", path)
+                return path
+            log.warning("%s is damaged: %s", path, wrong)
+            refused.append(f"{path}: {wrong}")
+        before = read_config(source).get("ckpt_path")
+        source = run_folder(Path(before)) if before and Path(before).is_file() else None
+    raise ValueError(f"no checkpoint of {run} can be resumed from: {'; '.join(refused)}")
+
+
+def _saved_at(checkpoint: Path) -> float:
+    manifest = read_manifest(checkpoint)
+    return 0.0 if manifest is None else float(manifest["saved_at"])

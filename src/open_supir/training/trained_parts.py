@@ -1,0 +1,88 @@
+"""TrainedParts: a LightningModule whose checkpoints hold its trained parameters only."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from open_supir.training.optim import OptimSettings, build_optimizer
+from open_supir.training.sharding import ShardedStrategy, shard_trained
+
+CHECKPOINT_FORMAT = "open-supir"
+
+
+class TrainedParts(pl.LightningModule):
+    """Base of all training modules.
+
+    What is trained is what requires a gradient when training starts; everything else is frozen and
+    comes from the base weights, which the checkpoint names and does not contain.
+
+    Args:
+        optim: Optimiser settings.
+        recipe: Plain values that rebuild the networks (`architecture`) and name their base weights
+            (`weights`); stored in every checkpoint.
+    """
+
+    def __init__(self, *, optim: OptimSettings, recipe: dict[str, Any]) -> None:
+        super().__init__()
+        self.strict_loading = False  # frozen keys are absent by design; load_state_dict checks
+        self.optim = optim
+        self.recipe = recipe
+        self.is_sharded = False
+
+    def trained_names(self) -> list[str]:
+        """Return the names of the trained parameters, in order."""
+        return [name for name, p in self.named_parameters() if p.requires_grad]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Return the trained parameters."""
+        trained = set(self.trained_names())
+        full = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in full.items() if name in trained}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load trained parameters.
+
+        Raises:
+            KeyError: The names are not exactly the trained ones; names the first of each kind.
+        """
+        trained = self.trained_names()
+        missing = [name for name in trained if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in set(trained)]
+        if missing or unexpected:
+            raise KeyError(
+                f"the checkpoint does not fit this module: {len(missing)} keys missing"
+                f"{_first(missing)}, {len(unexpected)} unexpected{_first(unexpected)}. "
+                "Was it made with the same experiment, scale, control and connector?"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the recipe, so that the checkpoint can be restored with, without its config."""
+        checkpoint["format"] = CHECKPOINT_FORMAT
+        checkpoint["recipe"] = self.recipe
+
+    def configure_model(self) -> None:
+        """Shard what is trained, under `ShardedStrategy`; nothing under others."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not self.is_sharded:
+            mesh = self.trainer.strategy.device_mesh["data_parallel"]
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard_trained(self, mesh, compute_dtype=dtype)
+            self.is_sharded = True
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW over the trained parameters and its schedule, stepped every step."""
+        optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def pictures(self, batch: Any) -> dict[str, Tensor]:
+        """Return columns of a validation picture: title -> images (B, 3, H, W) in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} must define pictures")
+
+
+def _first(names: list[str]) -> str:
+    return f" (first: {names[0]})" if names else ""
