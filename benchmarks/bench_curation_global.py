@@ -6,6 +6,7 @@ would have written them, about 3 % of them duplicates. Each step runs in a proce
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import platform
@@ -29,7 +30,7 @@ from open_supir.curation.runners import LocalRunner
 from open_supir.curation.sources import PLAN, InputSettings
 from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
 from open_supir.curation.thresholds import MEASURES, Thresholds
-from open_supir.curation.work import DONE, Recipe, Unit, unit_folder, unit_key, write_json
+from open_supir.curation.work import DONE, Recipe, Unit, unit_folder, unit_key
 from open_supir.curation.write_shards import ShardPlanStep
 
 UNIT = 1000
@@ -131,7 +132,7 @@ def _write(
     table = pa.table({n: pa.array(v).cast(schema.field(n).type) for n, v in whole.items()})
     pq.write_table(table, folder / "rows.parquet")
     done = {"key": unit_key(step, unit), "result": unit.name, "statistics": statistics}
-    write_json(folder / DONE, done)
+    (folder / DONE).write_text(json.dumps(done))
 
 
 def _measured(work: Callable[[Path], None], folder: Path, answers: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from open_supir.base.files import sha256_of
 from open_supir.base.images import write_image
 from open_supir.evaluation import read_records, run_benchmark, write_report
 from open_supir.evaluation.provenance import (
@@ -20,7 +21,6 @@ from open_supir.evaluation.provenance import (
 )
 from open_supir.evaluation.records import Record
 from open_supir.evaluation.samples import Sample
-from open_supir.evaluation.weights import hash_file
 from open_supir.evaluation.widgets import Scatter, embed, scatter_html
 
 TABLES = ("table.md", "table.csv", "table.tex", "paired.csv", "per_image.csv", "report.html")
@@ -54,7 +54,7 @@ def evaluated(tmp_path: Path) -> Path:
 def test_page_holds_parameters_settings_versions_and_hashes(evaluated: Path) -> None:
     page = (evaluated / "report.html").read_text()
     digest = read_inputs(evaluated)["img0"]["sha256"]
-    assert digest == hash_file(evaluated.parent / "in.png") and digest in page
+    assert digest == sha256_of(evaluated.parent / "in.png") and digest in page
     assert "noise: 0.25" in page and "abc123" in page
     assert f"&quot;torch&quot;: &quot;{torch.__version__.split('+')[0]}" in page
     assert page.count("<circle") == 2 * 6  # one method beside the first, two metrics

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageCms
 
 from open_supir.inference.photo import Photo, read_photo
-from open_supir.inference.photo_writer import encode_photo, write_bytes
+from open_supir.inference.photo_writer import encode_photo
 
 imagecodecs = pytest.importorskip("imagecodecs")
 RANDOM = np.random.default_rng(0)
@@ -177,16 +177,3 @@ def test_alpha_becomes_white_in_a_jpeg() -> None:
     photo = Photo(rgb=torch.zeros(3, 8, 8), alpha=torch.zeros(1, 8, 8))
     content = encode_photo(photo, format="jpg", record={})
     assert np.asarray(Image.open(io.BytesIO(content))).min() > 250
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.png"
-    write_bytes(path, b"old")
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("open_supir.inference.photo_writer.os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_bytes(path, b"new")
-    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

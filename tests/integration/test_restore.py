@@ -273,7 +273,7 @@ def test_full_disk_leaves_nothing_partial(
             raise OSError(28, "No space left on device")
         real(number)
 
-    monkeypatch.setattr("open_supir.inference.photo_writer.os.fsync", full)
+    monkeypatch.setattr("open_supir.base.files.os.fsync", full)
     (line,) = run()
     assert line.endswith("a.png: No space left on device")
     assert _files(tmp_path / "out") == ["b.png", "b.png.json"]

@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from open_supir.base.files import sha256_of
 from open_supir.checkpoints import inspect_checkpoint
-from open_supir.commands.convert import convert, sha256
+from open_supir.commands.convert import convert
 from open_supir.commands.evaluate import evaluate
 from open_supir.commands.train import ARCHITECTURE
 from open_supir.diffusion import RestoreSettings
@@ -63,7 +64,7 @@ def test_export_says_what_it_is_and_what_it_belongs_to(exported: Path, workplace
     metadata = inspect_checkpoint(exported).metadata
     assert metadata["format"] == "pt" and metadata["layout"] == "supir"
     assert metadata["base"] == "prior.safetensors"
-    assert metadata["base_sha256"] == sha256(workplace / "prior.safetensors")
+    assert metadata["base_sha256"] == sha256_of(workplace / "prior.safetensors")
     assert metadata["control"] == "full" and metadata["connector"] == "zerosft_released"
     assert metadata["step"] == "7" and metadata["weights"] == "raw"
     assert metadata["base_license"] == metadata["license"] == "unstated"
@@ -80,7 +81,7 @@ def test_licence_of_the_base_is_passed_on(
     path = converted(checkpoint, tmp_path / "out.safetensors", base=str(base))
     metadata = inspect_checkpoint(path).metadata
     assert metadata["base_license"] == metadata["license"] == words["modelspec.license"]
-    assert metadata["base_sha256"] == sha256(base)
+    assert metadata["base_sha256"] == sha256_of(base)
 
 
 def test_exported_file_restores_as_the_checkpoint_does(

@@ -1,15 +1,13 @@
 """Checkpoints are whole under their final name, or not there."""
 
-import os
 import pickle
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 
 from open_supir.training import checkpoint_io
-from open_supir.training.checkpoint_io import VerifiedCheckpointIO, remove_stale_temporaries, verify
+from open_supir.training.checkpoint_io import VerifiedCheckpointIO, verify
 from open_supir.training.saving import SaveCheckpoints
 
 
@@ -46,19 +44,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     torch.save({"a": print}, path)
     with pytest.raises(pickle.UnpicklingError):
         VerifiedCheckpointIO().load_checkpoint(path, weights_only=False)
-
-
-def test_a_dead_writer_s_temporary_file_goes_and_a_living_one_s_stays(tmp_path: Path) -> None:
-    host = socket.gethostname()
-    dead = tmp_path / f".a.ckpt.{host}.{2**22 + 1}.tmp"  # beyond the highest process number
-    living = tmp_path / f".a.ckpt.{host}.{os.getppid()}.tmp"
-    elsewhere = tmp_path / ".a.ckpt.other-host.1.tmp"
-    old = tmp_path / ".b.ckpt.other-host.1.tmp"
-    for path in (dead, living, elsewhere, old):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    remove_stale_temporaries(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {living.name, elsewhere.name}
 
 
 def test_milestones_stay_and_a_single_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import math
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from torch import Tensor
+
+from open_supir.base.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +147,8 @@ def write_image(
         options = {"format": "WEBP", "quality": quality, "exif": _exif(metadata)}
     else:
         raise ValueError(f"{path}: cannot write suffix {suffix!r}; use .png, .jpg or .webp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path, fsync=False) as temporary:
         picture.save(temporary, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _png_text(metadata: Mapping[str, str]) -> PngImagePlugin.PngInfo:

@@ -5,12 +5,13 @@ with config.yaml, summary.json, csv/, tensorboard/, checkpoints/, pictures/ and 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from open_supir.base.files import write_text
 
 LAST = "checkpoints/last.ckpt"
 
@@ -50,11 +51,3 @@ def write_config(run: Path, cfg: DictConfig) -> None:
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write what a finished run came to, as JSON."""
     write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

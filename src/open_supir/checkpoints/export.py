@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.files import write_text
 from open_supir.checkpoints.diffusers_config import component_configs, tokenizer_files
 from open_supir.checkpoints.diffusers_names import UNetShape, diffusers_pieces, to_diffusers
 from open_supir.checkpoints.files import TensorSpec
@@ -25,7 +26,7 @@ from open_supir.checkpoints.keymaps import (
     to_piece,
 )
 from open_supir.checkpoints.parts import PartTensors
-from open_supir.checkpoints.safetensors_writer import replace_atomically, write_safetensors
+from open_supir.checkpoints.safetensors_writer import write_safetensors
 
 Part = nn.Module | Mapping[str, Tensor]
 
@@ -151,8 +152,7 @@ def export_diffusers(
     configs = component_configs(shapes, shape, head_channels=head_channels)
     texts = {name: json.dumps(config, indent=2) + "\n" for name, config in configs.items()}
     for name, text in (texts | (tokenizer_files(*tokens) if tokens else {})).items():
-        with replace_atomically(root / name) as out:
-            out.write(text.encode())
+        write_text(root / name, text)
 
 
 def _write_official(

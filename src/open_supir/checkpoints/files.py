@@ -20,7 +20,7 @@ from open_supir.base.places import located
 from open_supir.checkpoints.diffusers_names import FOLDERS
 from open_supir.checkpoints.pickles import read_pickle, what_else
 
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -34,7 +34,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 REMAP_BYTES = 128 << 20
@@ -248,17 +247,6 @@ def _component(names: Iterable[str]) -> str:
     return ""
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """Return the floating point type of that name.
-
-    Raises:
-        ValueError: There is none; lists the known ones.
-    """
-    if name not in FLOATS:
-        raise ValueError(f"unknown dtype {name!r}; known: {', '.join(FLOATS)}")
-    return FLOATS[name]
-
-
 def read_safetensors_header(path: Path) -> tuple[dict[str, TensorSpec], dict[str, str]]:
     """Return the tensors' specs and the metadata of a `.safetensors` file, checking its length.
 
@@ -280,7 +268,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorSpec], dict[str
         header = json.loads(raw)
         metadata = header.pop("__metadata__", {})
         specs = {
-            key: TensorSpec(tuple(entry["shape"]), DTYPES[entry["dtype"]])
+            key: TensorSpec(tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]])
             for key, entry in header.items()
         }
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)

@@ -6,19 +6,16 @@ JSON header, the tensors' bytes.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-from open_supir.checkpoints.files import DTYPES, TensorSpec
+from open_supir.base.files import replacing
+from open_supir.checkpoints.files import SAFETENSORS_DTYPES, TensorSpec
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
 def write_safetensors(
@@ -52,44 +49,10 @@ def write_safetensors(
         offset = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with replace_atomically(Path(path)) as file:
+    with replacing(Path(path)) as temporary, open(temporary, "wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
             (shape, dtype), read = tensors[name]
             tensor = read().detach().to(device="cpu", dtype=dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), (name, tensor.shape, shape)
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-@contextmanager
-def replace_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; on success it is flushed to disk and renamed, on failure
-    removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # temporary files are private; weights are as any file
-        os.replace(name, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

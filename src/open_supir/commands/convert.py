@@ -1,6 +1,5 @@
 """Convert weight files between layouts, or tell what one is: python -m src.convert inspect=FILE."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from open_supir.base.cli import command
+from open_supir.base.dtypes import parse_dtype
+from open_supir.base.files import sha256_of
 from open_supir.base.places import located
 from open_supir.checkpoints import (
     export_diffusers,
@@ -22,7 +23,6 @@ from open_supir.checkpoints import (
     open_checkpoint,
 )
 from open_supir.checkpoints.export import SDXL_PARTS, SUPIR_PARTS
-from open_supir.checkpoints.files import parse_dtype
 from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
 from open_supir.checkpoints.parts import read_contents
@@ -80,18 +80,6 @@ def convert(settings: Mapping[str, Any]) -> Path:
     return output
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; of a folder, that of the list of its weight
-    files' own.
-    """
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*/*") if file.suffix in (".safetensors", ".bin"))
-        lines = [f"{sha256(file)}  {file.relative_to(path)}\n" for file in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
     """Say which SDXL file trained weights belong to: as asked, else the one that the training
     checkpoint names, if it is still there.
@@ -104,7 +92,7 @@ def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
         return {"base": Path(path).name}
     checkpoint = open_checkpoint(path, key="base")
     licence = checkpoint.metadata.get("license") or checkpoint.metadata.get("modelspec.license")
-    words = {"base": checkpoint.path.name, "base_sha256": sha256(checkpoint.path)}
+    words = {"base": checkpoint.path.name, "base_sha256": sha256_of(checkpoint.path)}
     return words | {"base_license": licence or UNSTATED}
 
 

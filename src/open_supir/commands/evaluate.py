@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from open_supir.base.cli import command, pick_device
+from open_supir.base.files import sha256_of, write_text
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.places import located
 from open_supir.base.run_folders import (
@@ -27,7 +28,6 @@ from open_supir.base.run_folders import (
     read_config,
     run_folder,
     write_config,
-    write_text,
 )
 from open_supir.evaluation import (
     Protocol,
@@ -46,7 +46,7 @@ from open_supir.evaluation.provenance import (
     write_environment,
 )
 from open_supir.evaluation.samples import Method
-from open_supir.evaluation.weights import fetch, hash_file
+from open_supir.evaluation.weights import fetch
 from open_supir.inference import Restorer
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def model_methods(
         **options,
     )
     files = {key: _hash_weights(path) for key, path in weights.items() if path}
-    loaded: dict[str, Any] = {"checkpoint": hash_file(checkpoint), **files}
+    loaded: dict[str, Any] = {"checkpoint": sha256_of(checkpoint), **files}
     restored = {
         **loaded,
         "captioner": OmegaConf.to_container(cfg.captioner),
@@ -172,7 +172,7 @@ def other_methods(
         taken.add(name)
     methods = folder_outputs(folders) | spandrel_models(models, device)
     settings = {name: {"outputs": digest_folder(folder)} for name, folder in folders.items()}
-    settings |= {str(name): {"weights": hash_file(Path(file))} for name, file in models.items()}
+    settings |= {str(name): {"weights": sha256_of(Path(file))} for name, file in models.items()}
     return methods, settings
 
 
@@ -238,7 +238,7 @@ def _digest(ranges: DictConfig) -> str:
 
 def _hash_weights(path: str) -> str:
     return (
-        hash_file(located(path)) if located(path).is_file() else path
+        sha256_of(located(path)) if located(path).is_file() else path
     )  # a diffusers folder, `clean`
 
 

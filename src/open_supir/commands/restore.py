@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from open_supir.base.cli import command, pick_device
+from open_supir.base.dtypes import parse_dtype
+from open_supir.base.files import remove_leftovers, sha256_of
 from open_supir.base.places import located
-from open_supir.commands.convert import sha256
 from open_supir.commands.evaluate import find_checkpoint
 from open_supir.diffusion import RestoreSettings
 from open_supir.inference import RestoreOptions, Restorer
@@ -42,8 +43,6 @@ from open_supir.inference.photo import quieten_readers
 from open_supir.webui.studio import FILE_ERRORS
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @command("restore")
@@ -90,6 +89,8 @@ def _restore_share(cfg: DictConfig, rank: int, world: int) -> list[str]:
 
     restorer = build_restorer(cfg, checkpoint, options)
     output.mkdir(parents=True, exist_ok=True)
+    for folder in {job.targets[0].parent for job in left}:
+        remove_leftovers(folder)  # of runs that were killed
     total = options.settings.num_steps * options.num_samples
     with _progress(rank) as progress, _stop_after_this_image() as stopped:
         steps = progress.add_task("restoring", total=len(left))
@@ -175,22 +176,21 @@ def model_of(cfg: DictConfig, checkpoint: Path) -> dict[str, str | None]:
     """
     model = {
         "checkpoint": checkpoint.name,
-        "sha256": sha256(checkpoint),
+        "sha256": sha256_of(checkpoint),
         "dtype": cfg.dtype,
         "quantize": cfg.quantize,
     }
     for name, value in cfg.weights.items():
         if value:
             file = located(value)
-            known = sha256(file) if file.exists() else None  # "clean", or an error in a moment
+            known = sha256_of(file) if file.exists() else None  # "clean", or an error in a moment
             model |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
     return model
 
 
 def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -> Restorer:
     """Load the networks and the captioner that a configuration asks for."""
-    if cfg.dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {cfg.dtype!r}; known: {', '.join(DTYPES)}")
+    dtype = parse_dtype(cfg.dtype)
     captioner = instantiate(cfg.captioner, _convert_="all")
     if cfg.caption_cache and hasattr(captioner, "identity"):
         captioner = CachedCaptioner(captioner, cfg.caption_cache)
@@ -202,7 +202,7 @@ def build_restorer(cfg: DictConfig, checkpoint: Path, options: RestoreOptions) -
         weights=OmegaConf.to_container(cfg.weights),  # type: ignore[arg-type]
         captioner=captioner,
         device=device,
-        dtype=DTYPES[cfg.dtype],
+        dtype=dtype,
         quantize=cfg.quantize,
         **{name: getattr(options, name) for name in vars(options)},
     )

@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from open_supir.base.files import write_text
 from open_supir.curation.tables import read_table
 from open_supir.curation.thresholds import stored_rows
-from open_supir.curation.work import digest, read_done, unit_folder, write_json, write_text
+from open_supir.curation.work import digest, read_done, unit_folder
 
 PACKAGES = ("open-supir", "torch", "pillow", "simplejpeg", "numpy", "webdataset", "pyarrow")
 
@@ -50,7 +51,7 @@ def write_card(
     card |= _counts(root, settings, entries, filtered, captioned)
     card["versions"] = _versions()
     write_text(folder / "CARD.md", _markdown(card))
-    write_json(path, card)
+    write_text(path, json.dumps(card, indent=1))
 
 
 def _settings(settings: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from open_supir.base.files import remove_leftovers
 from open_supir.curation.card import write_card
 from open_supir.curation.dedup import DedupStep
 from open_supir.curation.runners import LocalRunner, Runner
@@ -118,8 +119,7 @@ class Pipeline:
         shards = Path(self.settings.shards_dir)
         sources = (self.settings.positives.source, self.settings.negative_shards.source)
         for folder in (self.root / PLAN, self.output / "report", *map(shards.joinpath, sources)):
-            for left in folder.glob(".*.tmp"):
-                left.unlink()
+            remove_leftovers(folder)
 
     def _run_filter(self) -> None:
         self._do(self.settings.filter, self.plan)

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from open_supir.base.files import write_text
 from open_supir.curation.reading import open_shard
 from open_supir.curation.tables import read_rows
 from open_supir.curation.thresholds import MEASURES, Thresholds, column, stored_rows
-from open_supir.curation.work import read_done, unit_folder, write_text
+from open_supir.curation.work import read_done, unit_folder
 
 NEAREST = 8  # pictures on each side of a threshold
 THUMBNAIL = 112

@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from open_supir.base.files import replacing, write_text
 from open_supir.curation.tables import read_rows, read_table, write_rows
-from open_supir.curation.work import Unit, digest, digest_all, write_json
+from open_supir.curation.work import Unit, digest, digest_all
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def _make_plan(
             name = f"{len(units):06d}"
             units.append(_write_unit(folder, name, kind, rows[start : start + size]))
     content = {"about": about, "units": units}
-    write_json(folder / "plan.json", content)
+    write_text(folder / "plan.json", json.dumps(content, indent=1))
     log.info("plan: %d units", len(units))
     return content
 
@@ -157,9 +158,8 @@ def _make_plan(
 def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tuple[str, str, str]:
     """Write the listing of a unit; return what the plan says of it."""
     path = folder / f"{name}.parquet"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_rows(temporary, rows, LISTING)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        write_rows(temporary, rows, LISTING)
     names = LISTING.names
     return name, kind, digest_all(repr([row.get(name) for name in names]) for row in rows)
 

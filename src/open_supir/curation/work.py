@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from open_supir.base.files import flush
+
 log = logging.getLogger(__name__)
 
 DONE = "done.json"
@@ -137,7 +139,8 @@ def run_unit(process: Process, step: Step, unit: Unit, root: Path) -> None:
             "statistics": statistics,
         }
         (temporary / DONE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-        _flush(temporary)
+        for path in temporary.rglob("*"):
+            flush(path)
         _replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -147,13 +150,6 @@ def sweep(final: Path) -> None:
     """Delete what killed attempts at a unit have left."""
     for left in final.parent.glob(f".{final.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
 
 
 def _replace(temporary: Path, final: Path) -> None:
@@ -183,19 +179,3 @@ def alone(root: Path) -> Iterator[None]:
         except OSError as error:  # a file system without locks
             log.warning("%s cannot be locked (%s); start no second run", root, error)
         yield
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

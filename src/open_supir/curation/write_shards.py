@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from open_supir.base.files import write_text
 from open_supir.curation.tables import read_rows, write_rows
 from open_supir.curation.thresholds import MEASURES
 from open_supir.curation.work import (
@@ -25,7 +26,6 @@ from open_supir.curation.work import (
     digest_all,
     read_done,
     unit_folder,
-    write_text,
 )
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFilter, ImageOps
 
+from open_supir.base.files import temporary_name
 from open_supir.base.images import read_image
 from open_supir.base.places import DEMO
 from open_supir.data.dead_leaves import DeadLeaves, noise_texture, photo_texture
@@ -60,7 +61,7 @@ def write_demo_shards(
         return
     log.info("making demo shards in %s from the photographs of scikit-image", root)
     manifest = json.loads(PHOTOS_FILE.read_text(encoding="utf-8"))
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(root)
     try:
         temporary.mkdir(parents=True)
         crops = list(photo_crops(manifest["train"], seed=seed, factor=photos))

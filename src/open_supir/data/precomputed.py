@@ -8,7 +8,6 @@ writes them; each tells in its metadata the sha256 of its tar and what made it.
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from open_supir.base.files import replacing
 from open_supir.data.captions import CaptionPolicy, TokenCounter, compose
 from open_supir.data.order import keyed_hash
 from open_supir.data.samples import CropPolicy, SampleError
@@ -100,14 +100,9 @@ def write_columns(
     tar: Path, kind: str, tensors: Mapping[str, Tensor], *, sha256: str, recipe: str
 ) -> None:
     """Write what was precomputed for a shard, whole or not at all."""
-    path = column_path(tar, kind)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(column_path(tar, kind)) as temporary:
         save_file(dict(tensors), temporary, metadata={"tar": sha256, "recipe": recipe})
         temporary.chmod(0o644)  # save_file makes it private; others' jobs read it too
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_metadata(tar: Path, kind: str) -> dict[str, str]:

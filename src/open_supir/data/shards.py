@@ -5,9 +5,7 @@ A folder of shards holds `NAME.tar` (members `KEY.jpg|png|webp`, `KEY.txt`, `KEY
 renamed; the manifest comes last, so a folder with a manifest is whole.
 """
 
-import hashlib
 import json
-import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from webdataset.writer import TarWriter
 
+from open_supir.base.files import replacing, sha256_of, write_text
 from open_supir.data.index import BLOCK, KEY_PATTERN, SIZE_LIMITS, TarIndex, index_tar
 from open_supir.data.index_file import INDEX_SUFFIX, open_index, read_index
 from open_supir.data.storage import MAX_OPEN, LocalFiles, StorageError, is_remote, open_files
@@ -96,26 +95,18 @@ def write_shard(path: str | Path, samples: Iterable[StoredSample]) -> ShardEntry
     path = Path(path)
     if path.suffix != ".tar" or not KEY_PATTERN.fullmatch(path.stem):
         raise ValueError(f"shard names are [A-Za-z0-9_-]+.tar, got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     statistics = _Statistics()
-    try:
-        with open(temporary, "wb") as file:
-            with TarWriter(file, encoder=False, mtime=0) as writer:
-                for sample in samples:
-                    writer.write(sample.members())
-                    statistics.add(sample)
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
+            for sample in samples:
+                writer.write(sample.members())
+                statistics.add(sample)
         index = index_tar(temporary)
         if index.damage or index.skipped or len(index.rows) != statistics.count:
             reason = index.damage or dict(index.skipped)
             raise ValueError(f"{path.name}: the written tar does not read back whole: {reason}")
         entry = describe_shard(temporary, index, name=path.name, statistics=statistics.summary())
         save_index(path, index)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return entry
 
 
@@ -139,10 +130,7 @@ def write_manifest(folder: str | Path, entries: Sequence[ShardEntry]) -> None:
     """Write `manifest.json` of a folder, sorted by shard name; the last thing a builder does."""
     ordered = sorted(entries, key=lambda e: e.name)
     content = {"version": MANIFEST_VERSION, "shards": [asdict(e) for e in ordered]}
-    path = Path(folder) / MANIFEST
-    temporary = path.with_name(f".{MANIFEST}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(Path(folder) / MANIFEST, json.dumps(content, indent=1))
 
 
 def read_manifest(folder: str | Path, *, statistics: bool = True) -> list[ShardEntry]:
@@ -184,11 +172,13 @@ def describe_shard(
     path: str | Path, index: TarIndex, *, name: str, statistics: dict[str, Any]
 ) -> ShardEntry:
     """Make the manifest entry of a finished tar: size and sha256 are read from the file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = os.fstat(file.fileno()).st_size
+    path = Path(path)
     return ShardEntry(
-        name=name, count=len(index.rows), bytes=size, sha256=digest, statistics=statistics
+        name=name,
+        count=len(index.rows),
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        statistics=statistics,
     )
 
 
@@ -199,11 +189,8 @@ def index_path(tar: str | Path) -> Path:
 
 def save_index(tar: str | Path, index: TarIndex) -> None:
     """Write the index of `tar` beside it."""
-    path = index_path(tar)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replacing(index_path(tar)) as temporary, open(temporary, "wb") as file:
         np.save(file, index.rows, allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def load_index(tar: str | Path, *, count: int) -> np.ndarray:

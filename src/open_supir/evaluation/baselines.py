@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from open_supir.base.files import sha256_of
 from open_supir.base.images import list_images, read_image, resize, to_unit
 from open_supir.evaluation.samples import Method, Sample
-from open_supir.evaluation.weights import hash_file
 
 
 def folder_outputs(folders: Mapping[str, Path]) -> dict[str, Method]:
@@ -51,7 +51,7 @@ def digest_folder(folder: Path) -> str:
     """Return one SHA-256 over names and contents of a folder's pictures."""
     total = hashlib.sha256()
     for path in list_images(folder):
-        total.update(f"{path.relative_to(folder).as_posix()} {hash_file(path)}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
     return total.hexdigest()
 
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
+from open_supir.base.files import write_text
 from open_supir.base.images import list_images
-from open_supir.evaluation.records import write_text
 from open_supir.evaluation.tables import csv_table, markdown_table
 from open_supir.evaluation.widgets import embed
 

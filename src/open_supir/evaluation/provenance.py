@@ -14,11 +14,10 @@ from typing import Any, TypedDict
 
 import torch
 
+from open_supir.base.files import sha256_of, write_text
 from open_supir.base.images import to_uint8
 from open_supir.evaluation.metrics import select_metrics
-from open_supir.evaluation.records import write_text
 from open_supir.evaluation.samples import Sample, as_json
-from open_supir.evaluation.weights import hash_file
 
 INPUTS, ENVIRONMENT = "inputs.jsonl", "environment.json"
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pyiqa", "scikit-image", "spandrel", "numpy")
@@ -55,7 +54,7 @@ def describe_input(sample: Sample) -> Input:
     return Input(
         image=sample.name,
         file=None if source is None else source.name,
-        sha256=None if source is None else hash_file(source),
+        sha256=None if source is None else sha256_of(source),
         pixels=pixels.hexdigest(),
         lq_size=list(sample.lq.shape[-2:]),
         hq_size=None if sample.hq is None else list(sample.hq.shape[-2:]),
@@ -106,4 +105,4 @@ def weight_hashes(metrics: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of the weight files in use, by their place below torch's hub folder."""
     hub = Path(torch.hub.get_dir())
     files = {file.path for metric in select_metrics(metrics) for file in metric.weights}
-    return {name: hash_file(hub / name) for name in sorted(files) if (hub / name).is_file()}
+    return {name: sha256_of(hub / name) for name in sorted(files) if (hub / name).is_file()}

@@ -1,10 +1,11 @@
 """Records: one row an image, method and metric, as JSON lines. Tables are views of them."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
+
+from open_supir.base.files import replacing
 
 Status = Literal[
     "ok",  # value holds the score
@@ -46,14 +47,9 @@ class Record(TypedDict):
 
 def write_records(records: Iterable[Record], path: Path) -> None:
     """Write JSON lines, whole or not at all; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as stream:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for record in records:
             stream.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, path)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -74,11 +70,3 @@ def read_records(path: Path) -> list[Record]:
                 raise ValueError(f"{path}, line {number}: lacks {', '.join(sorted(lacking))}")
             records.append(cast(Record, row))
     return records
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all; parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)

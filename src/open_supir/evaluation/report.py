@@ -6,6 +6,7 @@ Everything is made from the records alone, so a table can be made again at any t
 from collections.abc import Sequence
 from pathlib import Path
 
+from open_supir.base.files import write_text
 from open_supir.evaluation.compare import compare_methods
 from open_supir.evaluation.document import (
     Block,
@@ -19,7 +20,7 @@ from open_supir.evaluation.document import (
 )
 from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.page import picture_blocks, scatter_blocks, settings_blocks
-from open_supir.evaluation.records import WHOLE_SET, Record, write_text
+from open_supir.evaluation.records import WHOLE_SET, Record
 from open_supir.evaluation.tables import (
     Footnotes,
     Table,

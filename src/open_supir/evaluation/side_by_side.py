@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 
+from open_supir.base.files import write_text
 from open_supir.base.images import read_image, resize, write_image
 from open_supir.evaluation.compare import Comparison, average_seeds, compare_runs, compare_scalars
 from open_supir.evaluation.document import (
@@ -22,7 +23,6 @@ from open_supir.evaluation.document import (
     render_markdown,
 )
 from open_supir.evaluation.plots import plot_curves
-from open_supir.evaluation.records import write_text
 from open_supir.evaluation.runs import Run, config_differences, final_values
 from open_supir.evaluation.tables import csv_table
 

@@ -5,7 +5,6 @@ are found by their official names there; pyiqa reads them with pickle, so take t
 addresses only.
 """
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from open_supir.base.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> 
         path = folder / file.path
         if not path.is_file():
             missing.append(_missing(file, folder, "not found"))
-        elif file.sha256 is not None and hash_file(path) != file.sha256:
+        elif file.sha256 is not None and sha256_of(path) != file.sha256:
             missing.append(_missing(file, folder, "is not the released file (SHA-256 differs)"))
     return missing
 
@@ -146,9 +147,3 @@ def offline() -> Iterator[None]:
             del os.environ["HF_HUB_OFFLINE"]
         else:
             os.environ["HF_HUB_OFFLINE"] = before
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from open_supir.base.files import remove_leftovers, write_text
 from open_supir.base.images import to_uint8
 from open_supir.inference.captioner import Captioner, one_line
-from open_supir.inference.photo_writer import write_bytes
 
 
 class CachedCaptioner:
@@ -22,6 +22,7 @@ class CachedCaptioner:
     def __init__(self, captioner: Captioner, folder: str | Path) -> None:
         self.captioner = captioner
         self.folder = Path(folder)
+        remove_leftovers(self.folder)
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
         """Return the caption of `image` (3, H, W) in [0, 1]."""
@@ -34,6 +35,5 @@ class CachedCaptioner:
             return one_line(json.loads(path.read_bytes())["caption"])
         except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: ask
             caption = self.captioner(image, source=source)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps({"caption": caption, "by": identity}).encode())
+        write_text(path, json.dumps({"caption": caption, "by": identity}))
         return caption

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
+from open_supir.base.files import sha256_of, write_bytes
 from open_supir.base.images import MAX_PIXELS, resize
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.photo import PHOTO_SUFFIXES, Photo, read_photo
-from open_supir.inference.photo_writer import SUFFIXES, encode_photo, write_bytes
+from open_supir.inference.photo_writer import SUFFIXES, encode_photo
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -141,8 +142,8 @@ def is_done(job: Job, key: str, caption: str | None = None) -> bool:
         return (
             record["key"] == key
             and caption in (None, record["caption"])
-            and record["input"]["sha256"] == _sha256(job.source)
-            and outputs == {file.name: _sha256(file) for file in job.targets}
+            and record["input"]["sha256"] == sha256_of(job.source)
+            and outputs == {file.name: sha256_of(file) for file in job.targets}
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -177,7 +178,7 @@ def restore_file(
     folder.mkdir(parents=True, exist_ok=True)
     result = restorer(photo.rgb, source=job.source, options=options, on_step=on_step)
     inside = describe(result, model) | {
-        "input": {"name": job.name, "sha256": _sha256(job.source)},
+        "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": list(photo.notes),
     }
     outputs = []
@@ -246,11 +247,6 @@ def _hashed(name: Path) -> str:
 
 def _caseless(path: Path) -> str:
     return str(path).casefold()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -1,14 +1,10 @@
-"""Write restored photographs: 8 or 16 bits, tagged sRGB, with their record inside, atomically."""
+"""Write restored photographs: 8 or 16 bits, tagged sRGB, with their record inside."""
 
-import hashlib
 import io
 import json
-import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,31 +56,6 @@ def encode_photo(
     file = io.BytesIO()
     picture.save(file, **{k: v for k, v in options.items() if v is not None})
     return file.getvalue()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; what a killed run leaves is replaced by the next.
-
-    Raises:
-        OSError: It cannot be written; nothing is left under the final name.
-    """
-    with replacing(path) as temporary, open(temporary, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden name beside `path`, which takes its place when the block ends well."""
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = path.with_name(f".{name}.tmp")
-    temporary.unlink(missing_ok=True)  # a killed run's, or a link that leads elsewhere
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def srgb_profile() -> bytes:

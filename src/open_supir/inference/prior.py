@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from open_supir.base.dtypes import parse_dtype
 from open_supir.checkpoints.load import Load, load_all
 from open_supir.diffusion import Denoiser, RestoreSettings
 from open_supir.inference.text_to_image import image_to_image
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from open_supir.networks.build import build_on_meta
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,7 @@ def load_prior(
     Raises:
         FileNotFoundError, KeyError, ValueError: The file is missing or wrong; names it.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    network_dtype = parse_dtype(dtype)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network: UNet = build_on_meta(unet)
@@ -82,7 +80,7 @@ def load_prior(
     parts = {"unet": network, "clip_l": towers.clip_l, "clip_g": towers.clip_g}
     load_all(
         [
-            Load(path=path, parts=parts, dtype=DTYPES[dtype], key="negatives.prior.path"),
+            Load(path=path, parts=parts, dtype=network_dtype, key="negatives.prior.path"),
             Load(path=path, parts={"vae": coder}, dtype=torch.float32, key="negatives.prior.path"),
         ]
     )

@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from open_supir.base.dtypes import parse_dtype
 from open_supir.base.run_folders import newest_checkpoint
 from open_supir.checkpoints import inspect_checkpoint
-from open_supir.checkpoints.files import parse_dtype
 from open_supir.checkpoints.load import Load, ignored_for, load_all
 from open_supir.networks import ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule

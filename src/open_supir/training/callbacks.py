@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from open_supir.base.files import write_text
 from open_supir.base.images import image_grid, to_uint8, write_image
 from open_supir.training.degradation_log import describe
 
@@ -63,9 +64,7 @@ class ValidationPictures(pl.Callback):
             f"{line} | {caption}" for line, caption in zip(degraded, batch["caption"], strict=False)
         ]
         if lines:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            temporary.replace(path.with_suffix(".txt"))
+            write_text(path.with_suffix(".txt"), "\n".join(lines) + "\n", fsync=False)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, trainer.global_step

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import IO, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from open_supir.base.files import flush, remove_leftovers, replacing, sha256_of, write_text
+
 MANIFEST_VERSION = 1
-FOREIGN_TEMPORARY_AGE_S = 3600.0  # another machine's process may still be writing a younger one
 SPARE_BYTES = 64 << 20  # of free disk beyond two checkpoints: logs and pictures go on
 
 
@@ -41,7 +41,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(target.parent)
+        remove_leftovers(target.parent)
         needed = 2 * tensor_bytes(checkpoint) + SPARE_BYTES
         free = shutil.disk_usage(target.parent).free
         if free < needed:
@@ -49,37 +49,29 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
                 f"{target}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed (twice the "
                 "checkpoint). Make room, then go on with ckpt_path=last"
             )
-        temporary = temporary_name(target)
-        try:
+        with replacing(target) as temporary:
             with open(temporary, "wb") as file:
                 hashing = _HashingWriter(file)
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # needs write and flush only
-                file.flush()
-                os.fsync(file.fileno())
                 size = file.tell()
+            flush(temporary)
             # a manifest of an older file of this name must not outlive it
             manifest_path(target).unlink(missing_ok=True)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
         recipe = checkpoint.get("recipe", {})
-        _write_manifest(
-            target,
-            {
-                "version": MANIFEST_VERSION,
-                "file": target.name,
-                "size": size,
-                "sha256": hashing.sha256.hexdigest(),
-                "step": int(checkpoint.get("global_step", 0)),
-                "saved_at": time.time(),
-                "commit": recipe.get("commit"),
-                "recipe_sha256": hashlib.sha256(
-                    json.dumps(recipe, sort_keys=True, default=str).encode()
-                ).hexdigest(),
-                "torch": torch.__version__,
-            },
-        )
+        manifest = {
+            "version": MANIFEST_VERSION,
+            "file": target.name,
+            "size": size,
+            "sha256": hashing.sha256.hexdigest(),
+            "step": int(checkpoint.get("global_step", 0)),
+            "saved_at": time.time(),
+            "commit": recipe.get("commit"),
+            "recipe_sha256": hashlib.sha256(
+                json.dumps(recipe, sort_keys=True, default=str).encode()
+            ).hexdigest(),
+            "torch": torch.__version__,
+        }
+        write_text(manifest_path(target), json.dumps(manifest, indent=2) + "\n")
 
     def load_checkpoint(
         self,
@@ -126,8 +118,7 @@ def verify(checkpoint: Path) -> str | None:
     size = checkpoint.stat().st_size
     if size != manifest["size"]:
         return f"{size} bytes in place of {manifest['size']}"
-    with open(checkpoint, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256_of(checkpoint)
     if found != manifest["sha256"]:
         return f"sha256 {found[:12]} in place of {manifest['sha256'][:12]}"
     return None
@@ -141,23 +132,6 @@ def committed(folder: Path) -> list[Path]:
         if manifest is not None:
             found.append((manifest["saved_at"], path))
     return [path for _, path in sorted(found, reverse=True)]
-
-
-def temporary_name(target: Path) -> Path:
-    """Return the name under which this process writes `target`."""
-    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
-def remove_stale_temporaries(folder: Path) -> None:
-    """Delete what killed processes left half-written in a folder."""
-    for path in folder.glob(".*.tmp"):
-        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
-        if host.endswith("." + socket.gethostname()) and pid.isdigit():
-            stale = int(pid) != os.getpid() and not Path(f"/proc/{pid}").exists()
-        else:
-            stale = time.time() - path.stat().st_mtime > FOREIGN_TEMPORARY_AGE_S
-        if stale:
-            path.unlink(missing_ok=True)
 
 
 def tensor_bytes(content: Any) -> int:
@@ -183,26 +157,3 @@ class _HashingWriter:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def _write_manifest(target: Path, manifest: Mapping[str, Any]) -> None:
-    path = manifest_path(target)
-    temporary = temporary_name(path)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(manifest, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries: a rename is on disk only then."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from open_supir.base.files import write_text
 from open_supir.training.agreement import Ranks
 
 log = logging.getLogger(__name__)
@@ -184,10 +184,7 @@ class StepGuard(pl.Callback):
             "micro_batches": batches,
         }
         name = f"step_{trainer.global_step:07d}_rank{trainer.global_rank}.json"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.tmp"
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / name)
+        write_text(self.folder / name, json.dumps(record, indent=2) + "\n")
 
 
 _STATE = ("in_a_row", "skipped", "spikes", "records", "mean", "variance", "seen")

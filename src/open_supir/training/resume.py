@@ -5,11 +5,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from open_supir.base.files import remove_leftovers
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.training.checkpoint_io import (
     committed,
     read_manifest,
-    remove_stale_temporaries,
     verify,
 )
 
@@ -78,7 +78,7 @@ def newest_verified(run: Path) -> Path:
     source: Path | None = run
     while source is not None and source not in seen:
         seen.add(source)
-        remove_stale_temporaries(source / "checkpoints")
+        remove_leftovers(source / "checkpoints")
         for path in committed(source / "checkpoints"):
             wrong = verify(path)
             if wrong is None:

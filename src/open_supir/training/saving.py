@@ -1,17 +1,16 @@
 """SaveCheckpoints: when a checkpoint is written, and which ones are kept."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
+from open_supir.base.files import remove_leftovers, replacing
 from open_supir.training.agreement import Ranks
 from open_supir.training.checkpoint_io import (
     VerifiedCheckpointIO,
     committed,
-    remove_stale_temporaries,
 )
 
 LAST = "last.ckpt"
@@ -56,7 +55,7 @@ class SaveCheckpoints(Checkpoint):
             raise TypeError("SaveCheckpoints needs trainer.plugins=[VerifiedCheckpointIO]")
         self.saved_step = trainer.global_step
         if trainer.is_global_zero and self.folder.is_dir():
-            remove_stale_temporaries(self.folder)
+            remove_leftovers(self.folder)
         self.ranks.join()
         step = float(trainer.global_step)
         newest, oldest = self.ranks.max(step, -step)
@@ -105,7 +104,5 @@ class SaveCheckpoints(Checkpoint):
 
 def point_to(link: Path, target: Path) -> None:
     """Make `link` a symbolic link to a file beside it, in one step: it is never missing."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    with replacing(link, fsync=False) as temporary:
+        temporary.symlink_to(target.name)
