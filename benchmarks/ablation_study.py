@@ -157,11 +157,11 @@ FAMILIES = {  # rows of each table: title -> (job, variant); differences are fro
         "1 %": ("data_1", ""),
     },
     "Negative samples and words (guidance 4)": {
-        "negative samples, both words": ("zerosft", "_cfg4"),
-        "negative samples, positive words": ("zerosft", "_cfg4_no_negative"),
-        "negative samples, negative words": ("zerosft", "_cfg4_no_positive"),
-        "negative samples, no words": ("zerosft", "_cfg4_no_words"),
-        "no negative samples, both words": ("no_negatives", "_cfg4"),
+        "with samples, both words": ("zerosft", "_cfg4"),
+        "with samples, positive words": ("zerosft", "_cfg4_no_negative"),
+        "with samples, negative words": ("zerosft", "_cfg4_no_positive"),
+        "with samples, no words": ("zerosft", "_cfg4_no_words"),
+        "without samples, both words": ("no_negatives", "_cfg4"),
     },
     "Negative samples (guidance 1.2)": {
         "with negative samples": ("zerosft", ""),
@@ -192,21 +192,23 @@ def scores(name: str, variant: str, metric: str) -> dict[int, dict[str, float]]:
     return found
 
 
-def cell(own: dict[int, dict[str, float]], base: dict[int, dict[str, float]], metric: str) -> str:
-    """Write the mean over images and seeds, its spread over seeds, and the paired difference."""
+def cell(
+    own: dict[int, dict[str, float]], base: dict[int, dict[str, float]], metric: str
+) -> tuple[str, str]:
+    """Return the mean over images and seeds with its spread, and the paired difference."""
     by_seed = [fmean(images.values()) for images in own.values()]
     text = format_value(fmean(by_seed), metric)
     if len(by_seed) > 1:
         text += f" ± {format_value(stdev(by_seed), metric)}"
     shared = [seed for seed in own if seed in base]
     if own is base or not shared:
-        return text
+        return text, ""
     images = [
         fmean(own[seed][name] - base[seed][name] for seed in shared) for name in own[shared[0]]
     ]
     numbers = (fmean(images), *bootstrap_interval(images))
     change, low, high = (format_value(value, metric, signed=True) for value in numbers)
-    return f"{text} ({change} [{low}, {high}])"
+    return text, f"{change} [{low}, {high}]"
 
 
 def report() -> str:
@@ -219,12 +221,15 @@ def report() -> str:
             seeds = scores(name, variant, COLUMNS[0])
             if not seeds:  # not run
                 continue
-            line = [title, str(len(seeds))]
+            cells = []
             for metric in COLUMNS:
                 base = scores(*first, metric)
                 own = base if (name, variant) == first else scores(name, variant, metric)
-                line.append(cell(own, base, metric))
-            rows.append(line)
+                cells.append(cell(own, base, metric))
+            values, differences = zip(*cells, strict=True)
+            rows.append([title, str(len(seeds)), *values])
+            if any(differences):
+                rows.append(["- difference", "", *differences])
         header = ["", "seeds", *map(metric_title, COLUMNS)]
         if len(rows) < 2:
             continue

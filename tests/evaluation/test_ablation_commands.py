@@ -12,7 +12,9 @@ from benchmarks import ablation_study as study
 from tests.test_configs import CONF, ROOT
 
 COMMANDS = re.findall(
-    r"^python -m src\.(train|evaluate) -m (.+)$", (ROOT / "docs/ablations.md").read_text(), re.M
+    r"^python -m src\.(train|evaluate) -m (.+)$",
+    (ROOT / "docs/ablations.md").read_text().replace("\\\n", ""),
+    re.M,
 )
 FULL = [
     "scale=sdxl", "weights.sdxl=a.safetensors", "data.root=d", "data.heldout=h",
