@@ -118,6 +118,6 @@ def _adamw_8bit() -> Any:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError as error:
         raise ValueError(
-            "optim.kind=adamw_8bit needs bitsandbytes: pip install open-supir[eight_bit]"
+            "optim.kind=adamw_8bit needs bitsandbytes: pip install -e '.[eight_bit]'"
         ) from error
     return AdamW8bit
