@@ -13,8 +13,8 @@ import numpy as np
 import skimage
 import torch
 import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -40,9 +40,12 @@ def rows() -> dict[str, Tensor]:
     ]
     hq = to_signed(torch.stack(crops))
     images = {"HQ": to_unit(hq)}
-    for path in sorted((ROOT / "conf/degradation").glob("*.yaml")):
-        lq = instantiate(OmegaConf.load(path))(hq, SEEDS)
-        images[path.stem] = F.interpolate(to_unit(lq), size=(SIDE, SIDE), mode="nearest")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for path in sorted((ROOT / "conf/degradation").glob("*.yaml")):
+            composed = compose("degrade", overrides=[f"degradation={path.stem}"])
+            lq = instantiate(composed.degradation)(hq, SEEDS)
+            enlarged = F.interpolate(to_unit(lq), size=(SIDE, SIDE), mode="nearest")
+            images[path.stem] = enlarged
     return images
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import skimage
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
@@ -45,7 +46,13 @@ def preset(name: str, path: str = "loop") -> DegradationPipeline:
 
 def config(name: str) -> DegradationConfig:
     """Return a preset's ranges."""
-    return instantiate(OmegaConf.load(ROOT / "conf/degradation" / f"{name}.yaml")).config
+    return instantiate(composed(name)).config
+
+
+def composed(name: str) -> DictConfig:
+    """Return a preset with what it takes from others."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("degrade", overrides=[f"degradation={name}"]).degradation
 
 
 def psnr(image: Tensor, reference: Tensor, peak: float = 1.0) -> float:

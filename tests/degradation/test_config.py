@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from open_supir.degradation import BlurConfig, DegradationConfig, DegradationPipeline, StageConfig
 
-from .samples import PRESETS, ROOT, config
+from .samples import PRESETS, ROOT, composed, config
 
 EXPECTED = {
     "supir_q",
@@ -85,8 +85,8 @@ def test_preset_composes_as_a_group_and_instantiates(name: str, tmp_path) -> Non
     (tmp_path / "degradation").symlink_to(ROOT / "conf/degradation")
     (tmp_path / "main.yaml").write_text("defaults:\n  - degradation: supir_q\n  - _self_\n")
     with initialize_config_dir(str(tmp_path), version_base=None):
-        composed = compose("main", overrides=[f"degradation={name}"])
-    pipeline = instantiate(composed.degradation)
+        cfg = compose("main", overrides=[f"degradation={name}"])
+    pipeline = instantiate(cfg.degradation)
     assert isinstance(pipeline, DegradationPipeline)
     assert isinstance(pipeline.config.modes, tuple)
 
@@ -105,7 +105,7 @@ def all_keys(node: object) -> set[str]:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_key_can_be_overridden(name: str) -> None:
     """Hydra refuses keys that a file leaves out; fixed presets list what they use of a stage."""
-    written = OmegaConf.load(ROOT / "conf/degradation" / f"{name}.yaml")
+    written = composed(name)
     assert {"path", "compile"} <= set(written)
     keys = all_keys(config(name))
     if name in FIXED:
