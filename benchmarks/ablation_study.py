@@ -27,8 +27,9 @@ from open_supir.base.run_folders import write_config
 from open_supir.commands.evaluate import evaluate
 from open_supir.commands.train import train
 from open_supir.evaluation.compare import bootstrap_interval
+from open_supir.evaluation.means import format_value, metric_title
 from open_supir.evaluation.records import read_records
-from open_supir.evaluation.tables import format_value, markdown_table, metric_title
+from open_supir.reports.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path("runs/study")  # of STEPS; longer trainings have a folder of their own

@@ -15,10 +15,11 @@ ALLOWED = {
     "degradation": set(),
     "checkpoints": set(),
     "data": set(),
+    "reports": set(),
     "training": {"networks", "diffusion", "degradation", "data", "checkpoints"},
     "inference": {"networks", "diffusion", "checkpoints"},
-    "evaluation": {"degradation", "data"},
-    "curation": {"data", "inference"},
+    "evaluation": {"degradation", "data", "reports"},
+    "curation": {"data", "inference", "reports"},
 }
 ENTRY = "entry points"
 # library -> where it may be imported
@@ -28,6 +29,9 @@ LIBRARIES = {
     "ray": {"curation", ENTRY},
     "open_clip": {"networks.conditioner"},
     "pyiqa": {"evaluation"},
+    "jinja2": {"reports"},
+    "pandas": {"reports"},
+    "matplotlib": {"reports"},
     "torchmetrics": {"evaluation"},
     "lightning": {"training", "data.datamodule", ENTRY},
     "hydra": {ENTRY, "base"},

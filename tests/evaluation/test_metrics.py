@@ -18,18 +18,6 @@ def test_select_metrics_keeps_the_order_and_drops_repeats() -> None:
     assert [m.name for m in select_metrics(["ssim", "psnr", "ssim"])] == ["ssim", "psnr"]
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_states_what_a_table_needs(name: str) -> None:
-    metric = METRICS[name]
-    assert metric.name == name
-    assert metric.library and metric.metric_id and metric.color and metric.range
-    assert all(file.url.startswith("https://") for file in metric.weights)
-    # a file's own name ends its address, so that a plain download lands right
-    files = [file for file in metric.weights if not file.is_repository]
-    assert all(Path(file.path).name == file.url.rsplit("/", 1)[1] for file in files)
-    assert all(file.licence for file in metric.weights)
-
-
 def test_weightless_metrics_are_never_missing(tmp_path: Path) -> None:
     names = ["psnr", "psnr_y", "ssim", "ssim_y", "sharpness"]
     assert check_weights(names, hub_dir=tmp_path) == {}

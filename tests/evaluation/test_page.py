@@ -1,6 +1,6 @@
 """The page of an evaluation: self-contained, within its size, with what a reviewer asks for."""
 
-import base64
+import html
 import json
 import re
 from pathlib import Path
@@ -21,7 +21,6 @@ from open_supir.evaluation.provenance import (
 )
 from open_supir.evaluation.records import Record
 from open_supir.evaluation.samples import Sample
-from open_supir.evaluation.widgets import Scatter, embed, scatter_html
 
 TABLES = ("table.md", "table.csv", "table.tex", "paired.csv", "per_image.csv", "report.html")
 
@@ -52,14 +51,14 @@ def evaluated(tmp_path: Path) -> Path:
 
 
 def test_page_holds_parameters_settings_versions_and_hashes(evaluated: Path) -> None:
-    page = (evaluated / "report.html").read_text()
+    page = html.unescape((evaluated / "report.html").read_text())
     digest = read_inputs(evaluated)["img0"]["sha256"]
     assert digest == sha256_of(evaluated.parent / "in.png") and digest in page
     assert "noise: 0.25" in page and "abc123" in page
-    assert f"&quot;torch&quot;: &quot;{torch.__version__.split('+')[0]}" in page
-    assert page.count("<circle") == 2 * 6  # one method beside the first, two metrics
+    assert f'"torch": "{torch.__version__.split("+")[0]}"' in page
+    assert len(re.findall(r"<use [^>]*><title>img\d, mean: ", page)) == 2 * 6  # two metrics
     assert page.count('type="range"') == 6 and page.count("data:image/png;base64,") == 6 * 3
-    assert not re.search(r'(src|href)="(?!data:|https://)', page) and "<link" not in page
+    assert not re.search(r'(src|href)="(?!data:|https://|#)', page) and "<link" not in page
 
 
 def test_tables_from_records_alone_are_identical(evaluated: Path, tmp_path: Path) -> None:
@@ -74,29 +73,6 @@ def test_latex_marks_best_and_escapes(evaluated: Path) -> None:
     text = (evaluated / "table.tex").read_text()
     assert r"method & PSNR $\uparrow$ & SSIM $\uparrow$ \\" in text
     assert text.count(r"\textbf{") == 2 and text.count(r"\begin{tabular}{lrr}") == 1
-
-
-def test_page_of_a_hundred_images_stays_below_20_mb(tmp_path: Path) -> None:
-    """Noise does not compress: the worst picture there is, four of 512 pixels an image."""
-    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
-    most = 13_000_000 // 400
-    address = embed(tmp_path / "noise.png", most)
-    assert len(base64.b64decode(address.split(",")[1])) <= most
-    assert 400 * len(address) < 18_000_000  # leaves two for tables
-
-
-def test_small_pictures_are_carried_as_they_are(tmp_path: Path) -> None:
-    write_image(tmp_path / "a.png", _noise(0)[0])
-    address = embed(tmp_path / "a.png", 100_000)
-    assert base64.b64decode(address.split(",")[1]) == (tmp_path / "a.png").read_bytes()
-
-
-def test_scatter_places_the_diagonal_and_names_its_dots() -> None:
-    plot = Scatter(title="PSNR", base="lq", points={"m": [("a", 0.0, 0.0), ("<b>", 10.0, 5.0)]})
-    page = scatter_html([plot])
-    assert 'cx="0.0" cy="300.0"' in page and 'cx="300.0" cy="150.0"' in page
-    assert "&lt;b&gt;, m: 10, 5" in page and "<b>" not in page
 
 
 def test_changed_inputs_are_measured_anew(tmp_path: Path) -> None:

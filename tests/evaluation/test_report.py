@@ -7,9 +7,9 @@ import torch
 
 from open_supir.base.images import write_image
 from open_supir.evaluation.benchmark import picture_path
+from open_supir.evaluation.means import average_records
 from open_supir.evaluation.records import Record, read_records, write_records
 from open_supir.evaluation.report import mean_table, write_report
-from open_supir.evaluation.tables import latex_table, markdown_table, tabulate
 
 
 def _record(image: str, method: str, metric: str, value: float | None, reason: str = "") -> Record:
@@ -92,7 +92,7 @@ def test_best_marks_ties_and_the_lower_where_lower_is_better() -> None:
         _record("a", "x", "sharpness", 1.0),
         _record("a", "y", "sharpness", 2.0),
     ]
-    table = tabulate(rows)
+    table = average_records(rows)
     assert table.best("psnr") == {"x", "y"}
     assert table.best("niqe") == {"x"}
     assert table.best("sharpness") == set()
@@ -114,28 +114,15 @@ def test_means_over_other_images_do_not_compete() -> None:
         _record("a", "y", "psnr", None, "RuntimeError: boom"),
         _record("b", "y", "psnr", 30.0),
     ]
-    assert tabulate(rows).best("psnr") == set()
-    assert tabulate([row for row in rows if row["image"] == "a"]).best("psnr") == set()
+    assert average_records(rows).best("psnr") == set()
+    assert average_records([row for row in rows if row["image"] == "a"]).best("psnr") == set()
     same = [*rows[:2], _record("a", "y", "psnr", 21.0), rows[3] | {"value": None}]
-    assert tabulate(same).best("psnr") == {"y"}  # type: ignore[arg-type]
+    assert average_records(same).best("psnr") == {"y"}  # type: ignore[arg-type]
 
 
 def test_report_refuses_no_records(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no records"):
         write_report([], tmp_path)
-
-
-def test_markdown_table_lines_up_and_escapes() -> None:
-    table = markdown_table(["a", "b"], [["x|y", "1"], ["z", "23"]])
-    assert table == "| a    |   b |\n| ---- | --: |\n| x\\|y |   1 |\n| z    |  23 |"
-
-
-def test_latex_escapes_every_special_character() -> None:
-    text = latex_table(["{a}~^\\&%_#$<>"], [])
-    assert (
-        r"\{a\}\textasciitilde \textasciicircum \textbackslash \&\%\_\#\$"
-        r"\textless \textgreater " in text
-    )
 
 
 def test_value_of_an_incomplete_set_says_so_and_does_not_compete() -> None:
@@ -145,7 +132,7 @@ def test_value_of_an_incomplete_set_says_so_and_does_not_compete() -> None:
             status="ok", reason=reason,
         )  # fmt: skip
 
-    table = tabulate([row("a", 10.0, ""), row("b", 9.0, "98 of 100 images")])
+    table = average_records([row("a", 10.0, ""), row("b", 9.0, "98 of 100 images")])
     means = mean_table(table)
     assert [line[1] for line in means.rows] == ["10.00", "9.00 [1]"]
     assert means.notes == ["[1] FID ↓: 98 of 100 images"]

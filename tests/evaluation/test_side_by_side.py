@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -11,12 +12,9 @@ from PIL import Image
 
 from open_supir.base.images import read_image, write_image
 from open_supir.commands.ablation import compare
-from open_supir.evaluation.document import DataTable, Heading, render_html, render_markdown
-from open_supir.evaluation.plots import running_mean
-from open_supir.evaluation.runs import label_runs, read_run
+from open_supir.evaluation.finished_runs import label_runs, read_run
 from open_supir.evaluation.side_by_side import (
     ComparisonSettings,
-    _file_name,
     _without_seed,
     write_comparison,
 )
@@ -58,7 +56,7 @@ def test_ablation_lays_the_newest_sweep_side_by_side(sweep: Path, tmp_path: Path
     assert "| connector=zerosft seed=0 | **22.00** (+1.00) |" in lines
     assert "| connector=zerosft | 22.00 ± 0.00 (2) |" in lines
     report = tmp_path / "report"
-    for name in ("report.md", "report.html", "values.csv", "curves/val_loss.png"):
+    for name in ("report.md", "report.html", "values.csv", "curves/val_loss.svg"):
         assert (report / name).stat().st_size > 0
     # the last picture of each run comes first to hand: step 10, not step 9 as text would sort
     shown = [p.name for p in (report / "pictures").iterdir()]
@@ -78,12 +76,25 @@ def test_report_pages_hold_their_pictures(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     write_comparison(runs, out, ComparisonSettings(pictures=1))
     page = (out / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 2 + 4  # two curves, one picture a run
+    assert page.count('src="data:image/png;base64,') == 4 and page.count("<svg") == 2
     assert 'src="http' not in page and "<link" not in page and "<script" not in page
     links = [part.split(")")[0] for part in (out / "report.md").read_text().split("](")[1:]]
     for link in links:
+        if link.endswith(".svg"):
+            ElementTree.parse(out / link)
+            continue
         with Image.open(out / link) as image:
             image.load()
+
+
+def test_curves_are_losses_and_validation_and_no_counts(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    rows = "".join(f"{step},1,{step // 9},2,3\n" for step in range(1, 21))
+    names = "step,train/pixel_loss,guard/loss_spikes,val/psnr,lr\n"
+    (path / "csv/metrics.csv").write_text(names + rows)
+    write_comparison([read_run(path)], tmp_path / "report", ComparisonSettings())
+    drawn = {p.stem for p in (tmp_path / "report/curves").iterdir()}
+    assert drawn == {"train_pixel_loss", "val_psnr"}
 
 
 def test_report_of_runs_without_evaluation_or_pictures_says_so(tmp_path: Path) -> None:
@@ -127,18 +138,6 @@ def test_ablation_command_prints_the_table_and_leaves_no_other_files(
     assert failed.stderr.strip().splitlines()[-1].endswith("train first, or give runs=")
 
 
-def test_html_escapes_what_runs_contain() -> None:
-    blocks = [Heading("<b>"), DataTable(["a"], [["<script>**x**"]], ["see https://e.org/a."])]
-    page = render_html("t & u", blocks)
-    assert "<script>" not in page and "&lt;script&gt;<b>x</b>" in page
-    assert "<title>t &amp; u</title>" in page
-    assert render_markdown(blocks, Path(".")).startswith("## <b>\n\n| a ")
-
-
-def test_running_mean_uses_fewer_values_at_the_beginning() -> None:
-    assert running_mean([2.0, 4.0, 6.0, 8.0], 2) == pytest.approx([2.0, 3.0, 5.0, 7.0])
-
-
 def test_pictures_of_runs_whose_labels_hold_points_stand_apart(tmp_path: Path) -> None:
     """`sampler.tau=0.5` ends in no suffix; each run and image has a file of its own."""
     for index, tau in enumerate(("0.5", "0.75")):
@@ -159,9 +158,3 @@ def test_seed_is_left_out_of_labels_and_of_paths_in_them() -> None:
     path = "checkpoint=runs/multirun/t/connector=plain,seed=0/checkpoints/last.ckpt"
     assert _without_seed(path) == path.replace(",seed=0", "")
     assert _without_seed("seed=1") == "all" and _without_seed("data.seed=1") == "data.seed=1"
-
-
-def test_labels_make_short_and_distinct_file_names() -> None:
-    names = ["a/b", "a_b", "a b", "x" * 300, "x" * 301]
-    files = {_file_name(name) for name in names}
-    assert len(files) == len(names) and max(map(len, files)) < 80

@@ -64,7 +64,7 @@ def test_report_fits_its_window_and_compares_what_the_menus_say(
     )
     cut = "getComputedStyle(document.querySelector('.pair img.right')).clipPath"
     assert "25%" in browser.evaluate(cut)
-    assert browser.evaluate("document.querySelectorAll('svg circle').length") == 2 * 2 * 5
+    assert browser.evaluate("document.querySelectorAll('svg use > title').length") == 2 * 2 * 5
 
 
 def test_preference_page_records_votes(browser: Browser, tmp_path: Path) -> None:

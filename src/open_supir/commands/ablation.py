@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command
-from open_supir.evaluation.runs import find_runs, label_runs, newest_sweep, read_run
+from open_supir.evaluation.finished_runs import find_runs, label_runs, newest_sweep, read_run
 from open_supir.evaluation.side_by_side import ComparisonSettings, write_comparison
 
 log = logging.getLogger(__name__)

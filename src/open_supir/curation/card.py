@@ -12,9 +12,17 @@ from open_supir.base.files import write_text
 from open_supir.curation.tables import read_table
 from open_supir.curation.thresholds import stored_rows
 from open_supir.curation.work import digest, read_done, unit_folder
+from open_supir.reports.document import (
+    Block,
+    Code,
+    Heading,
+    Listing,
+    Table,
+    Text,
+    render_markdown,
+)
 
 PACKAGES = ("open-supir", "torch", "pillow", "simplejpeg", "numpy", "webdataset", "pyarrow")
-
 
 Units = Sequence[tuple[str, Mapping[str, Any]]]  # name and `done.json`
 
@@ -129,28 +137,36 @@ def _versions() -> dict[str, str]:
 
 def _markdown(card: Mapping[str, Any]) -> str:
     """Lay the card out for people."""
-    lines = ["# Data card", "", "## Contents", "", "| source | samples | shards | GB |"]
-    lines.append("|---|---|---|---|")
+    shards = [
+        [source, str(row["samples"]), str(row["shards"]), f"{row['bytes'] / 1e9:.3f}"]
+        for source, row in card["shards"].items()
+    ]
+    blocks: list[Block] = [
+        Heading("Data card", 1),
+        Heading("Contents"),
+        Table(["source", "samples", "shards", "GB"], shards),
+        Text(f"{card['candidates']} candidates came in."),
+        *_counted("Refused", "reason", card["refused"]),
+        *_counted("Origin of the positives", "source", card["sources"]),
+        *_counted("Licences of the positives", "licence", card["licences"]),
+    ]
     for source, row in card["shards"].items():
-        gigabytes = row["bytes"] / 1e9
-        lines.append(f"| {source} | {row['samples']} | {row['shards']} | {gigabytes:.3f} |")
-    lines += ["", f"{card['candidates']} candidates came in.", ""]
-    lines += _table("Refused", "reason", card["refused"])
-    lines += _table("Origin of the positives", "source", card["sources"])
-    lines += _table("Licences of the positives", "licence", card["licences"])
-    for source, row in card["shards"].items():
-        title = f"Caption length, {source} (words, in steps of 16)"
-        lines += _table(title, "words from", row["caption_words"])
-    lines += ["## Settings", "", "```json", json.dumps(card["settings"], indent=1, sort_keys=True)]
-    lines += ["```", "", "## Versions", ""]
-    lines += [f"- {name} {number}" for name, number in card["versions"].items()]
-    return "\n".join(lines) + "\n"
+        ranges = {_word_range(low): count for low, count in row["caption_words"].items()}
+        blocks += _counted(f"Caption length, {source}", "words", ranges)
+    blocks += [
+        Heading("Settings"),
+        Code(json.dumps(card["settings"], indent=1, sort_keys=True), "json"),
+        Heading("Versions"),
+        Listing([f"{name} {number}" for name, number in card["versions"].items()]),
+    ]
+    return render_markdown(blocks)
 
 
-def _table(title: str, name: str, counts: Mapping[str, int]) -> list[str]:
-    rows = [f"| {_cell(key)} | {count} |" for key, count in counts.items()]
-    return [f"## {title}", "", f"| {name} | count |", "|---|---|", *rows, ""]
+def _counted(title: str, name: str, counts: Mapping[str, int]) -> list[Block]:
+    rows = [[key, str(count)] for key, count in counts.items()]
+    return [Heading(title), Table([name, "count"], rows)]
 
 
-def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+def _word_range(low: str) -> str:
+    """Write a bucket of captions by its lowest number of words, as `write_shards` counts them."""
+    return f"{max(1, int(low))} to {int(low) + 15}" if low.isdigit() else "no caption"

@@ -11,6 +11,7 @@ from typing import Any
 from open_supir.base.files import remove_leftovers
 from open_supir.curation.card import write_card
 from open_supir.curation.dedup import DedupStep
+from open_supir.curation.filter_report import write_filter_report
 from open_supir.curation.runners import LocalRunner, Runner
 from open_supir.curation.selection import SelectStep, kept_rows
 from open_supir.curation.sources import PLAN, InputSettings, plan_id, plan_units
@@ -159,11 +160,7 @@ class Pipeline:
         ((_, selected),) = self._ready(self.select, [unit])
         report = self.output / "report" / "index.html"
         if not _shows(report, selected["result"]):  # also where a run was killed in between
-            from open_supir.curation.report import (
-                write_report,  # decodes the pictures that it shows
-            )
-
-            write_report(report, self.root, self.settings.thresholds)
+            write_filter_report(report, self.root, self.settings.thresholds)
             log.info("report: %s", report)
 
     def _select_unit(self) -> Unit:

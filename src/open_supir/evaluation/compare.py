@@ -8,36 +8,34 @@ from statistics import fmean, stdev
 import numpy as np
 from scipy.stats import wilcoxon
 
-from open_supir.evaluation.metrics import METRICS
-from open_supir.evaluation.records import Record
-from open_supir.evaluation.tables import (
+from open_supir.evaluation.means import (
     NOT_AVAILABLE,
     Footnotes,
+    average_records,
     format_cell,
     format_value,
     metric_title,
-    tabulate,
 )
+from open_supir.evaluation.metrics import METRICS
+from open_supir.evaluation.records import Record
+from open_supir.reports.document import Table
 
 MIN_PAIRS = 5  # fewer images give no interval worth printing
 RESAMPLES = 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A table ready to print: texts, and the numbers behind them.
+Value = tuple[str, str, float, float | None, int]
+
+
+@dataclass(frozen=True)
+class Comparison(Table):
+    """A table with one line a run, and the numbers behind it.
 
     Attributes:
-        header: Column titles, the first one of the row names.
-        rows: One line a run.
-        notes: Remarks that stand below.
         values: (row, metric, mean, difference from the first run or None, images compared).
     """
 
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-    values: list[tuple[str, str, float, float | None, int]]
+    values: Sequence[Value] = ()
 
 
 def compare_methods(records: Sequence[Record]) -> Comparison:
@@ -71,16 +69,16 @@ def compare_runs(
     chosen = {label: records for label, records in chosen.items() if records}
     if not chosen:
         raise ValueError(f"no run has records of method {method!r}")
-    table = tabulate([r for records in chosen.values() for r in records], by="run")  # type: ignore[misc]
+    means = average_records([r for records in chosen.values() for r in records], by="run")  # type: ignore[misc]
     scores = {label: _scores(records) for label, records in chosen.items()}  # type: ignore[arg-type]
     first = next(iter(chosen))
     notes = Footnotes()
     rows, values = [], []
-    best = {metric: table.best(metric) for metric in table.metrics}
+    best = {metric: means.best(metric) for metric in means.metrics}
     for label in chosen:
         line = [label]
-        for metric in table.metrics:
-            cell = table.cells.get((label, metric))
+        for metric in means.metrics:
+            cell = means.cells.get((label, metric))
             text = format_cell(cell, metric, notes)
             text = f"**{text}**" if label in best[metric] else text
             pairs = _pairs(scores[first], scores[label], metric)
@@ -104,13 +102,11 @@ def compare_runs(
         remarks.append("The runs were measured on different images; compare differences only.")
     if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
         remarks.append("The runs were measured by different protocols: values do not compare.")
-    header = [noun.removesuffix("s"), *map(metric_title, table.metrics)]
-    return Comparison(header=header, rows=rows, notes=remarks, values=values)
+    header = [noun.removesuffix("s"), *map(metric_title, means.metrics)]
+    return Comparison(header, rows, remarks, values)
 
 
-def compare_scalars(
-    values: Mapping[str, Mapping[str, float]], *, first_column: str = "run"
-) -> Comparison:
+def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
     """Lay named numbers (final losses) side by side, with relative changes from the first run."""
     names = list(dict.fromkeys(name for row in values.values() for name in row))
     first = next(iter(values.values()), {})
@@ -128,12 +124,10 @@ def compare_scalars(
             numbers.append((label, name, row[name], difference, 1))
             line.append(text)
         rows.append(line)
-    return Comparison(header=[first_column, *names], rows=rows, notes=[], values=numbers)
+    return Comparison(["run", *names], rows, values=numbers)
 
 
-def average_seeds(
-    values: Sequence[tuple[str, str, float, float | None, int]], groups: Mapping[str, str]
-) -> Comparison:
+def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> Comparison:
     """Average runs that differ in their seed only: mean and standard deviation over seeds.
 
     Args:
@@ -161,7 +155,7 @@ def average_seeds(
         rows.append(line)
     note = "Mean ± standard deviation over seeds; in brackets the number of seeds."
     header = ["run", *(metric_title(name) for name in names)]
-    return Comparison(header=header, rows=rows, notes=[note], values=numbers)
+    return Comparison(header, rows, [note], numbers)
 
 
 def bootstrap_interval(

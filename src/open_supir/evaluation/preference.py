@@ -19,11 +19,11 @@ from scipy.stats import binomtest
 
 from open_supir.base.files import write_text
 from open_supir.base.images import list_images
-from open_supir.evaluation.tables import csv_table, markdown_table
-from open_supir.evaluation.widgets import embed
+from open_supir.reports.document import render
+from open_supir.reports.pictures import embed
+from open_supir.reports.tables import csv_table, markdown_table
 
 PAGE, KEY = "preference.html", "key.json"
-TEMPLATE = Path(__file__).with_name("preference.html")
 PICTURE_BYTES = 1_500_000  # of one picture; where one is larger, all are shown as JPEG
 
 
@@ -139,9 +139,7 @@ def write_study(
         rows.append(row)
     large = any(path.stat().st_size > PICTURE_BYTES for path in files)
     pictures = [embed(path, PICTURE_BYTES, alike=large) for path in files]
-    page = TEMPLATE.read_text(encoding="utf-8")
-    for mark, value in (("STUDY", study), ("QUESTIONS", rows), ("PICTURES", pictures)):
-        page = page.replace(f"/*{mark}*/", json.dumps(value))
+    page = render("preference.html", study=study, questions=rows, pictures=pictures)
     write_text(folder / PAGE, page)
     write_text(folder / KEY, json.dumps({"study": study, **key}, indent=1) + "\n")
     return questions

@@ -1,12 +1,7 @@
-"""Records -> cells -> tables in Markdown, CSV and LaTeX.
+"""Means of records by method (or run) and metric, and how a cell of a table shows them."""
 
-A cell is one method (or run) and metric: the mean over images, and how many images it counts.
-"""
-
-import csv
-import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -14,12 +9,6 @@ from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.records import WHOLE_SET, Record
 
 NOT_AVAILABLE = "n/a"
-LATEX = {  # the backslash first: the others bring their own
-    "\\": r"\textbackslash ", "{": r"\{", "}": r"\}", "~": r"\textasciitilde ",
-    "^": r"\textasciicircum ", "<": r"\textless ", ">": r"\textgreater ",
-    "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
-    "\u2191": r"$\uparrow$", "\u2193": r"$\downarrow$", "\u00b1": r"$\pm$",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +34,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Means:
     """Rows by metrics: rows in the order of the records, metrics in that of METRICS."""
 
     rows: tuple[str, ...]
@@ -58,10 +47,6 @@ class Table:
         Only means over the same images compete: those over the most images.
         """
         return self.ranked(metric)[0]
-
-    def second(self, metric: str) -> set[str]:
-        """Return the rows with the second best shown mean, where at least three compete."""
-        return self.ranked(metric)[1]
 
     def ranked(self, metric: str) -> tuple[set[str], set[str]]:
         """Return the rows with the best and with the second best shown mean of a metric."""
@@ -85,7 +70,7 @@ class Table:
         return places[0], second
 
 
-def tabulate(records: Iterable[Record], *, by: str = "method") -> Table:
+def average_records(records: Iterable[Record], *, by: str = "method") -> Means:
     """Average the records of each row and metric.
 
     Args:
@@ -111,7 +96,7 @@ def tabulate(records: Iterable[Record], *, by: str = "method") -> Table:
             reasons=tuple(reason for reason, _ in reasons.most_common()),
         )
     present = dict.fromkeys(metric for _, metric in groups)
-    return Table(
+    return Means(
         rows=tuple(dict.fromkeys(row for row, _ in groups)),
         metrics=tuple(sorted(present, key=_place)),
         cells=cells,
@@ -131,17 +116,17 @@ def format_value(value: float, metric: str, *, signed: bool = False) -> str:
 
 
 class Footnotes:
-    """Numbers remarks, each once, in the order of their first use."""
+    """Remarks below a table, numbered in the order of their first use."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
-        """Return the mark that stands in the table for `text`."""
+        """Return the mark that refers to `text` within the table."""
         return f"[{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
 
     def lines(self) -> list[str]:
-        """Return the remarks, to be set below the table."""
+        """Return the remarks with their marks."""
         return [f"[{number}] {text}" for text, number in self._numbers.items()]
 
 
@@ -158,55 +143,6 @@ def format_cell(cell: Cell | None, metric: str, notes: Footnotes) -> str:
     return " ".join([text, *(notes.mark(f"{metric_title(metric)}: {r}") for r in cell.reasons)])
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a Markdown table whose columns line up in a terminal; the first is left-aligned."""
-    lines = [[_escape(text) for text in line] for line in (header, *rows)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(header))]
-
-    def join(line: Sequence[str]) -> str:
-        first = line[0].ljust(widths[0])
-        rest = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join([join(lines[0]), join(rule), *map(join, lines[1:])])
-
-
-def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a booktabs table; `**x**` becomes bold and `_x_` underlined."""
-    lines = [" & ".join(map(_latex, line)) + r" \\" for line in (header, *rows)]
-    columns = "l" + "r" * (len(header) - 1)
-    head = ["% needs \\usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    tail = [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*head, lines[0], r"\midrule", *lines[1:], *tail]) + "\n"
-
-
-def _latex(text: str) -> str:
-    mark = next((m for m in (("**", "textbf"), ("_", "underline")) if _wrapped(text, m[0])), None)
-    if mark is not None:
-        text = text[len(mark[0]) : -len(mark[0])]
-    for plain, written in LATEX.items():
-        text = text.replace(plain, written)
-    return text if mark is None else rf"\{mark[1]}{{{text}}}"
-
-
-def _wrapped(text: str, mark: str) -> bool:
-    return len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark)
-
-
-def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write CSV text with Unix line ends."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
 def _place(metric: str) -> int:
     """Return the place of a column; unknown metrics of old records come last."""
     return list(METRICS).index(metric) if metric in METRICS else len(METRICS)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

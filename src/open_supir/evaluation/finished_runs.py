@@ -28,7 +28,7 @@ Curve = list[tuple[int, float]]  # (step, value), by step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FinishedRun:
     """What one run left behind.
 
     Attributes:
@@ -95,7 +95,7 @@ def newest_sweep(root: Path) -> list[Path]:
     return [path for path in sweeps if path.name == newest]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> FinishedRun:
     """Read one run folder.
 
     Raises:
@@ -123,7 +123,7 @@ def read_run(path: Path) -> Run:
         for p in sorted(folder.rglob("*"))
         if p.suffix.lower() in IMAGE_SUFFIXES
     }
-    return Run(
+    return FinishedRun(
         path=path,
         label=path.name,
         config=flatten(config),
@@ -134,7 +134,7 @@ def read_run(path: Path) -> Run:
     )
 
 
-def label_runs(runs: Sequence[Run]) -> list[Run]:
+def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Name each run by the overrides that not all share, else by its folder; unique."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
     labels: list[str] = []
@@ -153,7 +153,9 @@ def label_runs(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
-def config_differences(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> dict[str, list[str]]:
+def config_differences(
+    runs: Sequence[FinishedRun], *, ignore: Sequence[str] = ()
+) -> dict[str, list[str]]:
     """Return the settings that are not the same everywhere: key -> one text a run.
 
     Args:
@@ -171,11 +173,11 @@ def config_differences(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> di
     return differences
 
 
-def final_values(run: Run) -> dict[str, float]:
+def final_values(run: FinishedRun) -> dict[str, float]:
     """Return what a run ended with: training losses (mean of the last tenth), val/*, summary."""
     values: dict[str, float] = {}
     for name, curve in run.curves.items():
-        if name.startswith("train/") and "loss" in name:
+        if is_loss(name):
             tail = curve[-max(1, len(curve) // 10) :]  # a single step's loss is noise
             values[name] = sum(value for _, value in tail) / len(tail)
         elif name.startswith("val/"):
@@ -185,6 +187,11 @@ def final_values(run: Run) -> dict[str, float]:
         if number and name not in values:
             values[name] = float(value)
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def is_loss(name: str) -> bool:
+    """Whether a scalar is a training loss; `guard/loss_spikes`, a count, is none."""
+    return name.startswith("train/") and "loss" in name
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

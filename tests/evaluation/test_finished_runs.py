@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from open_supir.evaluation.runs import (
-    Run,
+from open_supir.evaluation.finished_runs import (
+    FinishedRun,
     config_differences,
     final_values,
     find_runs,
@@ -106,9 +106,11 @@ def test_read_run_names_a_damaged_file(tmp_path: Path) -> None:
 
 def test_labels_are_the_overrides_that_are_not_shared(tmp_path: Path) -> None:
     runs = [
-        Run(path=tmp_path / "a", label="", overrides=("experiment=x", "connector=zerosft")),
-        Run(path=tmp_path / "b", label="", overrides=("experiment=x", "+connector=residual")),
-        Run(path=tmp_path / "c", label="", overrides=("experiment=x", "connector=zerosft")),
+        FinishedRun(path=tmp_path / "a", label="", overrides=("experiment=x", "connector=zerosft")),
+        FinishedRun(
+            path=tmp_path / "b", label="", overrides=("experiment=x", "+connector=residual")
+        ),
+        FinishedRun(path=tmp_path / "c", label="", overrides=("experiment=x", "connector=zerosft")),
     ]
     labels = [run.label for run in label_runs(runs)]
     assert labels == ["connector=zerosft (1)", "connector=residual", "connector=zerosft (2)"]
@@ -116,14 +118,14 @@ def test_labels_are_the_overrides_that_are_not_shared(tmp_path: Path) -> None:
 
 def test_label_of_a_single_run_is_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "zerosft" / "2026-01-01_00-00-00"
-    (run,) = label_runs([Run(path=path, label="", overrides=("experiment=zerosft",))])
+    (run,) = label_runs([FinishedRun(path=path, label="", overrides=("experiment=zerosft",))])
     assert run.label == "zerosft/2026-01-01_00-00-00"
 
 
 def test_config_differences_lists_changed_and_absent_keys_only() -> None:
     runs = [
-        Run(path=Path("a"), label="a", config=flatten({"lr": 1e-4, "net": {"kind": "x"}})),
-        Run(
+        FinishedRun(path=Path("a"), label="a", config=flatten({"lr": 1e-4, "net": {"kind": "x"}})),
+        FinishedRun(
             path=Path("b"), label="b",
             config=flatten({"lr": 1e-4, "net": {"kind": "y", "depth": 2}, "paths": {"out": "b"}}),
         ),
@@ -136,7 +138,7 @@ def test_config_differences_lists_changed_and_absent_keys_only() -> None:
 
 def test_final_values_average_the_tail_of_training_losses() -> None:
     curve = [(step, float(step)) for step in range(1, 21)]
-    run = Run(
+    run = FinishedRun(
         path=Path("a"), label="a", curves={"train/loss": curve, "val/loss": curve, "lr": curve},
         summary={"val/loss": 99.0, "step": 20, "experiment": "x", "done": True},
     )  # fmt: skip

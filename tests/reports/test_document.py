@@ -1,0 +1,71 @@
+"""Documents of blocks, as HTML and Markdown."""
+
+from pathlib import Path
+
+from open_supir.reports.document import (
+    Code,
+    Heading,
+    Listing,
+    PictureGrid,
+    Plot,
+    Plots,
+    Table,
+    Text,
+    render_html,
+    render_markdown,
+)
+
+
+def test_html_escapes_what_runs_contain() -> None:
+    blocks = [Heading("<b>"), Table(["a"], [["<script>**x**"]], ["see https://e.org/a."])]
+    page = render_html("t & u", blocks)
+    assert "<script>" not in page and "&lt;script&gt;<b>x</b>" in page
+    assert "<title>t &amp; u</title>" in page
+    assert render_markdown(blocks, Path(".")).startswith("## <b>\n\n| a ")
+
+
+def test_markdown_separates_blocks_by_one_empty_line() -> None:
+    folder = Path("out")
+    blocks = [
+        Heading("Title", 1),
+        Text("Words."),
+        Table(["a"], [["1"]], ["one", "two"]),
+        Listing(["x", "y"]),
+        Code("{}", "json"),
+        Plots([Plot("<svg/>", "loss", folder / "loss.svg")]),
+        PictureGrid(["lq"], [[folder / "a b.png"], [None]], ["a", "c"]),
+    ]
+    assert (
+        render_markdown(blocks, folder)
+        == """\
+# Title
+
+Words.
+
+| a   |
+|:----|
+| 1   |
+
+one  
+two
+
+- x
+- y
+
+```json
+{}
+```
+
+![loss](loss.svg)
+
+|    |             lq |
+|:---|---------------:|
+| a  | ![](a%20b.png) |
+| c  |                |
+"""
+    )
+
+
+def test_first_line_of_a_page_holds_the_note_for_programs() -> None:
+    page = render_html("t", [Text("x")], note="abc")
+    assert page.splitlines()[0] == "<!doctype html><!-- abc -->"
