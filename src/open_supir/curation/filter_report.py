@@ -134,7 +134,9 @@ def _score_blocks(
             order = np.argsort(np.abs(values[candidates] - value), kind="stable")
             nearest = candidates[order[:NEAREST]]
             yield Heading(f"{name} {side} {value:g}: nearest {word} ({len(candidates)} in all)", 3)
-            pictures = [_picture(root, stored, int(number), values[number]) for number in nearest]
+            pictures = [
+                _picture(root, stored, int(number), float(values[number])) for number in nearest
+            ]
             yield ContactSheet(pictures, good=word == "passed")
 
 
