@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch._dynamo import register_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from open_supir.degradation import DegradationPipeline, StageConfig, canvas
+from open_supir.degradation import DegradationConfig, DegradationPipeline, StageConfig, canvas
 from open_supir.degradation.canvas import run_eagerly as run
 from open_supir.degradation.config import MODES
 from open_supir.degradation.plan import make_layout, make_plan
@@ -117,17 +118,18 @@ def test_canvas_and_loop_agree_after_the_first_jpeg(name: str) -> None:
 
 def test_resize_and_blur_alone_agree_to_rounding() -> None:
     """No noise, no JPEG, no rounding: nothing amplifies the last bit."""
-    quiet = {"noise_prob": 0.0, "jpeg_prob": 0.0}
-    full = config("supir_q")
-    ranges = dataclasses.replace(
-        full,
-        first=dataclasses.replace(full.first, **quiet),
-        second=dataclasses.replace(full.second, **quiet),
-        round=False,
-    )
+    ranges = _without_noise_and_rounding(config("supir_q"))
     hq, seeds = photos(16, 64, 80), torch.arange(16)
     loop, canvas = (DegradationPipeline(ranges, path=path) for path in ("loop", "canvas"))
     assert (loop(hq, seeds) - canvas(hq, seeds)).abs().max() < 2e-5
+
+
+def _without_noise_and_rounding(ranges: DegradationConfig) -> DegradationConfig:
+    first, second = (
+        dataclasses.replace(stage, noise_prob=0.0, jpeg_prob=0.0)
+        for stage in (ranges.first, ranges.second)
+    )
+    return dataclasses.replace(ranges, first=first, second=second, round=False)
 
 
 def test_shapes_are_static_and_launches_few() -> None:
@@ -181,14 +183,30 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("largest", [1, 3 * 96 * 96])
-def test_large_batches_are_degraded_in_parts(largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One by one, and by threes with a rest of two: bit-equal to all at once."""
-    pipeline = DegradationPipeline(config("supir_q"), path="canvas")
+def test_gpus_take_as_many_samples_as_memory_bears_and_cpus_one() -> None:
+    layout = make_layout(config("supir_q"), (512, 512))
+    assert canvas._samples_at_once(torch.device("cuda"), layout) == 16
+    assert canvas._samples_at_once(torch.device("cpu"), layout) == 1
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8])])
+def test_batches_are_degraded_in_parts(
+    at_once: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal but for the last bits of batched arithmetic, which nothing amplifies here."""
+    ranges, sizes = _without_noise_and_rounding(config("supir_q")), []
+
+    def recorded(image: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(image))
+        return run(image, *rest)
+
+    pipeline = DegradationPipeline(ranges, path="canvas")
     hq, seeds = photos(8, 64, 64), torch.arange(8)
     whole = pipeline(hq, seeds)
-    monkeypatch.setattr(canvas, "_LARGEST_BATCH", largest)
-    assert torch.equal(pipeline(hq, seeds), whole)
+    monkeypatch.setattr(canvas, "_samples_at_once", lambda *_: at_once)
+    pipeline.run = recorded
+    assert (pipeline(hq, seeds) - whole).abs().max() < 1e-5
+    assert sizes == expected
 
 
 @pytest.mark.slow

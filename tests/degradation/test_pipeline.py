@@ -50,6 +50,12 @@ def test_a_sample_does_not_depend_on_its_batch(path: str, hq: Tensor) -> None:
         assert torch.equal(torch.cat([pipeline(a, b) for a, b in parts]), whole)
 
 
+def test_a_sharpened_target_does_not_depend_on_its_batch(hq: Tensor) -> None:
+    pipeline = DegradationPipeline(dataclasses.replace(config("supir_q"), sharpen=True))
+    alone = [pipeline.target(one) for one in hq.split(1)]
+    assert torch.equal(torch.cat(alone), pipeline.target(hq))
+
+
 class _OneByOne(Dataset):
     """LQ of single images, made where the loader runs."""
 

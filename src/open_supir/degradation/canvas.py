@@ -1,4 +1,6 @@
-"""The static-shape path: a batch at once, every intermediate image in the corner of a canvas.
+"""The static-shape path: every intermediate image lies in the corner of a canvas.
+
+GPUs degrade a batch at once; on CPUs samples go through one by one, see `_samples_at_once`.
 
 Sizes differ from sample to sample, shapes do not: resizing is two gathers by per-sample tables of
 indices and weights, blurring mirrors at each sample's own borders by an index map, and rows past an
@@ -25,7 +27,7 @@ from open_supir.degradation.plan import Layout, Plan, make_layout, make_plan
 from open_supir.degradation.upload import upload
 
 Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
-_LARGEST_BATCH = 10_000_000  # pixels of canvases at once: larger batches are degraded in parts
+_LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once
 _GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger ones are resized in parts
 
 
@@ -42,7 +44,7 @@ def degrade_on_canvas(
     run = run or run_eagerly
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
     plan = upload(make_plan(params, config, layout), image.device)
-    count = max(1, _LARGEST_BATCH // math.prod(layout.first))
+    count = _samples_at_once(image.device, layout)
     if len(image) <= count:
         return run(image, plan, config, layout)
     parts = [slice(start, start + count) for start in range(0, len(image), count)]
@@ -51,6 +53,16 @@ def degrade_on_canvas(
         for part in parts
     ]
     return torch.cat(lq)
+
+
+def _samples_at_once(device: torch.device, layout: Layout) -> int:
+    """Return how many samples are degraded together: larger batches are split.
+
+    One on CPUs, so that a sample gets the same arithmetic in every batch. The last bits of batched
+    FFTs and matrix products depend on the batch there, as do those at the ends of vectorised loops;
+    where such a bit decides a rounding of JPEG coefficients, a whole block changes.
+    """
+    return 1 if device.type == "cpu" else max(1, _LARGEST_BATCH // math.prod(layout.first))
 
 
 def _select(plan: Plan, name: str, samples: slice) -> Tensor:

@@ -29,7 +29,8 @@ class DegradationPipeline:
     Args:
         config: Ranges and switches.
         path: "loop" degrades image by image and reads as the method does; "canvas" does the batch
-            at once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker.
+            at once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker
+            and the canvas, too, works sample by sample.
         compile: Backend of `torch.compile` for the canvas: "inductor", "cudagraphs"; None runs it
             as it is.
     """
@@ -93,8 +94,9 @@ class DegradationPipeline:
         """Return the training target in [-1, 1]: HQ, sharpened if the config says so."""
         if not self.config.sharpen:
             return hq
+        parts = hq.split(1) if hq.device.type == "cpu" else [hq]  # as on the canvas
         with torch.autocast(hq.device.type, enabled=False), _full_precision():
-            return ops.unsharp(hq * 0.5 + 0.5).mul_(2).sub_(1)
+            return torch.cat([ops.unsharp(part * 0.5 + 0.5).mul_(2).sub_(1) for part in parts])
 
 
 def degrade_in_loop(hq: Tensor, params: DegradationParams, config: DegradationConfig) -> Tensor:
