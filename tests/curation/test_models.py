@@ -25,6 +25,7 @@ from tests.curation.test_pipeline import run, shards
 from tests.data.made import jpeg
 from tests.inference.loopback import Loopback
 from tests.test_configs import CONF, ROOT
+from tests.waiting import PATIENCE
 
 LIMITS = ImageLimits(min_side=8)
 
@@ -119,7 +120,7 @@ def test_server_is_asked_three_at_a_time_and_again_after_failures(
             most, number = max(most, waiting), asked
         if waiting >= 3:
             three.set()
-        assert three.wait(30)
+        assert three.wait(PATIENCE)
         with lock:
             waiting -= 1
         message = {"role": "assistant", "content": f"answer {number}"}

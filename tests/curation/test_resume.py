@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from open_supir.curation.runners import LocalRunner
 from tests.curation.test_pipeline import shards
 from tests.curation.toy import settings
 from tests.data.made import jpeg
+from tests.waiting import lives, wait_for
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
@@ -72,7 +74,19 @@ def test_killed_at_random_moments_of_a_step_the_result_is_the_same(
         return lambda: pipeline.run(steps)
 
     def ended(pid: int) -> int:
-        return os.waitpid(pid, 0)[1]
+        status = []
+
+        def reaped() -> bool:
+            found, code = os.waitpid(pid, os.WNOHANG)
+            status.append(code)
+            return found == pid
+
+        try:
+            wait_for(reaped, what=f"the end of step {step}")
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return status[-1]
 
     earlier = DONE_STEPS[: DONE_STEPS.index(step)]
     assert ended(_in_a_process(work(before, earlier))) == 0
@@ -84,9 +98,11 @@ def test_killed_at_random_moments_of_a_step_the_result_is_the_same(
         killed = tmp_path / f"killed {attempt}"
         shutil.copytree(before, killed)
         pid = _in_a_process(work(killed, [step]))
-        time.sleep(rng.uniform(0, duration))
+        moment = rng.uniform(0, duration)
+        time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
-        hits += os.WIFSIGNALED(ended(pid))
+        hit = os.WIFSIGNALED(ended(pid))
+        hits, duration = hits + hit, duration if hit else moment  # it takes less by now
         finished = _finished(killed)
         assert ended(_in_a_process(work(killed, [step]))) == 0
         after = _finished(killed)
@@ -111,9 +127,13 @@ def test_killed_command_goes_on_and_ends_at_once_when_finished(many: Path, tmp_p
     for _ in range(KILLS):
         run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(2, 25))
+        workers = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.wait()
-    time.sleep(1)  # workers look for their starter five times a second
+        wait_for(
+            lambda workers=workers: not any(lives(worker.pid) for worker in workers),
+            what="the end of the workers",
+        )
     subprocess.run(command, cwd=ROOT, check=True)
     keys = [sample.key for sample in shards(output, "positive")]
     assert len(keys) == len(set(keys)) == 48

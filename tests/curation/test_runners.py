@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from open_supir.curation.runners import LocalRunner, OpenError, Runner
 from open_supir.curation.slurm_runner import SlurmRunner
 from open_supir.curation.work import is_done
 from tests.curation.toy import ToyStep, toy_units
+from tests.waiting import lives, wait_for
 
 ROOT = Path(__file__).parents[2]
 FAULTS = {"u1": "once", "u2": "dies once", "u3": "always", "u4": "dies", "u5": "out of memory once"}
@@ -78,36 +78,29 @@ def test_workers_end_with_a_killed_starter(tmp_path: Path) -> None:
             runners.HEAVY.clear()
             faults = {{f"u{{n}}": "slow" for n in range(99)}}
             root = Path({str(tmp_path)!r})
-            for _ in runners.LocalRunner(num_workers=2).run(ToyStep(str(root)),
-                                                            toy_units(99, **faults), root):
-                print("one", flush=True)
+            run = runners.LocalRunner(num_workers=2).run
+            list(run(ToyStep(str(root)), toy_units(99, **faults), root))
     """
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(code))
     run = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert run.stdout is not None and run.stdout.readline() == b"one\n"
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    pids = {int(line) for path in tmp_path.glob("*.starts") for line in path.read_text().split()}
-    assert len(pids) == 2
-    _await_end(pids)
+        [sys.executable, str(script)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+
+    def pids() -> set[int]:
+        paths = tmp_path.glob("*.starts")
+        return {int(line) for path in paths for line in path.read_text().split()}
+
+    try:
+        wait_for(lambda: len(pids()) == 2, alive=lambda: run.poll() is None, what="two workers")
+    finally:
+        run.kill()
+        run.wait()
+    _await_end(pids())
 
 
 def _await_end(pids: set[int]) -> None:
-    deadline = time.monotonic() + 30
-    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_lives(pid) for pid in pids)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    wait_for(lambda: not any(lives(pid) for pid in pids), what="the end of the workers")
 
 
 def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
@@ -156,8 +149,8 @@ def test_slurm_jobs_of_an_interrupted_run_are_cancelled(tmp_path: Path) -> None:
     runner = SlurmRunner(logs=str(tmp_path / "logs"), jobs=2, cluster="local", poll_s=0.05)
     run = runner.run(ToyStep(str(tmp_path)), toy_units(2, u1="sleeps"), tmp_path)
     assert next(run).unit == "0"
-    while not (started := tmp_path / "1.starts").is_file() or not started.read_text():
-        time.sleep(0.05)
+    started = tmp_path / "1.starts"
+    wait_for(lambda: started.is_file() and started.read_text(), what="the start of unit 1")
     run.close()  # type: ignore[attr-defined]
     _await_end({int(started.read_text())})
 

@@ -15,6 +15,7 @@ from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
 from open_supir.curation.thresholds import Thresholds
 from open_supir.curation.work import Process, Recipe, Unit
 from open_supir.curation.write_shards import ShardPlanStep
+from tests.waiting import PATIENCE
 
 WORDS = "blurry, jpeg artifacts"
 
@@ -48,7 +49,7 @@ class ToyStep:
         if fault == "out of memory once" and starts == 1:
             bytearray(1 << 60)
         if fault == "sleeps":
-            time.sleep(60)
+            time.sleep(2 * PATIENCE)  # longer than any test waits for its end
         if fault == "slow":
             time.sleep(0.3)
         (folder / "square.txt").write_text(str(int(unit.name) ** 2))

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from open_supir.data import SourceConfig
 from open_supir.data.shards import StorageError
 from tests.data.made import pixels, shard_folder
 from tests.data.recorder import GLOBAL_BATCH, data_module, train
+from tests.waiting import PATIENCE, wait_for
 
 
 @pytest.fixture
@@ -206,8 +206,18 @@ def recorded(log: Path) -> list[list]:
 
 def wait(processes: list) -> None:
     for process in processes:
-        _, error = process.communicate(timeout=240)
+        _, error = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, error.decode()[-2000:]
+
+
+def wait_for_steps(log: Path, goal: int, processes: list) -> None:
+    """Wait for the first `goal` steps, or the end of the run."""
+
+    def reached() -> bool:
+        ended = all(process.poll() is not None for process in processes)
+        return ended or len(steps(recorded(log))) >= goal
+
+    wait_for(reached, progress=lambda: len(recorded(log)), what=f"step {goal}")
 
 
 @pytest.mark.slow
@@ -228,9 +238,7 @@ def test_killed_processes_resume_exactly_on_one_and_back_on_two(root: Path) -> N
             wait(processes)
         else:
             goal = rng.randint(2, 7)
-            begin = time.monotonic()
-            while len(steps(recorded(log))) < goal and time.monotonic() - begin < 120:
-                time.sleep(0.05)
+            wait_for_steps(log, goal, processes)
             for process in processes:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()

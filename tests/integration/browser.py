@@ -4,11 +4,13 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import PATIENCE, wait_for
 
 CHROMIUM = next(
     (p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None
@@ -56,24 +58,26 @@ class Browser:
         os.write(self.to, json.dumps(message).encode() + b"\0")
         while True:
             while b"\0" not in self.buffer:
-                self.buffer += os.read(self.back, 1 << 16)
+                self.buffer += self._read()
             line, _, self.buffer = self.buffer.partition(b"\0")
             answer = json.loads(line)
             if answer.get("id") == number:
                 assert "error" not in answer, answer["error"]
                 return answer["result"]
 
+    def _read(self) -> bytes:
+        ready, _, _ = select.select([self.back], [], [], PATIENCE)
+        content = os.read(self.back, 1 << 16) if ready else b""
+        assert content, f"the browser has {'ended' if ready else 'not answered'}"
+        return content
+
     def evaluate(self, script: str) -> Any:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 60) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (value := self.evaluate(script)):
-            assert time.monotonic() < deadline, f"never true: {script}"
-            time.sleep(0.1)
-        return value
+    def wait_for(self, script: str) -> Any:
+        return wait_for(lambda: self.evaluate(script), what=script)
 
     def upload(self, selector: str, *paths: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]

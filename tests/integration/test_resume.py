@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from open_supir.training.interruption import requeue_slurm_job
 from open_supir.training.resume import resolve_checkpoint
 from tests.integration.conftest import Compose
 from tests.integration.test_road import assert_equal, checkpoint, losses
+from tests.waiting import PATIENCE, wait_for
 
 QUICK = ("experiment=zerosft", "sampler.num_steps=1", "module.val_draws=1", "val_every=2")
 
@@ -82,12 +82,13 @@ def test_sigterm_ends_the_command_with_143_and_a_checkpoint(
     )
     try:
         metrics = tmp_path / "a/csv/metrics.csv"
-        end = time.monotonic() + 120
-        while "train/loss" not in (metrics.read_text() if metrics.exists() else ""):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
+        wait_for(
+            lambda: metrics.exists() and "train/loss" in metrics.read_text(),
+            alive=lambda: process.poll() is None,
+            what="the first loss",
+        )
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     finally:
         process.kill()
         process.wait()

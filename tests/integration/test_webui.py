@@ -23,6 +23,7 @@ from open_supir.inference.photo import read_photo
 from open_supir.webui.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
 from tests.test_configs import CONF
+from tests.waiting import PATIENCE, wait_for
 
 if importlib.util.find_spec("gradio") is None:  # importing it takes seconds: not at collection
     pytest.skip("the page needs the extra `web`", allow_module_level=True)
@@ -101,7 +102,7 @@ def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path
         _file(photo), "a cat", OWN, *DIALS,
         api_name="/restore",
     )  # fmt: skip
-    result = job.result(timeout=120)
+    result = job.result(timeout=PATIENCE)
     lists = [part for part in result if isinstance(part, list)]
     (files,) = [part for part in lists if "_restored" in Path(str(part[0])).name]
     back = read_photo(Path(files[0]))
@@ -158,7 +159,7 @@ def test_requests_wait_for_each_other_and_too_many_are_refused(url: str, photo: 
     client, file = _client(url), _file(photo)
     slow = [*DIALS[:7], 25, *DIALS[8:]]
     jobs = [client.submit(file, "", OWN, *slow, api_name="/restore") for _ in range(6)]
-    ended = [job.exception(timeout=120) for job in jobs]
+    ended = [job.exception(timeout=PATIENCE) for job in jobs]
     assert sum(error is None for error in ended) >= 2
     refused = [str(error) for error in ended if error is not None]
     assert refused and all("queue" in text.lower() for text in refused), refused
@@ -239,8 +240,9 @@ def test_leaving_the_page_ends_its_run(
     browser.click("#restore")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('sampling')")
     browser.open("about:blank")
-    while RUN in [thread.name for thread in threading.enumerate()]:
-        time.sleep(0.05)
+    wait_for(
+        lambda: RUN not in [thread.name for thread in threading.enumerate()], what="the run's end"
+    )
     time.sleep(0.5)  # in which a run that came to its end would be saved
     assert not saved
 
@@ -306,12 +308,13 @@ def _open_sampling(browser: Browser) -> None:
 
 def _set(browser: Browser, dial: str, value: str) -> None:
     """Type until the slider beside the number follows: just after it appeared it does not."""
-    for _ in range(20):
+
+    def taken() -> bool:
         browser.type(f"input[aria-label='number input for {dial}']", value)
         time.sleep(0.2)
-        if browser.value(f"input[aria-label='range slider for {dial}']") == value:
-            return
-    raise AssertionError("the dial does not take what is typed")
+        return browser.value(f"input[aria-label='range slider for {dial}']") == value
+
+    wait_for(taken, what=f"the dial {dial} takes what is typed")
 
 
 def _opened(link: str) -> bytes:

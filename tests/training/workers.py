@@ -4,6 +4,7 @@ Processes come from a fork server that has imported torch and Lightning once, so
 start many. Everything random about a sample comes from its position, as in the real data.
 """
 
+import contextlib
 import faulthandler
 import json
 import multiprocessing as mp
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ from open_supir.training.saving import SaveCheckpoints
 from open_supir.training.sharding import ShardedStrategy
 from open_supir.training.topology import keep_global_batch
 from open_supir.training.trained_parts import TrainedParts
+from tests.waiting import PATIENCE, wait_for
 
 GLOBAL_BATCH = 4
 CONTEXT = mp.get_context("forkserver")
@@ -183,12 +186,22 @@ def fit(
 
 
 class Processes:
-    """Ranks of one run; leaves none behind."""
+    """Ranks of one run; leaves none behind.
 
-    def __init__(self, task: Callable[..., int], ranks: int, *args: Any, **kwargs: Any) -> None:
+    Args:
+        task: What each rank does; takes the run's folder first, returns an exit code.
+        ranks: How many there are.
+        folder: Of the run; logs go to files beside it.
+    """
+
+    def __init__(
+        self, task: Callable[..., int], ranks: int, folder: Path, *args: Any, **kwargs: Any
+    ) -> None:
         port = _free_port()
+        self.folder = folder
+        self.logs = [folder.with_suffix(f".rank{rank}.log") for rank in range(ranks)]
         self.processes = [
-            CONTEXT.Process(target=_enter, args=(task, rank, ranks, port, args, kwargs))
+            CONTEXT.Process(target=_enter, args=(task, rank, ranks, port, (folder, *args), kwargs))
             for rank in range(ranks)
         ]
 
@@ -207,26 +220,53 @@ class Processes:
         """Send a signal to a rank."""
         os.kill(self.processes[rank].pid, number)  # type: ignore[arg-type]
 
-    def exit_codes(self, *, within: float) -> list[int | None]:
-        """Wait for all ranks; a rank that hangs has None."""
-        end = time.monotonic() + within
-        for process in self.processes:
-            process.join(max(0.0, end - time.monotonic()))
-        return [process.exitcode for process in self.processes]
+    def wait_for(self, condition: Callable[[], Any], *, patience: float = PATIENCE) -> None:
+        """Wait until something has happened, for as long as the run writes files or a log.
+
+        Raises:
+            AssertionError: It did not happen before all ranks ended, or the run is stuck; with the
+                ends of the logs, in which stuck ranks have written where they are.
+        """
+        try:
+            wait_for(
+                condition, progress=self._written, alive=self._any_alive, patience=patience,
+                what=f"a run of {len(self.processes)} processes",
+            )  # fmt: skip
+        except AssertionError as error:
+            for process in self.processes:
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGABRT)  # faulthandler writes the stacks
+                    process.join(60)
+            raise AssertionError(f"{error}\n{self.log_text()}") from None
+
+    def exit_codes(self, *, patience: float = PATIENCE) -> list[int]:
+        """Wait for the ends of all ranks, as `wait_for` does; returns their exit codes."""
+        self.wait_for(lambda: not self._any_alive(), patience=patience)
+        return [process.exitcode for process in self.processes]  # type: ignore[misc]
+
+    def log_text(self) -> str:
+        """Return the ends of all ranks' logs."""
+        return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in self._existing_logs())
+
+    def _any_alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def _existing_logs(self) -> list[Path]:
+        return [path for path in self.logs if path.exists()]
+
+    def _written(self) -> set[tuple[Path, int]]:
+        """Return each file of the run and its size."""
+        found = set()
+        for path in (*self._existing_logs(), *self.folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                found.add((path, path.stat().st_size))
+        return found
 
 
-def run(task: Callable[..., int], ranks: int, *args: Any, within: float = 60.0, **kwargs: Any):
+def run(task: Callable[..., int], ranks: int, *args: Any, **kwargs: Any) -> list[int]:
     """Run all ranks to their end; returns their exit codes."""
     with Processes(task, ranks, *args, **kwargs) as processes:
-        return processes.exit_codes(within=within)
-
-
-def wait_for(condition: Callable[[], bool], *, within: float = 60.0) -> None:
-    """Wait until something has happened."""
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
+        return processes.exit_codes()
 
 
 def _enter(task: Callable[..., int], rank: int, ranks: int, port: int, args: Any, kwargs: Any):
@@ -260,12 +300,21 @@ def train_task(folder: Path, ranks: int, **options: Any) -> int:
     return fit(folder, ranks=ranks, **options)[1]
 
 
+def stuck_task(folder: Path) -> int:
+    """Do nothing for ever."""
+    print("stuck", flush=True)
+    threading.Event().wait()
+    return 0
+
+
 def slow_task(folder: Path, ranks: int, **options: Any) -> int:
     """Train with steps of at least 20 ms, and differently fast ranks."""
 
     def hook(module: Small, batch: Any, loss: Tensor) -> Tensor:
         time.sleep(0.02 + 0.01 * module.global_rank)
         return loss
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes after training ends nothing
 
     return fit(folder, ranks=ranks, module=Small(hook=hook), **options)[1]
 
