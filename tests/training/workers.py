@@ -145,7 +145,7 @@ def fit(
     torch.set_num_threads(1)
     stop = StopOnSignal()
     if strategy is None:
-        strategy = "auto" if ranks == 1 else DDPStrategy(static_graph=True)
+        strategy = "auto" if ranks == 1 else DDPStrategy()
     if strategy == "sharded":
         strategy = ShardedStrategy()
     rank = int(os.environ.get("RANK", 0))
@@ -245,8 +245,9 @@ class Processes:
         return [process.exitcode for process in self.processes]  # type: ignore[misc]
 
     def log_text(self) -> str:
-        """Return the ends of all ranks' logs."""
-        return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in self._existing_logs())
+        """Return the last 60 lines of each rank's log."""
+        lines = ((log, log.read_text().splitlines()[-60:]) for log in self._existing_logs())
+        return "\n".join(f"{log.name}:\n" + "\n".join(last) for log, last in lines)
 
     def _any_alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)
