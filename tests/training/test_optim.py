@@ -18,6 +18,16 @@ def test_cosine_follows_the_formula() -> None:
     assert math.isclose(settings.factor(110), 0.1) and math.isclose(settings.factor(900), 0.1)
 
 
+def test_a_late_part_warms_up_to_the_decayed_rate_without_a_jump() -> None:
+    settings = OptimSettings(
+        lr=1.0, warmup_steps=10, decay="cosine", decay_steps=110, final_lr_ratio=0.1
+    )
+    late, all_along = ([settings.factor(s, start) for s in range(150)] for start in (40, 0))
+    assert late[:40] == [0.0] * 40 and late[49:] == all_along[49:]
+    assert late[44] == pytest.approx(0.5 * all_along[44])  # 5 of 10 warm-up steps
+    assert max(late) < 0.8 and late[40:50] == sorted(late[40:50])
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert OptimSettings(lr=1.0).factor(10**6) == 1.0
 

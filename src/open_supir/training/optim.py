@@ -62,17 +62,19 @@ class OptimSettings:
             raise ValueError("decay=cosine needs decay_steps, the step at which it ends")
 
     def factor(self, step: int, start: int = 0) -> float:
-        """Return the share of `lr` in use at `step`, for parameters that join at step `start`."""
+        """Return the share of `lr` in use at `step`: warm-up from step `start` on, times the decay.
+
+        The decay is the same for all parameters, whenever they join.
+        """
         if step < start:
             return 0.0
-        if step - start < self.warmup_steps:
-            return (step - start + 1) / self.warmup_steps
+        warmup = min(1.0, (step - start + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         if self.decay == "constant" or self.decay_steps is None:
-            return 1.0
+            return warmup
         span = max(1, self.decay_steps - self.warmup_steps)
-        progress = min(1.0, (step - self.warmup_steps) / span)
+        progress = min(1.0, max(0, step - self.warmup_steps) / span)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine
+        return warmup * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
 
     def start_of(self, name: str) -> int:
         """Return the step at which the parameter of that name joins."""
