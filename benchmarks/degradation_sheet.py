@@ -18,7 +18,8 @@ from hydra.utils import instantiate
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from open_supir.base.images import image_grid, read_image, to_signed, to_uint8, to_unit
+from open_supir.base.images import read_image, to_signed, to_uint8, to_unit
+from open_supir.base.images.tensors import image_grid
 
 ROOT = Path(__file__).parents[1]
 CROPS = {  # top, left

@@ -12,7 +12,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from open_supir.base.images import read_image, write_image
+from open_supir.base.images import read_image
+from open_supir.base.images.write import write_image
 from open_supir.commands.degrade import RANGES, ROWS, degrade_folder, image_seed, read_rows
 from open_supir.degradation import DegradationPipeline
 

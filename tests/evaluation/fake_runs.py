@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.records import Record, write_records
 
 

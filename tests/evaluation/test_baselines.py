@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_supir.base.images import to_uint8, to_unit, write_image
+from open_supir.base.images import to_uint8, to_unit
+from open_supir.base.images.write import write_image
 from open_supir.evaluation import Protocol, load_samples, run_benchmark
 from open_supir.evaluation.baselines import folder_outputs, spandrel_models
 from open_supir.evaluation.samples import Sample

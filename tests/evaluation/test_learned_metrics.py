@@ -18,7 +18,7 @@ import torch
 from skimage import data
 from torch import Tensor
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.benchmark import run_benchmark
 from open_supir.evaluation.metrics import METRICS, check_weights, create_pyiqa
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_supir.base.files import sha256_of
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation import read_records, run_benchmark, write_report
 from open_supir.evaluation.provenance import (
     describe_environment,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.preference import draw_questions, read_votes, run_study
 
 CHOICES = {"pairs": 8, "repeats": 2, "seed": 0}

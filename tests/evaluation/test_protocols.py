@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.metrics import select_metrics
 from open_supir.evaluation.protocols import Protocol, image_seed, load_samples
 from open_supir.evaluation.samples import BrokenSample

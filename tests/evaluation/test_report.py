@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.benchmark import picture_path
 from open_supir.evaluation.means import average_records
 from open_supir.evaluation.records import Record, read_records, write_records

@@ -10,7 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from open_supir.base.images import read_image, write_image
+from open_supir.base.images import read_image
+from open_supir.base.images.write import write_image
 from open_supir.commands.ablation import compare
 from open_supir.evaluation.finished_runs import label_runs, read_run
 from open_supir.evaluation.side_by_side import (

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from open_supir.base.images import Photo
 from open_supir.diffusion import Denoiser, RestoreSettings
 from open_supir.inference import RestoreOptions, Restorer
-from open_supir.inference.photo import Photo
 from open_supir.webui.studio import (
     OPTION_DIALS,
     PREVIEWS,

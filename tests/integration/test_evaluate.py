@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_supir.base.images import list_images, read_image, write_image
+from open_supir.base.images import list_images, read_image
+from open_supir.base.images.write import write_image
 from open_supir.commands.evaluate import evaluate
 from open_supir.evaluation import read_records
 from tests.integration.conftest import Compose

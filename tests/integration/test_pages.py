@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.evaluation import run_benchmark, write_report
 from open_supir.evaluation.preference import run_study
 from open_supir.evaluation.samples import Sample

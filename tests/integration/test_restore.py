@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from open_supir.base.images import read_photo
 from open_supir.commands import restore as restore_module
 from open_supir.commands.restore import restore
 from open_supir.inference.folder import printable
-from open_supir.inference.photo import read_photo
 from tests.integration import hostile
 from tests.integration.conftest import Compose
 from tests.test_configs import ROOT

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_supir.base.images import read_image, write_image
+from open_supir.base.images import read_image
+from open_supir.base.images.write import write_image
 from open_supir.commands.ablation import compare
 from open_supir.commands.evaluate import evaluate
 from open_supir.commands.restore import restore

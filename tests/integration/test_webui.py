@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
-from open_supir.inference.photo import read_photo
+from open_supir.base.images import read_photo
 from open_supir.webui.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
 from tests.test_configs import CONF

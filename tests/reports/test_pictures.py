@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from open_supir.base.images import write_image
+from open_supir.base.images.write import write_image
 from open_supir.reports.pictures import embed, file_name
 
 

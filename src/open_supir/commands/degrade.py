@@ -17,7 +17,8 @@ from torch import Tensor
 
 from open_supir.base.cli import command, pick_device
 from open_supir.base.files import write_text
-from open_supir.base.images import list_images, read_image, to_signed, to_unit, write_image
+from open_supir.base.images import list_images, read_image, to_signed, to_unit
+from open_supir.base.images.write import write_image
 from open_supir.data.order import keyed_hash
 from open_supir.degradation import DegradationParams, DegradationPipeline
 

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from open_supir.base.cli import command, pick_device
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.files import remove_leftovers, sha256_of
+from open_supir.base.images.read import quieten_readers
 from open_supir.base.places import located
 from open_supir.commands.evaluate import find_checkpoint
 from open_supir.diffusion import RestoreSettings
@@ -39,7 +40,6 @@ from open_supir.inference.folder import (
     printable,
     restore_file,
 )
-from open_supir.inference.photo import quieten_readers
 from open_supir.webui.studio import FILE_ERRORS
 
 log = logging.getLogger(__name__)

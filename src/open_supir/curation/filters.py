@@ -4,7 +4,6 @@ Nothing is judged here but what cannot be stored at all. Scores go into a table,
 applied to that (see select.py).
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -13,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from open_supir.base.images import DECODE_ERRORS, READABLE_FORMATS, normalise
+from open_supir.base.images.read import read_pixels
 from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
 from open_supir.curation.measures import measure, perceptual_hash
 from open_supir.curation.reading import Candidate, read_candidates
@@ -28,7 +26,6 @@ from open_supir.data.jpeg_rows import encode_jpeg
 from open_supir.data.samples import ImageLimits, SampleError
 from open_supir.data.shards import StoredSample, write_shard
 
-ORIENTATION = 0x0112
 ROWS = pa.schema(
     [(n, pa.string()) for n in ("key", "path", "source", "licence", "caption", "reason", "detail")]
     + [(n, pa.int32()) for n in ("original_height", "original_width", "height", "width", "bytes")]
@@ -146,68 +143,28 @@ KEPT_META = ("url", "captions", "caption_short", "is_negative", "content")
 def decode(data: bytes, limits: ImageLimits) -> Decoded:
     """Decode an image file of any mode to upright 8-bit sRGB without alpha.
 
-    The header is read first. JPEG goes through simplejpeg, which refuses files with flipped bits
-    that Pillow decodes to garbage. Of a file with pages, or with previews as cameras add them
-    (MPO), the first picture is taken.
+    The header is read first. Of a file with pages, or with previews as cameras add them (MPO), the
+    first picture is taken.
 
     Raises:
         SampleError: The file is refused or damaged.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=READABLE_FORMATS) as image:
-            limits.check(image.height, image.width)
-            if getattr(image, "is_animated", False) and image.format not in ("TIFF", "MPO"):
-                raise SampleError("animation")
-            turned = image.getexif().get(ORIENTATION, 1)
-            done = _what_is_done(image, turned)
-            tables = getattr(image, "quantization", None)
-            quality = jpeg_quality(tables) if tables else None
-            picture = normalise(_strictly(image, data))
+        image = read_pixels(data, limits.check, strict=True)
+        tables = image.jpeg_tables
+        quality = jpeg_quality(tables) if tables else None
     except SampleError:
         raise
-    except UnidentifiedImageError as error:  # its text names a place in memory
-        known = ", ".join(READABLE_FORMATS)
-        raise SampleError("damaged image", f"none of {known}") from error
-    except DECODE_ERRORS as error:
-        raise SampleError("damaged image", str(error) or type(error).__name__) from error
-    plain = strip_metadata(data) if tables and not done and data[:3] == b"\xff\xd8\xff" else None
-    return Decoded(picture, (picture.height, picture.width), done, quality, plain)
-
-
-def _strictly(image: Image.Image, data: bytes) -> Image.Image:
-    """Return the decoded image, with the profile and orientation of the header."""
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
-        image.load()
-        return image
-    colours = "RGB" if image.mode == "RGB" else "GRAY"
-    pixels = simplejpeg.decode_jpeg(data, colorspace=colours)
-    decoded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
-    for name in ("exif", "icc_profile"):
-        if name in image.info:
-            decoded.info[name] = image.info[name]
-    return decoded
-
-
-def _what_is_done(image: Image.Image, turned: int) -> list[str]:
-    """Name what normalising changes."""
-    steps = {
-        "upright": turned != 1,
-        "profile": _is_foreign(image),
-        "alpha": image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info,
-        "8 bit": image.mode.startswith(("I", "F")),
-        "rgb": image.mode not in ("RGB", "RGBA", "RGBa"),
-    }
-    return [name for name, needed in steps.items() if needed]
-
-
-def _is_foreign(image: Image.Image) -> bool:
-    from PIL import ImageCms
-
-    icc = image.info.get("icc_profile")
-    if not icc:
-        return False
-    try:
-        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
-    except (ImageCms.PyCMSError, OSError):
-        return False  # unreadable: `normalise` ignores it too
-    return "srgb" not in name.lower()
+    except ValueError as error:
+        raise SampleError("damaged image", str(error)) from error
+    if image.is_animated:
+        raise SampleError("animation")
+    is_plain = tables and not image.normalised and data[:3] == b"\xff\xd8\xff"
+    picture = Image.fromarray(np.ascontiguousarray(image.over_white()))
+    return Decoded(
+        picture=picture,
+        original_size=(picture.height, picture.width),
+        normalised=image.normalised,
+        quality=quality,
+        plain=strip_metadata(data) if is_plain else None,
+    )

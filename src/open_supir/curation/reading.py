@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from open_supir.base.images import IMAGE_SUFFIXES
+from open_supir.base.images.listing import IMAGE_SUFFIXES
 from open_supir.curation.sources import printable
 from open_supir.curation.tables import read_rows
 from open_supir.curation.work import Unit, digest

@@ -187,9 +187,7 @@ def _absolute(path: str) -> Path:
 
 def _images(path: Path, tars: Sequence[Path]) -> list[Path]:
     """Return the image files of an input, which may have none if it has tars."""
-    from open_supir.base.images import (
-        list_images,  # imports torch: only where a folder must be listed
-    )
+    from open_supir.base.images import list_images
 
     if path in tars:
         return []

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from open_supir.base.images import list_images, read_image, resize, resize_short_side
+from open_supir.base.images import list_images, read_image, resize
+from open_supir.base.images.tensors import resize_short_side
 from open_supir.data.dataset import position_seed
 from open_supir.data.order import keyed_rng
 from open_supir.data.samples import Batch, Sample, collate

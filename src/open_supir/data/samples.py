@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from open_supir.base.images import DECODE_ERRORS
+from open_supir.base.images.decode import DECODE_ERRORS
 from open_supir.data.jpeg_rows import decode_rows
 
 Rng = np.random.Generator

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from open_supir.base.images import read_image, to_uint8, to_unit, write_image
+from open_supir.base.images import read_image, to_uint8, to_unit
+from open_supir.base.images.write import write_image
 from open_supir.evaluation.metrics import Metric, Score, check_weights, select_metrics
 from open_supir.evaluation.provenance import Input, describe_input, read_inputs, write_inputs
 from open_supir.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from open_supir.base.images import IMAGE_SUFFIXES
+from open_supir.base.images.listing import IMAGE_SUFFIXES
 from open_supir.evaluation.records import Record, read_records
 
 log = logging.getLogger(__name__)

@@ -11,14 +11,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from open_supir.base.images import (
-    list_images,
-    read_image,
-    resize,
-    resize_short_side,
-    to_uint8,
-    to_unit,
-)
+from open_supir.base.images import list_images, read_image, resize, to_uint8, to_unit
+from open_supir.base.images.tensors import resize_short_side
 from open_supir.evaluation.metrics import select_metrics
 from open_supir.evaluation.samples import BrokenSample, Sample
 from open_supir.evaluation.synthetic import FixedDegradation

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from open_supir.base.files import sha256_of, write_bytes
-from open_supir.base.images import MAX_PIXELS, resize
+from open_supir.base.images import Photo, read_photo, resize
+from open_supir.base.images.listing import IMAGE_SUFFIXES
+from open_supir.base.images.read import MAX_PIXELS
+from open_supir.base.images.write import SUFFIXES, encode_photo
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.options import RestoreOptions
-from open_supir.inference.photo import PHOTO_SUFFIXES, Photo, read_photo
-from open_supir.inference.photo_writer import SUFFIXES, encode_photo
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -78,11 +79,11 @@ def find_photos(source: Path, output: Path) -> tuple[Path, list[Path], list[str]
         found += [
             here / name
             for name in names
-            if Path(name).suffix.lower() in PHOTO_SUFFIXES and not name.startswith(".")
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
         ]
     if not found and not problems:
         raise ValueError(
-            f"input={printable(source)}: no images; known suffixes: {' '.join(PHOTO_SUFFIXES)}"
+            f"input={printable(source)}: no images; known suffixes: {' '.join(IMAGE_SUFFIXES)}"
         )
     return source, sorted(found), problems
 

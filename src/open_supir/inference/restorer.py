@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_supir.base.images import crop_to, pad_to_multiple, to_signed, to_unit
+from open_supir.base.images import to_signed, to_unit
+from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.diffusion.samplers import OnStep

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from open_supir.base.images import crop_to, pad_to_multiple, to_signed, to_unit
+from open_supir.base.images import to_signed, to_unit
+from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.diffusion import Denoiser, RestoreSettings
 from open_supir.diffusion.restoration import generate_latent, image_noise
 from open_supir.networks import AutoencoderKL, Conditioner, UNet

@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from open_supir.base.files import write_text
-from open_supir.base.images import image_grid, to_uint8, write_image
+from open_supir.base.images import to_uint8
+from open_supir.base.images.tensors import image_grid
+from open_supir.base.images.write import write_image
 from open_supir.training.degradation_log import describe
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class ValidationPictures(pl.Callback):
         rows = [list(images) for images in zip(*columns.values(), strict=True)]
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"
-        write_image(path, grid, metadata={"columns": " | ".join(columns)})
+        write_image(path, grid, record={"columns": " | ".join(columns)})
         degraded = describe(pl_module, batch)
         lines = [
             f"{line} | {caption}" for line, caption in zip(degraded, batch["caption"], strict=False)

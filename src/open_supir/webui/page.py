@@ -20,14 +20,15 @@ from hydra import compose
 from omegaconf import DictConfig
 
 from open_supir.base.cli import command
-from open_supir.base.images import read_image, resize_short_side, write_image
+from open_supir.base.images import read_image
+from open_supir.base.images.read import quieten_readers
+from open_supir.base.images.tensors import resize_short_side
+from open_supir.base.images.write import SUFFIXES, write_image
 from open_supir.commands.evaluate import find_checkpoint
 from open_supir.commands.restore import build_restorer, model_of, options_of
 from open_supir.data.demo import photo_folder
 from open_supir.inference import RestoreOptions
 from open_supir.inference.folder import printable
-from open_supir.inference.photo import quieten_readers
-from open_supir.inference.photo_writer import SUFFIXES
 from open_supir.webui.studio import (
     FILE_ERRORS,
     OPTION_DIALS,

@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from open_supir.base.images import resize
+from open_supir.base.images import Photo, read_photo, resize
+from open_supir.base.images.write import SUFFIXES, encode_photo
 from open_supir.diffusion.samplers import Step
 from open_supir.inference.captioner import NoCaptioner
 from open_supir.inference.folder import describe, encode_result
 from open_supir.inference.options import RestoreOptions
-from open_supir.inference.photo import Photo, read_photo
-from open_supir.inference.photo_writer import SUFFIXES, encode_photo
 from open_supir.inference.pixels import CAPTION_SIDE, resized
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
@@ -146,13 +145,13 @@ class Studio:
         size = (result.restored.shape[-2], result.restored.shape[-1])
         before = resize(photo.rgb, size).clamp(0, 1)
         shown = folder / "input.png"
-        shown.write_bytes(encode_photo(Photo(rgb=before), format="png", record={}))
+        shown.write_bytes(encode_photo(Photo(rgb=before), format="png"))
         return paths, str(shown), record
 
     def shown(self, sample: Tensor) -> str:
         """Write a sample as PNG for the page, whatever format is downloaded."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "restored.png"
-        path.write_bytes(encode_photo(Photo(rgb=sample), format="png", record={}))
+        path.write_bytes(encode_photo(Photo(rgb=sample), format="png"))
         return str(path)
 
 

@@ -1,27 +1,60 @@
-"""Write restored photographs: 8 or 16 bits, tagged sRGB, with their record inside."""
+"""Write images: 8 or 16 bits, tagged sRGB, with a record of what made them inside."""
 
 import io
 import json
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from open_supir.inference.photo import Photo
+from open_supir.base.files import write_bytes
+from open_supir.base.images.colour import srgb_profile
+from open_supir.base.images.read import Photo
+from open_supir.base.images.tensors import to_unit
 
 SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 RECORD_KEY = "restoration"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
-IMAGE_DESCRIPTION, SOFTWARE = 0x010E, 0x0131
 LUMA = (0.299, 0.587, 0.114)
 
 
+def write_image(
+    path: str | Path,
+    image: Tensor,
+    *,
+    record: Mapping[str, Any] | None = None,
+    quality: int = 95,
+) -> None:
+    """Write a (3, H, W) unit or uint8 image in the format of its suffix, whole or not at all.
+
+    The record goes where `encode_photo` puts it.
+    """
+    path = Path(path)
+    formats = {suffix: name for name, suffix in SUFFIXES.items()} | {".jpeg": "jpg"}
+    if path.suffix.lower() not in formats:
+        known = ", ".join(formats)
+        raise ValueError(f"{path}: cannot write suffix {path.suffix!r}; known: {known}")
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"{path}: cannot write an image of shape {tuple(image.shape)}")
+    unit = image.detach().float() if image.is_floating_point() else to_unit(image)
+    content = encode_photo(
+        Photo(rgb=unit), format=formats[path.suffix.lower()], quality=quality, record=record
+    )
+    write_bytes(path, content, fsync=False)
+
+
 def encode_photo(
-    photo: Photo, *, format: str, bits: int = 8, quality: int = 95, record: Mapping[str, Any]
+    photo: Photo,
+    *,
+    format: str,
+    bits: int = 8,
+    quality: int = 95,
+    record: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Encode an image with its record: the content of a file.
 
@@ -33,9 +66,9 @@ def encode_photo(
         format: png, jpg, webp or tiff.
         bits: A channel; 16 for png and tiff only.
         quality: Of jpg and webp; webp is lossless at 100.
-        record: Anything that JSON holds.
+        record: Anything that JSON holds; None writes none.
     """
-    text = json.dumps(record, sort_keys=True)
+    text = None if record is None else json.dumps(record, sort_keys=True)
     pixels = _pixels(photo, bits, with_alpha=format != "jpg")
     if format == "tiff":
         return _tiff(pixels, text)
@@ -45,7 +78,8 @@ def encode_photo(
     options: dict[str, Any] = {"icc_profile": None if photo.is_grey else srgb_profile()}
     if format == "png":
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(RECORD_KEY, text)
+        if text is not None:
+            info.add_itxt(RECORD_KEY, text)
         options |= {"format": "PNG", "pnginfo": info, "exif": photo.exif or None}
     elif format == "jpg":
         options |= {"format": "JPEG", "quality": quality, "exif": _exif(photo.exif, text)}
@@ -56,13 +90,6 @@ def encode_photo(
     file = io.BytesIO()
     picture.save(file, **{k: v for k, v in options.items() if v is not None})
     return file.getvalue()
-
-
-def srgb_profile() -> bytes:
-    """Return an ICC profile of sRGB, always the same bytes."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # the date of creation
-    return bytes(profile)
 
 
 def _pixels(photo: Photo, bits: int, *, with_alpha: bool) -> np.ndarray:
@@ -87,7 +114,9 @@ def _grey(rgb: Tensor) -> Tensor:
     return sum(channel * weight for channel, weight in zip(rgb, LUMA, strict=True))  # type: ignore[return-value]
 
 
-def _exif(kept: bytes, text: str) -> bytes:
+def _exif(kept: bytes, text: str | None) -> bytes | None:
+    if text is None:
+        return kept or None
     exif = Image.Exif()
     if kept:
         exif.load(kept)
@@ -98,13 +127,15 @@ def _exif(kept: bytes, text: str) -> bytes:
     return content
 
 
-def _deep_png(pixels: np.ndarray, exif: bytes, text: str) -> bytes:
+def _deep_png(pixels: np.ndarray, exif: bytes, text: str | None) -> bytes:
     """Return a 16-bit PNG: imagecodecs writes the pixels, and no text or profile, so we do."""
     import imagecodecs
 
     content = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
     end = 8 + 25  # signature and IHDR
-    chunks = _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
+    chunks = b""
+    if text is not None:
+        chunks += _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
     if pixels.shape[-1] >= 3:
         chunks += _chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
     if exif:
@@ -116,7 +147,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def _tiff(pixels: np.ndarray, text: str) -> bytes:
+def _tiff(pixels: np.ndarray, text: str | None) -> bytes:
     import tifffile
 
     file = io.BytesIO()

@@ -11,8 +11,8 @@ import tifffile
 import torch
 from PIL import Image, ImageCms
 
-from open_supir.inference.photo import Photo, read_photo
-from open_supir.inference.photo_writer import encode_photo
+from open_supir.base.images import Photo, read_photo
+from open_supir.base.images.write import encode_photo
 
 imagecodecs = pytest.importorskip("imagecodecs")
 RANDOM = np.random.default_rng(0)
@@ -175,5 +175,5 @@ def test_floating_point_files_must_hold_colours(tmp_path: Path, value: float) ->
 
 def test_alpha_becomes_white_in_a_jpeg() -> None:
     photo = Photo(rgb=torch.zeros(3, 8, 8), alpha=torch.zeros(1, 8, 8))
-    content = encode_photo(photo, format="jpg", record={})
+    content = encode_photo(photo, format="jpg")
     assert np.asarray(Image.open(io.BytesIO(content))).min() > 250

@@ -1,26 +1,18 @@
-"""images.py: ranges, odd files, atomic writing, padding."""
+"""Ranges, odd files, atomic writing, padding."""
 
 import io
+import json
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
 
-from open_supir.base.images import (
-    crop_to,
-    image_grid,
-    list_images,
-    pad_to_multiple,
-    read_image,
-    resize,
-    resize_short_side,
-    to_signed,
-    to_uint8,
-    to_unit,
-    write_image,
-)
+from open_supir.base.images import list_images, read_image, resize, to_signed, to_uint8, to_unit
+from open_supir.base.images.tensors import crop_to, image_grid, pad_to_multiple, resize_short_side
+from open_supir.base.images.write import write_image
 
 
 def test_ranges_map_ends_and_middle() -> None:
@@ -70,6 +62,14 @@ def test_read_image_scales_16_bit_grey(tmp_path: Path) -> None:
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     image = read_image(save(tmp_path / "a.png", values))
     assert np.array_equal(image[0].numpy(), np.rint(values / 257).astype(np.uint8))
+
+
+def test_read_image_rounds_16_bit_colour(tmp_path: Path) -> None:
+    """Pillow's own conversion cuts the lower byte off."""
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
+    image = read_image(tmp_path / "a.png").permute(1, 2, 0).numpy()
+    assert np.array_equal(image, np.rint(values / 257).astype(np.uint8))
 
 
 def test_read_image_lays_alpha_over_white(tmp_path: Path) -> None:
@@ -136,14 +136,15 @@ def test_read_image_checks_the_size_before_decoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
-def test_write_image_leaves_one_file_and_metadata(tmp_path: Path, suffix: str) -> None:
+def test_write_image_leaves_one_file_and_its_record(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / "new" / f"a{suffix}"
-    write_image(path, torch.full((3, 8, 8), 0.5), {"prompt": "caf\u00e9"})
+    write_image(path, torch.full((3, 8, 8), 0.5), record={"prompt": "caf\u00e9"})
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert (read_image(path).int() - 128).abs().max() <= 2
     with Image.open(path) as image:
-        text = image.info.get("prompt") or str(image.getexif().get(0x010E))
-    assert "caf" in text
+        comment = image.getexif().get_ifd(0x8769).get(0x9286, b"")
+        text = image.info.get("restoration") or comment[8:].decode()
+    assert json.loads(text) == {"prompt": "caf\u00e9"}
 
 
 def test_write_image_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""Colour profiles: what a file says of its colours, and the conversion to sRGB."""
+
+import io
+import logging
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import ImageCms
+
+log = logging.getLogger(__name__)
+
+SPACES = {b"GRAY": ("gray", 1), b"RGB ": ("rgb", 3), b"CMYK": ("cmyk", 4)}  # of an ICC header
+EXACT = 256  # imagecodecs.CMS.FLAGS.NOOPTIMIZE: without it dark greys are up to 13 levels off;
+# 8-bit colours are right within 0.7 levels either way, and 15 times faster
+D65 = (0.3127, 0.3290)
+SRGB_GAMMA = 0.45455  # what writers of sRGB put into gAMA
+# ITU-T H.273, table 2: x and y of red, green, blue and white, by code
+PRIMARIES = {
+    1: (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *D65),  # BT.709, sRGB
+    5: (0.64, 0.33, 0.29, 0.60, 0.15, 0.06, *D65),  # BT.601 at 625 lines
+    6: (0.63, 0.34, 0.31, 0.595, 0.155, 0.07, *D65),  # BT.601 at 525 lines
+    9: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, *D65),  # BT.2020
+    11: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, 0.314, 0.351),  # DCI-P3
+    12: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06, *D65),  # Display P3
+}
+
+
+def _srgb_curve(x: np.ndarray) -> np.ndarray:
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+
+def _bt709_curve(x: np.ndarray) -> np.ndarray:
+    return np.where(x < 0.081, x / 4.5, ((x + 0.099) / 1.099) ** (1 / 0.45))
+
+
+def _power(gamma: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: x**gamma
+
+
+# ITU-T H.273, table 3: from values of the file to light, by code
+CURVES = {
+    4: _power(2.2),
+    5: _power(2.8),
+    8: _power(1.0),
+    13: _srgb_curve,
+    **dict.fromkeys((1, 6, 14, 15), _bt709_curve),
+}
+
+
+def to_srgb(colour: np.ndarray, icc: bytes | None) -> np.ndarray:
+    """Convert (H, W, C) uint8 or uint16 to sRGB by its profile: (H, W, 1) of grey, else (H, W, 3).
+
+    A profile that does not fit is ignored, with a warning. CMYK without one is taken as ink over
+    white.
+    """
+    import imagecodecs
+
+    channels = colour.shape[-1]
+    if icc:
+        space, wanted = SPACES.get(bytes(icc[16:20]), ("", 0))
+        source = colour.repeat(3, axis=-1) if (channels, wanted) == (1, 3) else colour
+        try:
+            if wanted != source.shape[-1]:
+                raise ValueError(f"it is for {icc[16:20]!r}, the image has {channels} channels")
+            converted = imagecodecs.cms_transform(
+                np.ascontiguousarray(source[..., 0] if wanted == 1 else source),
+                icc,
+                imagecodecs.cms_profile("srgb"),
+                colorspace=space,
+                outcolorspace="rgb",
+                outdtype=colour.dtype.name,
+                flags=0 if colour.dtype == np.uint8 and channels > 1 else EXACT,
+            )
+            return converted[..., 1:2] if channels == 1 else converted
+        except (imagecodecs.CmsError, ValueError) as error:
+            log.warning("colour profile ignored: %s", error)
+    return _ink_over_white(colour) if channels == 4 else colour
+
+
+def _ink_over_white(cmyk: np.ndarray) -> np.ndarray:
+    full = np.iinfo(cmyk.dtype).max
+    out = np.empty((*cmyk.shape[:2], 3), dtype=cmyk.dtype)
+    for row, inks in enumerate(cmyk):
+        light = 1 - inks.astype(np.float64) / full
+        out[row] = np.rint(light[:, :3] * light[:, 3:] * full)
+    return out
+
+
+def is_foreign(icc: bytes | None) -> bool:
+    """Say whether a profile is of another colour space than sRGB."""
+    if not icc:
+        return False
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(icc)))
+    except (ImageCms.PyCMSError, OSError):
+        return False  # unreadable: `to_srgb` ignores it too
+    return "srgb" not in name.lower()
+
+
+def srgb_profile() -> bytes:
+    """Return an ICC profile of sRGB, always the same bytes."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # the date of creation
+    return bytes(profile)
+
+
+def png_profile(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
+    """Return the profile of a PNG; one is made of cICP, or of gAMA and cHRM.
+
+    The order is that of the PNG specification (third edition, 4.3): cICP, iCCP, sRGB, gAMA.
+
+    Args:
+        data: The file.
+        info: What Pillow read of it.
+
+    Raises:
+        ValueError: Its colours are of high dynamic range.
+    """
+    is_grey = data[25] in (0, 4)
+    code = _chunk(data, b"cICP")
+    if code is not None and len(code) == 4:
+        primaries, transfer = code[0], code[1]
+        if transfer in (16, 18):
+            raise ValueError("colours of high dynamic range (cICP) are not supported")
+        if primaries in PRIMARIES and transfer in CURVES:
+            return _made_profile(PRIMARIES[primaries], CURVES[transfer], is_grey)
+        log.warning("colour description ignored: cICP %d %d", primaries, transfer)
+    if info.get("icc_profile"):
+        return info["icc_profile"]
+    gamma = info.get("gamma")
+    if "srgb" in info or not gamma:
+        return None
+    curve = _srgb_curve if abs(gamma - SRGB_GAMMA) < 0.001 else _power(1 / gamma)
+    white_first = info.get("chromaticity")
+    points = PRIMARIES[1] if not white_first else (*white_first[2:], *white_first[:2])
+    return _made_profile(points, curve, is_grey)
+
+
+def _made_profile(
+    primaries: tuple[float, ...], curve: Callable[[np.ndarray], np.ndarray], is_grey: bool
+) -> bytes | None:
+    """Return a profile of that colour space; None of sRGB's own."""
+    import imagecodecs
+
+    if curve is _srgb_curve and (is_grey or np.allclose(primaries, PRIMARIES[1], atol=0.001)):
+        return None
+
+    points = [(*primaries[start : start + 2], 1.0) for start in (0, 2, 4, 6)]
+    table = curve(np.linspace(0, 1, 4096)).astype(np.float32)
+    if is_grey:
+        return imagecodecs.cms_profile("gray", whitepoint=points[3], transferfunction=table)
+    return imagecodecs.cms_profile(
+        "rgb", whitepoint=points[3], primaries=sum(points[:3], ()), transferfunction=table
+    )
+
+
+def _chunk(data: bytes, name: bytes) -> bytes | None:
+    """Return the content of a PNG chunk ahead of the pixels."""
+    at = 8
+    while at + 8 <= len(data):
+        size, found = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if found in (name, b"IDAT"):
+            return data[at + 8 : at + 8 + size] if found == name else None
+        at += size + 12
+    return None

@@ -1,0 +1,254 @@
+"""Image files -> pixels as the file holds them: one decoder a kind of file.
+
+Pillow reads colours of 16 bits as 8, so deeper files go through imagecodecs and tifffile. The size
+is checked before any pixel is decoded. Shapes: H W image size.
+"""
+
+import io
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from open_supir.base.images.colour import png_profile
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+# What Pillow raises on damaged files; SyntaxError is its word for a broken PNG chunk
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    MemoryError,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+# What tifffile and imagecodecs raise besides their own errors, which are ValueErrors
+TIFF_ERRORS = (LookupError, TypeError, ArithmeticError, RuntimeError, AttributeError)
+ORIENTATION = 0x0112
+DROPPED_TAGS = (ORIENTATION, 0x0201, 0x0202)  # applied to the pixels; place and size of a thumbnail
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, SEPARATED = 0, 1, 2, 5  # TIFF's PhotometricInterpretation
+ASSOCIATED, UNASSOCIATED = 1, 2  # TIFF's ExtraSamples: alpha premultiplied, or not
+
+CheckSize = Callable[[int, int], None]
+# 1 MB is Pillow's limit for a text or a profile; of both together 64 MB, which holds off bombs
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """The pixels of an image file: not upright yet, in the colours of the file.
+
+    Attributes:
+        colour: (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8 or uint16 at full scale.
+        alpha: (H, W) of the same type, or None.
+        icc: Colour profile, or None.
+        orientation: 1 to 8, as in EXIF: how to turn `colour` and `alpha`.
+        exif: Without orientation and thumbnail; may be empty.
+        is_animated: Whether it is the first frame of several.
+        is_palette: Whether the file holds a palette.
+        is_turned: Whether the file holds the image lying or mirrored.
+        jpeg_tables: Quantisation tables of a JPEG.
+        notes: What was left out, for the user.
+    """
+
+    colour: np.ndarray
+    alpha: np.ndarray | None = None
+    icc: bytes | None = None
+    orientation: int = 1
+    exif: bytes = b""
+    is_animated: bool = False
+    is_palette: bool = False
+    is_turned: bool = False
+    jpeg_tables: Mapping[int, Sequence[int]] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raster:
+    """Decode an image file of any ordinary kind; of several frames or pages the first.
+
+    Args:
+        data: The file.
+        check_size: Called with (H, W) before pixels are decoded; raises if they are too many.
+        strict: Refuse JPEGs with flipped bits, which Pillow decodes to garbage.
+
+    Raises:
+        DECODE_ERRORS: The file is damaged, or no image.
+    """
+    if data[:8] == PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:25] == b"\x10":
+        return _deep_png(data, check_size)
+    if data[:4] in TIFF_SIGNATURES:
+        try:
+            deep = _deep_tiff(data, check_size)
+        except TIFF_ERRORS as error:
+            raise ValueError(f"damaged TIFF, {type(error).__name__}") from error
+        return deep or _by_pillow(data, check_size, strict)
+    return _by_pillow(data, check_size, strict)
+
+
+def _by_pillow(data: bytes, check_size: CheckSize, strict: bool) -> Raster:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        check_size(image.height, image.width)
+        several = getattr(image, "is_animated", False) and image.format != "MPO"
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if strict and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+            import simplejpeg
+
+            colours = "RGB" if image.mode == "RGB" else "GRAY"
+            pixels, alpha = simplejpeg.decode_jpeg(data, colorspace=colours), None
+        else:
+            image.load()
+            pixels, alpha = _channels(image)
+        return Raster(
+            colour=pixels,
+            alpha=alpha,
+            icc=png_profile(data, image.info)
+            if image.format == "PNG"
+            else image.info.get("icc_profile"),
+            orientation=image.getexif().get(ORIENTATION, 1),  # Pillow turns TIFFs in `load`
+            exif=_exif(image),
+            is_animated=several and image.format != "TIFF",
+            is_palette=image.mode in ("P", "PA"),
+            is_turned=orientation != 1,
+            jpeg_tables=getattr(image, "quantization", None),
+            notes=("only the first of several frames is read",) if several else (),
+        )
+
+
+def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Split 8-bit pixels of any mode into (H, W, C) colour and (H, W) alpha."""
+    if image.mode.startswith(("I", "F")):  # 32-bit grey of no known range
+        raise ValueError(f"mode {image.mode} is not supported")
+    is_grey, alpha = image.mode in ("1", "L", "LA", "La"), None
+    if image.mode in ("PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        alpha = np.asarray(image.getchannel("A"))
+    if image.mode != "CMYK":
+        image = image.convert("L" if is_grey else "RGB")
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels, alpha
+
+
+def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
+    """Decode a PNG of 16 bits a channel."""
+    import imagecodecs
+
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        check_size(image.height, image.width)
+        image.load()  # finds damage; the other decoder would fill in what is missing
+        exif, icc = _exif(image), png_profile(data, image.info)
+        orientation = image.getexif().get(ORIENTATION, 1)
+    try:
+        pixels = imagecodecs.png_decode(data)
+    except imagecodecs.PngError as error:
+        raise ValueError(str(error)) from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    colours = 1 if pixels.shape[-1] <= 2 else 3
+    alpha = pixels[..., colours] if pixels.shape[-1] > colours else None
+    return Raster(
+        colour=pixels[..., :colours],
+        alpha=alpha,
+        icc=icc,
+        orientation=orientation,
+        exif=exif,
+        is_turned=orientation != 1,
+    )
+
+
+def _deep_tiff(data: bytes, check_size: CheckSize) -> Raster | None:
+    """Decode a TIFF of more than 8 bits or with channels beside its colours; None for others."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        colours = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, SEPARATED: 4}.get(page.photometric)
+        if page.bitspersample <= 8 and not (page.extrasamples and colours):
+            return None
+        check_size(page.imagelength, page.imagewidth)
+        if colours is None or page.samplesperpixel < colours or page.imagedepth != 1:
+            raise ValueError(
+                f"colour model {page.photometric} with {page.samplesperpixel} channels of "
+                f"{page.bitspersample} bits is not supported"
+            )
+        pixels = page.asarray()
+        if page.planarconfig == 2 and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = full_scale(pixels[..., None] if pixels.ndim == 2 else pixels, page.bitspersample)
+        notes = ["only the first of several pages is read"] if len(file.pages) > 1 else []
+        extra = list(page.extrasamples)
+        kind = next((k for k in extra if k in (ASSOCIATED, UNASSOCIATED)), None)
+        alpha = None if kind is None else pixels[..., colours + extra.index(kind)]
+        colour = pixels[..., :colours]
+        if page.photometric == WHITE_IS_ZERO:
+            colour = np.iinfo(colour.dtype).max - colour
+        if alpha is not None and kind == ASSOCIATED:
+            colour = _unpremultiplied(colour, alpha)
+        if page.samplesperpixel - colours > (alpha is not None):
+            notes.append("channels besides colour and transparency are left out")
+        orientation = page.tags.valueof(ORIENTATION) or 1
+        return Raster(
+            colour=colour,
+            alpha=alpha,
+            icc=page.tags.valueof(34675),
+            orientation=orientation,
+            is_turned=orientation != 1,
+            notes=tuple(notes),
+        )
+
+
+def full_scale(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """Map channels of any depth to uint8 or uint16 over their whole range.
+
+    Args:
+        pixels: (H, W, C) unsigned, of `bits` each, or floating point in [0, 1].
+        bits: Of a channel: 2 ** bits - 1 is white.
+    """
+    if pixels.dtype.kind == "f":
+        if not np.isfinite(pixels).all():
+            raise ValueError("holds values that are not numbers")
+        if pixels.min() < 0 or pixels.max() > 1:
+            raise ValueError(
+                f"floating-point values must be in [0, 1], these are in "
+                f"[{pixels.min():g}, {pixels.max():g}]"
+            )
+        return _scaled(pixels, 65535)
+    if pixels.dtype.kind != "u":
+        raise ValueError(f"pixels of type {pixels.dtype} are not supported")
+    if bits in (8, 16):
+        return pixels
+    return _scaled(pixels, 65535 / (2**bits - 1))
+
+
+def _scaled(pixels: np.ndarray, factor: float) -> np.ndarray:
+    out = np.empty(pixels.shape, dtype=np.uint16)
+    for row, values in enumerate(pixels):  # no copy of the whole in 64 bits
+        out[row] = np.rint(values.astype(np.float64) * factor)
+    return out
+
+
+def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Divide (H, W, C) by (H, W) alpha; what cannot be seen stays as it is."""
+    full, out = np.iinfo(colour.dtype).max, colour.copy()
+    for row, (values, cover) in enumerate(zip(colour, alpha, strict=True)):
+        seen = cover > 0
+        restored = values[seen] * (full / cover[seen].astype(np.float64))[:, None]
+        out[row, seen] = np.rint(restored).clip(0, full)
+    return out
+
+
+def _exif(image: Image.Image) -> bytes:
+    """Return the EXIF to hand on; damaged ones are dropped."""
+    try:
+        exif = Image.Exif()  # of its own: the image's is still needed
+        exif.load(image.getexif().tobytes())
+        for tag in DROPPED_TAGS:
+            exif.pop(tag, None)
+        return exif.tobytes() if len(exif) else b""
+    except DECODE_ERRORS:
+        return b""
