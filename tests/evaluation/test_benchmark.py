@@ -244,7 +244,7 @@ def test_a_changed_reference_is_measured_again(tmp_path: Path) -> None:
 def test_interrupted_resume_loses_no_value_and_keeps_none_of_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_supir.evaluation.benchmark.SAVE_SECONDS", -1.0)
+    monkeypatch.setattr("open_supir.evaluation.journal.SAVE_SECONDS", -1.0)
     methods = {"lq": lambda s: s.lq, "m": lambda s: s.lq}
     fixed = {"out_dir": tmp_path, "run": "a", "resume": True}
     first = run_benchmark(

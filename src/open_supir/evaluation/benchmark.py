@@ -8,8 +8,7 @@ import contextlib
 import logging
 import math
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,16 @@ from torch import Tensor
 
 from open_supir.base.images import read_image, to_uint8, to_unit
 from open_supir.base.images.write import write_image
+from open_supir.evaluation.journal import Journal, Values
 from open_supir.evaluation.metrics import Metric, Score, check_weights, select_metrics
-from open_supir.evaluation.provenance import Input, describe_input, read_inputs, write_inputs
-from open_supir.evaluation.records import WHOLE_SET, Record, Status, read_records, write_records
+from open_supir.evaluation.provenance import Input, describe_input
+from open_supir.evaluation.records import WHOLE_SET, Record, Status
 from open_supir.evaluation.samples import BrokenSample, Method, Sample, as_json
 from open_supir.evaluation.weights import offline
 
 log = logging.getLogger(__name__)
 
 REFERENCE_FOLDER = "hq"
-SAVE_SECONDS = 60.0
 MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
 
 
@@ -71,63 +70,53 @@ def run_benchmark(
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
     own = method_settings or {}
-    row = _RowMaker(
-        run=run,
-        settings={m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods},
-    )
-    path = out_dir / "records.jsonl"
-    old = _old_records(path, row) if resume else []
-    known = {(r["image"], r["method"], r["metric"]): r["value"] for r in old}
-    before = read_inputs(out_dir) if old else {}
-    if path.is_file():  # other values never stand beside pictures of this run
-        write_records(old, path)
+    all_settings = {m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods}
+    row = _RowMaker(run=run, settings=all_settings)
+    journal = Journal(out_dir, run=run, settings=all_settings, resume=resume)
     singles = [m for m in chosen if m.name not in missing and not m.per_set]
     sets = [m for m in chosen if m.name not in missing and m.per_set]
-
+    judge = _Judge(singles, border=border, device=torch.device(device))
+    keep = save_images or bool(sets)
+    records: list[Record] = []
+    inputs: dict[str, Input] = {}
     with ExitStack() as stack:
         stack.enter_context(offline())
         pictures = out_dir / "images"
         if sets and not save_images:
             pictures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        keep = save_images or bool(sets)
-        judge = _Judge(singles, border=border, device=torch.device(device))
-        records: list[Record] = []
-        inputs: dict[str, Input] = {}
-        seen: set[str] = set()
-        saved = time.monotonic()
-        for sample in images:
-            if not isinstance(sample, Sample | BrokenSample):
-                sample = Sample(*sample)
+        for number, sample in enumerate(_named(images), start=1):
             name = sample.name
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(f"image {name!r}: its picture would lie outside the output folder")
-            if name in seen:
-                raise ValueError(f"two images are named {name!r}; names must differ")
-            seen.add(name)
             if isinstance(sample, Sample):
                 inputs[name] = describe_input(sample)
-            same = name in inputs and before.get(name) == inputs[name]
-            reused = known if same else {}
+            reused = journal.values_of_image(inputs.get(name))
             records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
-            log.info("measured %s (%d images so far)", name, len(seen))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                later = [r for r in old if r["image"] not in seen]  # not lost by an interruption
-                write_inputs({**before, **inputs}.values(), out_dir)
-                write_records([*records, *later], path)
-                saved = time.monotonic()
-        unchanged = before == inputs
+            log.info("measured %s (%d images so far)", name, number)
+            journal.save_sometimes(records, inputs)
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
-            same = unchanged and done <= {image for image, name, _ in known if name == method}
-            reused = known if same else {}  # a set with a new picture is another set
+            reused = journal.values_of_set(method, done, inputs)
             records += _measure_sets(sets, method, inputs, pictures, judge, row, reused)
             for name, files in missing.items():
                 reason = "; ".join(map(str, files))
                 records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
-
-    write_inputs(inputs.values(), out_dir)
-    write_records(records, path)
+    journal.save(records, inputs)
     return records
+
+
+def _named(
+    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
+) -> Iterator[Sample | BrokenSample]:
+    """Yield samples whose names are unique and lie within a folder."""
+    seen: set[str] = set()
+    for image in images:
+        sample = image if isinstance(image, Sample | BrokenSample) else Sample(*image)
+        name = sample.name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"image {name!r}: its picture would lie outside the output folder")
+        if name in seen:
+            raise ValueError(f"two images are named {name!r}; names must differ")
+        seen.add(name)
+        yield sample
 
 
 @dataclass(frozen=True)
@@ -198,7 +187,7 @@ def _measure_image(
     methods: Mapping[str, Method],
     judge: _Judge,
     row: _RowMaker,
-    known: Mapping[tuple[str, str, str], float | None],
+    known: Values,
     pictures: Path,
     *,
     keep: bool,
@@ -267,7 +256,7 @@ def _measure_sets(
     pictures: Path,
     judge: _Judge,
     row: _RowMaker,
-    known: Mapping[tuple[str, str, str], float | None],
+    known: Values,
 ) -> list[Record]:
     """Score the whole set of one method's pictures against the references."""
     records = []
@@ -308,19 +297,6 @@ def _measure_sets(
 def picture_path(folder: Path, method: str, name: str) -> Path:
     """Return where the picture of one method and image is kept."""
     return folder / method / f"{name}.png"
-
-
-def _old_records(path: Path, row: _RowMaker) -> list[Record]:
-    """Return the values in `path` that were measured by the same run under the same settings."""
-    if not path.is_file():
-        return []
-    return [
-        record
-        for record in read_records(path)
-        if record["value"] is not None
-        and record["run"] == row.run
-        and record["settings"] == row.settings.get(record["method"])
-    ]
 
 
 def _eight_bit(image: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""What an output folder keeps of a benchmark, so that an interrupted or repeated one goes on."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from open_supir.evaluation.provenance import Input, read_inputs, write_inputs
+from open_supir.evaluation.records import Record, read_records, write_records
+
+SAVE_SECONDS = 60.0
+
+Values = Mapping[tuple[str, str, str], float | None]  # (image, method, metric) -> value
+
+
+class Journal:
+    """records.jsonl and inputs.jsonl of a folder: earlier values, and where new ones are kept."""
+
+    def __init__(
+        self, folder: Path, *, run: str, settings: Mapping[str, Mapping[str, Any]], resume: bool
+    ) -> None:
+        """Read the values measured by the same run with the same settings; drop all others.
+
+        Args:
+            folder: Of the files.
+            run: Name of the run.
+            settings: Method -> what its numbers depend on.
+            resume: Use earlier values; otherwise all are dropped.
+        """
+        self._folder, self._path = folder, folder / "records.jsonl"
+        self._old: list[Record] = []
+        if self._path.is_file():
+            if resume:
+                self._old = [
+                    record
+                    for record in read_records(self._path)
+                    if record["value"] is not None
+                    and record["run"] == run
+                    and record["settings"] == settings.get(record["method"])
+                ]
+            write_records(self._old, self._path)  # no other values beside pictures of this run
+        self._inputs = read_inputs(folder) if self._old else {}
+        self._values = {(r["image"], r["method"], r["metric"]): r["value"] for r in self._old}
+        self._saved = time.monotonic()
+
+    def values_of_image(self, facts: Input | None) -> Values:
+        """Return earlier values if they hold for this image: none where its input has changed."""
+        same = facts is not None and self._inputs.get(facts["image"]) == facts
+        return self._values if same else {}
+
+    def values_of_set(self, method: str, measured: set[str], inputs: Mapping[str, Input]) -> Values:
+        """Return earlier values if they hold for the set: none where it has a new picture.
+
+        Args:
+            method: Whose pictures make the set.
+            measured: Images that have a value of this method now.
+            inputs: Of all images.
+        """
+        before = {image for image, name, _ in self._values if name == method}
+        same = self._inputs == inputs and measured <= before
+        return self._values if same else {}
+
+    def save(self, records: Sequence[Record], inputs: Mapping[str, Input]) -> None:
+        """Write the finished benchmark."""
+        write_inputs(inputs.values(), self._folder)
+        write_records(records, self._path)
+
+    def save_sometimes(self, records: Sequence[Record], inputs: Mapping[str, Input]) -> None:
+        """Write what is done so far, at most every SAVE_SECONDS; earlier values still to come stay.
+
+        An interruption then loses neither.
+        """
+        if time.monotonic() - self._saved <= SAVE_SECONDS:
+            return
+        done = {record["image"] for record in records} | set(inputs)
+        later = [record for record in self._old if record["image"] not in done]
+        self.save([*records, *later], {**self._inputs, **inputs})
+        self._saved = time.monotonic()
