@@ -21,6 +21,8 @@ def test_scatter_names_its_dots_and_draws_them_in_order_of_value() -> None:
     (x0, y0), (x1, y1) = [(float(d.get("x", "")), float(d.get("y", ""))) for d in dots]
     # both axes have one scale: 10 to the right is twice as far as 5 up
     assert x1 - x0 == pytest.approx(2 * (y0 - y1), rel=1e-3) and x1 > x0
+    frame = ElementTree.fromstring(svg).find(".//{*}clipPath/{*}rect")
+    assert frame is not None and x0 > float(frame.get("x", "")) + 5  # no dot is cut at the edge
     assert "<b>" not in svg and svg == draw_scatter("PSNR", "lq", points)
 
 

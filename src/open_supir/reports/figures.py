@@ -1,6 +1,7 @@
 """Plots as SVG text, drawn by matplotlib without a display."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
 DASHES = ("-", "--", "-.", ":")
 BINS = 48
-LEGEND_ROWS = 16
+LONG_LABEL = 40  # characters; two of them do not fit side by side
 
 
 def draw_curves(
@@ -27,7 +28,8 @@ def draw_curves(
         curves: Label -> (step, value), by step.
         smooth: Width of the running mean; above 1 the raw curve shows faintly behind.
     """
-    figure, axes = _axes(7, 4)
+    columns = 1 if max(map(len, curves)) > LONG_LABEL else 2
+    figure, axes = _axes(5.6, 3.4 + 0.17 * math.ceil(len(curves) / columns))
     for index, (label, curve) in enumerate(curves.items()):
         color, dash = COLORS[index % len(COLORS)], DASHES[index // len(COLORS) % len(DASHES)]
         steps, values = [step for step, _ in curve], [value for _, value in curve]
@@ -43,7 +45,7 @@ def draw_curves(
     axes.set_xlabel("step")
     axes.set_ylabel(title + (f" (mean of {smooth})" if smooth > 1 else ""))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=1 + len(curves) // LEGEND_ROWS)
+    figure.legend(loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
     return _svg(figure)
 
 
@@ -66,8 +68,9 @@ def draw_scatter(
         color = COLORS[index % len(COLORS)]
         axes.scatter(x, y, s=22, color=color, alpha=0.65, linewidths=0, label=method, gid="dots")
         hints += [f"{image}, {method}: {x:.4g}, {y:.4g}" for image, x, y in dots]
-    limits = [*axes.get_xlim(), *axes.get_ylim()]
-    low, high = min(limits), max(limits)
+    values = [value for dots in points.values() for _, *pair in dots for value in pair]
+    margin = 0.04 * (max(values) - min(values)) or 1.0
+    low, high = min(values) - margin, max(values) + margin
     axes.plot([low, high], [low, high], color="#d9dce1", zorder=0)
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     axes.set_title(title, loc="left")
