@@ -1,5 +1,7 @@
 """Documents of blocks, as HTML and Markdown."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from open_supir.reports.document import (
@@ -69,3 +71,13 @@ two
 def test_first_line_of_a_page_holds_the_note_for_programs() -> None:
     page = render_html("t", [Text("x")], note="abc")
     assert page.splitlines()[0] == "<!doctype html><!-- abc -->"
+
+
+def test_libraries_of_reports_are_imported_when_a_report_is_written() -> None:
+    code = (
+        "import sys, open_supir.evaluation, open_supir.evaluation.side_by_side\n"
+        "import open_supir.curation.filter_report\n"
+        "print(sorted({'jinja2', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
