@@ -167,7 +167,7 @@ def convert(folder: Path, small: bool) -> dict[str, float]:
     """Turn the fp32 pickle into a half-precision safetensors file that names its base's SHA-256."""
     from omegaconf import OmegaConf
 
-    from open_supir.commands.convert import convert as run
+    from open_supir.checkpoints.convert import convert as run
 
     settings: Any = OmegaConf.to_container(OmegaConf.load(CONFIG / "convert.yaml"))
     files = {"input": "supir.ckpt", "output": "converted.safetensors", "base": "sdxl.safetensors"}

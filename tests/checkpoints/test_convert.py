@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from open_supir.base.files import sha256_of
 from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.convert import convert
 from open_supir.checkpoints.keymaps import is_dropped
-from open_supir.commands.convert import convert, main
+from open_supir.commands.convert import main
 from tests.checkpoints.standins import official_sdxl, official_supir
 
 CONFIG = Path(__file__).parents[2] / "conf" / "convert.yaml"

@@ -88,7 +88,8 @@ def stage_2(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             part: plain(cfg, part)
             for part in ("unet", "control", "connector", "vae", "conditioner", "denoiser")
         },
-        "restore": {"settings": settings, **plain(cfg, "restore")},
+        "sampler": settings,
+        "options": plain(cfg, "options"),
         "weights": {
             "sdxl": str(workplace / "prior.safetensors"),
             "robust_encoder": str(workplace / "robust.safetensors"),

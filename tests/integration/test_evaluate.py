@@ -106,7 +106,7 @@ def test_required_metric_without_weights_ends_before_any_model_work(
         evaluate(composed_in("evaluate", "metrics.require=[musiq]", "checkpoint=nowhere"))
     fetched = []
     monkeypatch.setattr(
-        "open_supir.commands.evaluate.fetch", lambda files: fetched.extend(f.file for f in files)
+        "open_supir.evaluation.evaluate.fetch", lambda files: fetched.extend(f.file for f in files)
     )
     asked = ["metrics.names=[musiq,lpips,dists,lpips_vgg]", "metrics.require=[musiq]"]
     with pytest.raises(FileNotFoundError, match="required metrics lack weights"):

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from open_supir.base.images import read_photo
-from open_supir.commands import restore as restore_module
 from open_supir.commands.restore import restore
+from open_supir.inference import records
 from open_supir.inference.folder import printable
 from tests.integration import hostile
 from tests.integration.conftest import Compose
@@ -100,13 +100,13 @@ def test_what_is_done_is_skipped_until_something_changed(
         _photo(tmp_path / f"in/{name}.png", seed=ord(name))
     assert run() == []
     restored: list[str] = []
-    real = restore_module.restore_file
+    real = records.restore_file
 
     def note(restorer, job, *args, **options):
         restored.append(job.name)
         return real(restorer, job, *args, **options)
 
-    monkeypatch.setattr(restore_module, "restore_file", note)
+    monkeypatch.setattr(records, "restore_file", note)
 
     def again(*overrides: str) -> list[str]:
         restored.clear()

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from open_supir.base.files import sha256_of
 from open_supir.checkpoints import inspect_checkpoint
-from open_supir.commands.convert import convert
+from open_supir.checkpoints.convert import convert
 from open_supir.commands.evaluate import evaluate
 from open_supir.commands.train import ARCHITECTURE
 from open_supir.diffusion import RestoreSettings
 from open_supir.inference import Restorer
-from open_supir.inference.checkpoint import RELEASED_RESTORE, load_networks, read_recipe
+from open_supir.inference.checkpoint import RELEASED, load_networks, read_recipe
 from open_supir.networks.build import build_on_meta
 from open_supir.training.base_weights import load_base_weights
 from tests.conftest import randomise
@@ -39,7 +39,8 @@ def checkpoint(composed_in: Compose, tmp_path: Path) -> Path:
     recipe = {
         "stage": "supir",
         "architecture": {part: plain(cfg, part) for part in ARCHITECTURE},
-        "restore": {"settings": {"num_steps": 2}, "size_condition": [64, 64]},
+        "sampler": {"num_steps": 2},
+        "options": {"size_condition": [64, 64]},
         "weights": used,
     }
     path = tmp_path / "last.ckpt"
@@ -163,13 +164,13 @@ def test_released_file_is_built_at_sdxl_size_as_its_names_say(released: Path) ->
                 n: t.shape for n, t in module.state_dict().items()
             }
     assert recipe["weights"] == {"robust_encoder": str(released)}
-    assert recipe["restore"]["size_condition"] == [1024, 1024]
+    assert recipe["options"]["size_condition"] == [1024, 1024]
 
 
 def test_released_settings_are_those_of_the_preset() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         preset = instantiate(compose("restore", overrides=["sampler=released"]).sampler)
-    ours = RestoreSettings(**RELEASED_RESTORE["settings"])
+    ours = RestoreSettings(**RELEASED["sampler"])
     assert dataclasses.replace(preset, s_tmax=ours.s_tmax) == ours  # both are beyond every sigma
 
 

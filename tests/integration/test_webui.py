@@ -44,7 +44,7 @@ class ColourWords:
 
 @pytest.fixture(scope="module")
 def url(stage_2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from open_supir.webui.page import launch
+    from open_supir.commands.webui import launch
 
     folder = tmp_path_factory.mktemp("page")
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
@@ -166,7 +166,7 @@ def test_requests_wait_for_each_other_and_too_many_are_refused(url: str, photo: 
 
 
 def test_other_hosts_need_a_password(stage_2: Path, tmp_path: Path, monkeypatch) -> None:
-    from open_supir.webui.page import launch
+    from open_supir.commands.webui import launch
 
     monkeypatch.delenv("OPEN_SUPIR_PASSWORD", raising=False)
     with initialize_config_dir(CONF, version_base="1.3"):

@@ -58,13 +58,25 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return wrap
 
 
-def pick_device(name: str) -> "torch.device":
-    """Return the device of that name; `auto` is the GPU if there is one."""
-    import torch  # here, so that commands which need none start in half a second
+def plain(node: Any) -> Any:
+    """Return a configuration node as plain values, resolved; other values as they are."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def pick_device(name: str) -> "torch.device":
+    """Return the device of that name; `auto` is the GPU if there is one.
+
+    Under a launcher of several processes each gets a GPU of its own.
+    """
+    import torch  # takes seconds, and --help does without
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    own = os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and device.index is None and own is not None:
+        return torch.device("cuda", int(own))
+    return device
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str:

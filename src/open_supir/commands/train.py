@@ -122,7 +122,8 @@ def build(cfg: DictConfig, *extra: pl.Callback) -> Run:
     recipe: dict[str, Any] = {
         "stage": cfg.stage,
         "architecture": architecture,
-        "restore": {"settings": _values(cfg.sampler), **_values(cfg.restore)},
+        "sampler": _values(cfg.sampler),
+        "options": _values(cfg.options),
         "weights": {},
         "commit": git_commit(),
     }

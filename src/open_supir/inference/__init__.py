@@ -1,10 +1,9 @@
-"""Inference: restore images, caption them, and sample from the prior."""
+"""Inference: restore photographs and caption them; make negative samples with the prior."""
 
 from open_supir.inference.captioner import FileCaptioner, NoCaptioner
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
-from open_supir.inference.text_to_image import image_to_image, text_to_image
 
 __all__ = [
     "FileCaptioner",
@@ -12,6 +11,4 @@ __all__ = [
     "Restoration",
     "RestoreOptions",
     "Restorer",
-    "image_to_image",
-    "text_to_image",
 ]

@@ -1,4 +1,4 @@
-"""Rebuild everything that restoration needs from a stage-2 checkpoint and its base weights."""
+"""Rebuild everything that restoring needs from a stage-2 checkpoint and its base weights."""
 
 import json
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, Robu
 from open_supir.networks.build import build_network, build_on_meta
 from open_supir.networks.sdxl import sdxl_architecture
 
-# What SUPIR's own command line does where nothing is said; the prompts are Restorer's defaults.
-RELEASED_RESTORE: dict[str, Any] = {
-    "settings": {
+# The defaults of SUPIR's own command line; the prompts are those of RestoreOptions.
+RELEASED: dict[str, dict[str, Any]] = {
+    "sampler": {
         "num_steps": 50,
         "cfg_scale": 4.0,
         "cfg_scale_start": 1.0,
@@ -26,7 +26,7 @@ RELEASED_RESTORE: dict[str, Any] = {
         "s_noise": 1.01,
         "churn_beyond_table": True,
     },
-    "size_condition": [1024, 1024],
+    "options": {"size_condition": [1024, 1024]},
 }
 
 
@@ -43,18 +43,20 @@ class Networks(NamedTuple):
 def load_networks(
     path: str | Path,
     *,
+    recipe: Mapping[str, Any] | None = None,
     weights: Mapping[str, str | None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Networks:
-    """Build the networks of a stage-2 checkpoint, or of a SUPIR file, and load all their weights.
+    """Build the networks of a stage-2 checkpoint or a SUPIR file, and load all their weights.
 
-    Everything is built without memory and loaded tensor by tensor in its final type, so that no
-    more is needed than the weights take. A training checkpoint holds what was trained, how to build
-    the rest, and which files the rest came from; its averaged weights are used where it has them.
+    Networks are built without memory and loaded tensor by tensor in their final type, so the peak
+    is what the weights take. A training checkpoint holds what was trained, how to build the rest,
+    and which files the rest came from; its averaged weights are used where it has them.
 
     Args:
-        path: A checkpoint of `python -m src.train`, stage supir, or a SUPIR file: exported by
-            `python -m src.convert`, or released (SUPIR-v0Q, SUPIR-v0F).
+        path: A checkpoint of stage supir, or a SUPIR file: exported by `convert`, or released
+            (SUPIR-v0Q, SUPIR-v0F).
+        recipe: The result of `read_recipe`, if the caller already has it.
         weights: Files to use in place of the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
             records none, so it needs sdxl; its own robust encoder is used unless one is named.
             "clean" as robust_encoder is the ordinary encoder.
@@ -63,68 +65,32 @@ def load_networks(
 
     Raises:
         FileNotFoundError: The checkpoint or a base file is missing; names it.
-        ValueError: The checkpoint is of another kind, or names no base.
+        ValueError: The file is not a stage-2 checkpoint, or names no base.
     """
-    recipe = read_recipe(path)
-    build: Mapping[str, Any] = recipe["architecture"]
+    recipe = read_recipe(path) if recipe is None else recipe
     files = {**recipe["weights"], **{k: v for k, v in (weights or {}).items() if v is not None}}
     if files.get("sdxl") is None:
         raise ValueError(
             f"{path} does not say which SDXL file it belongs to; set weights.sdxl=FILE"
         )
-    denoiser = Denoiser(**{k: v for k, v in build["denoiser"].items() if k != "_target_"})
-    ignored = ignored_for(denoiser.prediction)
-
-    vae: AutoencoderKL = build_on_meta(build["vae"])
-    conditioner: Conditioner = build_on_meta(build["conditioner"])
-    network = ControlledUNet(
-        build_on_meta(build["unet"]),
-        build_on_meta(build["control"]),
-        build_network(build["connector"]),
-    )
-    vae_key = "vae" if files.get("vae") else "sdxl"
-    robust_encoder = RobustEncoder(vae)
-    base: dict[str, nn.Module] = {
-        "unet": network.unet,
-        "clip_l": conditioner.clip_l,
-        "clip_g": conditioner.clip_g,
-    }
-    coders: dict[str, nn.Module] = {"vae": vae, "robust_encoder": robust_encoder}
-    trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
-    loads = [
-        Load(path=files["sdxl"], parts=base, dtype=dtype, key="weights.sdxl", ignored=ignored),
-        Load(
-            path=files[vae_key],
-            parts=coders,
-            taken_from={"robust_encoder": "vae"},
-            dtype=torch.float32,
-            key=f"weights.{vae_key}",
-            ignored=ignored,
-        ),
-        Load(path=path, parts=trained, dtype=dtype, key="checkpoint"),
-    ]
-    if files.get("robust_encoder") not in (None, "clean"):
-        loads.append(
-            Load(
-                path=files["robust_encoder"],
-                parts={"robust_encoder": robust_encoder},
-                dtype=torch.float32,
-                key="weights.robust_encoder",
-            )
-        )
-    load_all(loads)
-    return Networks(network, denoiser, conditioner, vae, robust_encoder)
+    networks = _build(recipe["architecture"])
+    load_all(_loads(path, networks, files, dtype))
+    return networks
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Return how to build, feed and sample with a stage-2 checkpoint; reads no weights.
+    """Return how to build, feed and sample a stage-2 checkpoint; reads no weights.
 
-    A file that does not say (a released SUPIR file) is taken for SDXL's size, with the depth and
+    A file without a recipe (a released SUPIR file) is taken for SDXL's size, with the depth and
     the connector that its names show, and is sampled as the released code does.
+
+    Returns:
+        `architecture`: part -> arguments of `build_network`; `weights`: files by setting;
+        `sampler`: arguments of the sampler settings; `options`: arguments of RestoreOptions.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no stage-2 checkpoint.
+        ValueError: The file is not a stage-2 checkpoint.
     """
     info = inspect_checkpoint(path, key="checkpoint")
     recipe: Any = json.loads(info.metadata.get("recipe", "null"))
@@ -138,7 +104,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
     own = {"robust_encoder": str(path)} if "robust_encoder" in info.parts else {}
-    return {**recipe, "weights": {**recipe.get("weights", {}), **own}}
+    return {**_with_two_keys(recipe), "weights": {**recipe.get("weights", {}), **own}}
+
+
+def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Split the single key `restore` of older checkpoints into `sampler` and `options`."""
+    if "restore" not in recipe:
+        return recipe
+    options = dict(recipe["restore"])
+    kept = {key: value for key, value in recipe.items() if key != "restore"}
+    return {**kept, "sampler": options.pop("settings"), "options": options}
 
 
 def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
@@ -152,5 +127,61 @@ def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
         "stage": "supir",
         "architecture": {**architecture, "denoiser": {}},
         "weights": {"sdxl": str(info.path)} if info.kind == "supir-full" else {},
-        "restore": RELEASED_RESTORE,
+        **RELEASED,
     }
+
+
+def _build(architecture: Mapping[str, Any]) -> Networks:
+    """Build the networks; those with base weights without memory."""
+    network = ControlledUNet(
+        build_on_meta(architecture["unet"]),
+        build_on_meta(architecture["control"]),
+        build_network(architecture["connector"]),
+    )
+    vae: AutoencoderKL = build_on_meta(architecture["vae"])
+    return Networks(
+        network,
+        Denoiser(**{k: v for k, v in architecture["denoiser"].items() if k != "_target_"}),
+        build_on_meta(architecture["conditioner"]),
+        vae,
+        RobustEncoder(vae),
+    )
+
+
+def _loads(
+    path: str | Path,
+    networks: Networks,
+    files: Mapping[str, str | None],
+    dtype: torch.dtype,
+) -> list[Load]:
+    """Return which file each part is loaded from; later ones replace what earlier ones loaded."""
+    network, denoiser, conditioner, vae, robust_encoder = networks
+    ignored = ignored_for(denoiser.prediction)
+    base: dict[str, nn.Module] = {
+        "unet": network.unet,
+        "clip_l": conditioner.clip_l,
+        "clip_g": conditioner.clip_g,
+    }
+    coders: dict[str, nn.Module] = {"vae": vae, "robust_encoder": robust_encoder}
+    trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
+    sdxl, robust = files["sdxl"], files.get("robust_encoder")
+    vae_key = "vae" if files.get("vae") else "sdxl"
+    vae_file = files[vae_key]
+    assert sdxl is not None and vae_file is not None  # load_networks has checked
+    loads = [
+        Load(path=sdxl, parts=base, dtype=dtype, key="weights.sdxl", ignored=ignored),
+        Load(
+            path=vae_file,
+            parts=coders,
+            taken_from={"robust_encoder": "vae"},
+            dtype=torch.float32,
+            key=f"weights.{vae_key}",
+            ignored=ignored,
+        ),
+        Load(path=path, parts=trained, dtype=dtype, key="checkpoint"),
+    ]
+    if robust not in (None, "clean"):
+        parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
+        key = "weights.robust_encoder"
+        loads.append(Load(path=robust, parts=parts, dtype=torch.float32, key=key))
+    return loads

@@ -13,7 +13,7 @@ from torch import Tensor
 from open_supir.base.dtypes import parse_dtype
 from open_supir.checkpoints.load import Load, load_all
 from open_supir.diffusion import Denoiser, RestoreSettings
-from open_supir.inference.text_to_image import image_to_image
+from open_supir.inference.image_to_image import image_to_image
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from open_supir.networks.build import build_on_meta
 
@@ -71,7 +71,7 @@ def load_prior(
     Raises:
         FileNotFoundError, KeyError, ValueError: The file is missing or wrong; names it.
     """
-    network_dtype = parse_dtype(dtype)
+    precision = parse_dtype(dtype)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     network: UNet = build_on_meta(unet)
@@ -80,7 +80,7 @@ def load_prior(
     parts = {"unet": network, "clip_l": towers.clip_l, "clip_g": towers.clip_g}
     load_all(
         [
-            Load(path=path, parts=parts, dtype=network_dtype, key="negatives.prior.path"),
+            Load(path=path, parts=parts, dtype=precision, key="negatives.prior.path"),
             Load(path=path, parts={"vae": coder}, dtype=torch.float32, key="negatives.prior.path"),
         ]
     )

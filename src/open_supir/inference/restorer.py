@@ -18,7 +18,7 @@ from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
-from open_supir.diffusion.samplers import OnStep
+from open_supir.diffusion.samplers import OnStep, Randn
 from open_supir.inference.captioner import Captioner, NoCaptioner
 from open_supir.inference.checkpoint import load_networks, read_recipe
 from open_supir.inference.color_fix import COLOR_FIXES
@@ -27,7 +27,13 @@ from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import finished, for_captioner, mixed, noise_seed, resized
 from open_supir.inference.prompt_encoder import PromptEncoder
 from open_supir.inference.result import Restoration, Run
-from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
+from open_supir.networks import (
+    AutoencoderKL,
+    Conditioner,
+    Conditioning,
+    ControlledUNet,
+    RobustEncoder,
+)
 from open_supir.networks.conditioner import count_tokens as count_clip_tokens
 from open_supir.networks.tiled_vae import VaeTiles, decode_tiled, encode_tiled
 
@@ -93,6 +99,7 @@ class Restorer:
         cls,
         path: str | Path,
         *,
+        recipe: Mapping[str, Any] | None = None,
         weights: Mapping[str, str | None] | None = None,
         settings: RestoreSettings | None = None,
         captioner: Captioner | None = None,
@@ -104,26 +111,26 @@ class Restorer:
         """Build a restorer from a stage-2 checkpoint, which says what it is made of.
 
         Args:
-            path: A checkpoint of `python -m src.train`, stage supir.
+            path: A training checkpoint of stage supir, or a SUPIR file.
+            recipe: The result of `read_recipe`, if the caller already has it.
             weights: Base files to use in place of the recorded ones: sdxl, vae, robust_encoder.
             settings: How to sample; None samples as the run's validation pictures did.
             captioner, device, dtype: See the class.
-            quantize: Keep the UNet's linear weights in "int8" or "fp8"; None as they are.
+            quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
             options: Fields of `RestoreOptions`, in place of the recorded ones.
 
         Raises:
             FileNotFoundError: The checkpoint or a base file is missing; names it.
-            ValueError: The checkpoint is of another kind.
+            ValueError: The file is not a stage-2 checkpoint.
         """
-        recorded = dict(read_recipe(path)["restore"])
-        own = RestoreSettings(**recorded.pop("settings"))
-        networks = load_networks(path, weights=weights, dtype=dtype)
+        recipe = read_recipe(path) if recipe is None else recipe
+        settings = settings or RestoreSettings(**recipe["sampler"])
         restorer = cls(
-            *networks,
+            *load_networks(path, recipe=recipe, weights=weights, dtype=dtype),
             captioner=captioner,
             device=device,
             dtype=dtype,
-            **{**recorded, "settings": settings or own, **options},
+            **{**recipe["options"], "settings": settings, **options},
         )
         if quantize is not None:
             from open_supir.inference.quantization import quantize_weights
@@ -196,24 +203,20 @@ class Restorer:
         size = options.output_size(*batch.shape[-2:])
         if options.strength == 0:
             untouched = resized(batch, size).to(image.device)
-            samples, result = (
-                [untouched] * options.num_samples,
-                Restoration(
-                    samples=(),
-                    cleaned=untouched,
-                    caption="",
-                    prompt="",
-                    options=options,
-                    seconds={},
-                ),
+            result = Restoration(
+                samples=(untouched,) * options.num_samples,
+                cleaned=untouched,
+                caption="",
+                prompt="",
+                options=options,
+                seconds={},
             )
         else:
             result = self._with_ladder(run, options)
-            samples = list(result.samples)
-        if image.ndim == 3:
-            samples = [sample[0] for sample in samples]
-            result = replace(result, cleaned=result.cleaned[0])
-        return replace(result, samples=tuple(samples))
+        if image.ndim == 4:
+            return result
+        samples = tuple(sample[0] for sample in result.samples)
+        return replace(result, samples=samples, cleaned=result.cleaned[0])
 
     def _with_ladder(self, run: Run, options: RestoreOptions) -> Restoration:
         options, given_up = self._fit(options, options.working_size(*run.image.shape[-2:]))
@@ -257,16 +260,12 @@ class Restorer:
         )
 
     def _restore(self, run: Run, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
+        """Restore with the options as they are: clean, describe, then sample each result."""
         self._place(options)
-        settings, image = options.settings, run.image
-        size = options.output_size(*image.shape[-2:])
+        size = options.output_size(*run.image.shape[-2:])
         place = self.device if options.vae_tile is None else torch.device("cpu")
-        working = resized(image.to(place), options.working_size(*image.shape[-2:]))
+        working = resized(run.image.to(place), options.working_size(*run.image.shape[-2:]))
         padded, inner = pad_to_multiple(working, self.multiple)
-        randn = [
-            image_noise([noise_seed(image, options.seed, sample)])
-            for sample in range(options.num_samples)
-        ]
 
         with run.timed("encode"), self._at_work(options, self.robust_encoder):
             z_lq = self._encode(self.robust_encoder, to_signed(padded), options)
@@ -279,40 +278,28 @@ class Restorer:
         told = options.size_condition or (padded.shape[-2], padded.shape[-1])
         with run.timed("text"), self._at_work(options, self.conditioner):
             prompt, cond, uncond = self.prompts(run.caption, options, told, self.device)
+
         samples, z_center = [], None
-        for noise in randn:
-            sampled = settings.center == "clean_sampled"
-            if settings.needs_clean_center and (sampled or z_center is None):
-                with run.timed("encode"), self._at_work(options, self.vae):
-                    draw = noise(z_lq) if sampled else None  # before the start's noise, as released
-                    z_center = self._encode(self.vae, cleaned, options, draw)
-            with run.timed("sample"), self._at_work(options, self.network):
-                z = restore_latent(
-                    self.network,
-                    self.denoiser,
-                    cond,
-                    uncond,
-                    z_lq,
-                    z_center=z_center,
-                    settings=settings,
-                    randn=noise,
-                    on_step=run.on_step,
-                )
+        for number in range(options.num_samples):
+            noise = image_noise([noise_seed(run.image, options.seed, number)])
+            if z_center is None or options.settings.center == "clean_sampled":
+                z_center = self._center(run, options, cleaned, z_lq, noise)
+            z = self._sample(run, options, (cond, uncond), z_lq, z_center, noise)
             with run.timed("decode"), self._at_work(options, self.vae):
                 restored = crop_to(self._decode(z, options), inner)
             with run.timed("finish"):
-                reference = crop_to(cleaned, inner)
-                if options.color_reference == "input":
-                    reference = to_signed(working)
+                is_input = options.color_reference == "input"
+                reference = to_signed(working) if is_input else crop_to(cleaned, inner)
                 fixed = COLOR_FIXES[options.color_fix](restored, reference, device=self.device)
                 del restored, reference
-                samples.append(mixed(finished(fixed, size, image.device), image, options.strength))
-                del fixed
+                unit = finished(fixed, size, run.image.device)
+                samples.append(mixed(unit, run.image, options.strength))
+                del fixed, unit
         tokens = z_lq.shape[-2] * z_lq.shape[-1]
         whole = options.vae_tile is None or self._tiles(options).is_exact(tokens, self.device)
         return Restoration(
             samples=tuple(samples),
-            cleaned=finished(crop_to(cleaned, inner), size, image.device),
+            cleaned=finished(crop_to(cleaned, inner), size, run.image.device),
             caption=run.caption,
             prompt=prompt,
             options=options,
@@ -320,6 +307,38 @@ class Restorer:
             is_exact=whole and all(rung.is_exact for rung in given_up),
             seconds=dict(run.seconds),
         )
+
+    def _center(
+        self, run: Run, options: RestoreOptions, cleaned: Tensor, z_lq: Tensor, noise: Randn
+    ) -> Tensor | None:
+        """Return the latent that restoration guidance pulls to; None where it needs none."""
+        if not options.settings.needs_clean_center:
+            return None
+        with run.timed("encode"), self._at_work(options, self.vae):
+            is_drawn = options.settings.center == "clean_sampled"
+            draw = noise(z_lq) if is_drawn else None  # before the start's noise, as released
+            return self._encode(self.vae, cleaned, options, draw)
+
+    def _sample(
+        self,
+        run: Run,
+        options: RestoreOptions,
+        conditions: tuple[Conditioning, Conditioning],
+        z_lq: Tensor,
+        z_center: Tensor | None,
+        noise: Randn,
+    ) -> Tensor:
+        with run.timed("sample"), self._at_work(options, self.network):
+            return restore_latent(
+                self.network,
+                self.denoiser,
+                *conditions,
+                z_lq,
+                z_center=z_center,
+                settings=options.settings,
+                randn=noise,
+                on_step=run.on_step,
+            )
 
     def _tiles(self, options: RestoreOptions) -> VaeTiles:
         assert options.vae_tile is not None

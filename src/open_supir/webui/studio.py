@@ -14,15 +14,12 @@ from open_supir.base.images import Photo, read_photo, resize
 from open_supir.base.images.write import SUFFIXES, encode_photo
 from open_supir.diffusion.samplers import Step
 from open_supir.inference.captioner import NoCaptioner
-from open_supir.inference.folder import describe, encode_result
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import CAPTION_SIDE, resized
+from open_supir.inference.records import describe, encode_result
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
-# What a bad file, a full disk, a captioner or a lack of memory may raise. RuntimeError is torch's
-# word for much else too: a folder of thousands is not given up for one image.
-FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
 RUN = "restoring"  # the name of a run's thread
 PREVIEWS = 8  # while one image is sampled
 # what the page's dials change, in their order

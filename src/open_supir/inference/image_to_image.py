@@ -1,4 +1,4 @@
-"""Text to image: plain sampling from the prior, and image-to-image for negative samples.
+"""Image-to-image with the prior alone: how negative samples are made.
 
 Shapes: B batch, H W image size, h w latent size. Images are in [0, 1].
 """
@@ -13,57 +13,6 @@ from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.diffusion import Denoiser, RestoreSettings
 from open_supir.diffusion.restoration import generate_latent, image_noise
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
-
-
-@torch.no_grad()
-def text_to_image(
-    network: UNet,
-    denoiser: Denoiser,
-    conditioner: Conditioner,
-    vae: AutoencoderKL,
-    captions: Sequence[str],
-    negative_captions: Sequence[str],
-    *,
-    size: tuple[int, int],
-    settings: RestoreSettings,
-    seeds: Sequence[int],
-    size_condition: tuple[int, int] | None = None,
-) -> Tensor:
-    """Sample images (B, 3, H, W) from the prior alone, on the VAE's device.
-
-    Args:
-        network: Predicts from noisy latents; called with z_lq=None.
-        denoiser: Turns its output into an estimate of the clean latent.
-        conditioner: Captions and sizes -> Conditioning.
-        vae: Decodes latents.
-        captions: What is wanted, B of them.
-        negative_captions: What is not wanted, B of them.
-        size: (H, W) in pixels.
-        settings: How to sample; its settings of control and restoration guidance are not used.
-        seeds: One an image, which alone decides its noise.
-        size_condition: (h, w) told to the conditioner; None tells it `size`.
-
-    Raises:
-        ValueError: `size` is no multiple of what the networks need, or the lists differ in length.
-    """
-    multiple = vae.downsampling * network.downsampling
-    if size[0] % multiple or size[1] % multiple:
-        raise ValueError(f"image size must be a multiple of {multiple}, got {size[0]}x{size[1]}")
-    weight = vae.post_quant_conv.weight
-    shape = (len(seeds), weight.shape[1], size[0] // vae.downsampling, size[1] // vae.downsampling)
-    cond, uncond = _conditions(
-        conditioner, captions, negative_captions, seeds, size_condition or size, weight.device
-    )
-    z = generate_latent(
-        network,
-        denoiser,
-        cond,
-        uncond,
-        torch.zeros(shape, device=weight.device),
-        settings=settings,
-        randn=image_noise(seeds),
-    )
-    return to_unit(vae.decode(z))
 
 
 @torch.no_grad()
@@ -84,11 +33,18 @@ def image_to_image(
     """Sample images (B, 3, H, W) from the prior, starting from `images` (SDEdit, arXiv:2108.01073).
 
     Args:
+        network: Predicts from noisy latents; called with z_lq=None.
+        denoiser: Turns its output into an estimate of the clean latent.
+        conditioner: Captions and sizes -> Conditioning.
+        vae: Encodes images and decodes latents; the work is done on its device.
         images: (B, 3, H, W) in [0, 1], of any size.
-        strength: Share of the steps that are taken: 0 returns what the VAE makes of `images`, 1
-            ignores them. SUPIR makes its negative samples at 0.5.
-        network, denoiser, conditioner, vae, captions, negative_captions, settings, seeds,
-            size_condition: As in `text_to_image`.
+        captions: What is wanted, B of them.
+        negative_captions: What is not wanted, B of them.
+        strength: Share of the steps that are taken: 0 returns `images` as the VAE reproduces them,
+            1 ignores them. SUPIR makes its negative samples at 0.5.
+        settings: How to sample; its settings of control and restoration guidance are not used.
+        seeds: One an image, which alone decides its noise.
+        size_condition: (h, w) told to the conditioner; None tells it the images' size.
 
     Raises:
         ValueError: `strength` is not in [0, 1], or the lists differ in length.

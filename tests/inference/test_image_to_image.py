@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from open_supir.diffusion import Denoiser, RestoreSettings
-from open_supir.inference import image_to_image, text_to_image
+from open_supir.inference.image_to_image import image_to_image
 from tests.inference.standins import StandInConditioner, StandInNetwork, StandInVae
 
 SETTINGS = RestoreSettings(num_steps=4, cfg_scale=2.0)
@@ -12,26 +12,24 @@ def _parts() -> tuple:
     return StandInNetwork(), Denoiser(), StandInConditioner(), StandInVae()
 
 
-def test_images_have_the_size_asked_for() -> None:
-    parts = _parts()
-    images = text_to_image(
-        *parts, ["a", "b"], ["", ""], size=(16, 24), settings=SETTINGS, seeds=[0, 1]
-    )
-    assert images.shape == (2, 3, 16, 24) and images.min() >= 0 and images.max() <= 1
-    assert parts[2].calls == [
-        (["a", "b"], [[16, 24, 0, 0, 16, 24]] * 2),
-        (["", ""], [[16, 24, 0, 0, 16, 24]] * 2),
-    ]
-
-
-def test_size_must_suit_the_networks() -> None:
-    with pytest.raises(ValueError, match="multiple of 8"):
-        text_to_image(*_parts(), ["a"], [""], size=(16, 20), settings=SETTINGS, seeds=[0])
-
-
 def test_one_seed_an_image_is_needed() -> None:
     with pytest.raises(ValueError, match="one seed"):
-        text_to_image(*_parts(), ["a"], [""], size=(16, 24), settings=SETTINGS, seeds=[0, 1])
+        image_to_image(
+            *_parts(),
+            torch.rand(1, 3, 16, 24),
+            ["a"],
+            [""],
+            strength=0.5,
+            settings=SETTINGS,
+            seeds=[0, 1],
+        )
+
+
+def test_the_conditioner_is_told_the_size_of_the_images() -> None:
+    parts, image = _parts(), torch.rand(1, 3, 13, 23)
+    image_to_image(*parts, image, ["a"], ["b"], strength=0.5, settings=SETTINGS, seeds=[0])
+    sizes = [[13, 23, 0, 0, 13, 23]]
+    assert parts[2].calls == [(["a"], sizes), (["b"], sizes)]
 
 
 def test_image_to_image_of_strength_zero_is_the_autoencoders_image() -> None:

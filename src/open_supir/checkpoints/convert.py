@@ -1,0 +1,164 @@
+"""Convert weight files between layouts, without building a network."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from open_supir.base.dtypes import parse_dtype
+from open_supir.base.files import sha256_of
+from open_supir.base.places import located
+from open_supir.checkpoints.export import (
+    SDXL_PARTS,
+    SUPIR_PARTS,
+    export_diffusers,
+    export_native,
+    export_sdxl,
+    export_supir,
+)
+from open_supir.checkpoints.files import open_checkpoint
+from open_supir.checkpoints.identify import refuse_unusable
+from open_supir.checkpoints.keymaps import PARTS
+from open_supir.checkpoints.parts import read_contents
+
+log = logging.getLogger(__name__)
+
+UNSTATED = "unstated"
+FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "supir": (export_supir, SUPIR_PARTS),
+    "sdxl": (export_sdxl, SDXL_PARTS),
+    "diffusers": (export_diffusers, PARTS),
+    "native": (export_native, PARTS),
+}
+
+
+class Input(NamedTuple):
+    """What the input files hold together.
+
+    Attributes:
+        parts: Part -> tensors by our names.
+        metadata: What the files say about themselves.
+        base: The SDXL file that a training checkpoint among them names.
+    """
+
+    parts: dict[str, Mapping[str, Tensor]]
+    metadata: dict[str, str]
+    base: str | None
+
+
+def convert(
+    settings: Mapping[str, Any],
+    *,
+    vocabulary: Callable[[], tuple[dict[str, int], list[str]]] | None = None,
+) -> Path:
+    """Convert `settings["input"]` as conf/convert.yaml describes; returns the output's path.
+
+    Args:
+        settings: The values of conf/convert.yaml.
+        vocabulary: CLIP's tokens and merges, which format=diffusers stores beside text towers;
+            without it they are left out.
+
+    Raises:
+        FileNotFoundError, ValueError, KeyError: A setting or a file is wrong; the message says how.
+    """
+    if not settings["input"] or not settings["output"]:
+        raise ValueError("give input=FILE output=FILE, or inspect=FILE")
+    export, holds = _known("format", settings["format"], FORMATS)
+    dtype = None if settings["dtype"] is None else parse_dtype(settings["dtype"])
+    for part in settings["parts"] or ():
+        _known("parts", part, dict.fromkeys(holds))
+    output = Path(settings["output"])
+    _check_output(output, settings["format"], settings["overwrite"])
+
+    sources = settings["input"]
+    given = _read([sources] if isinstance(sources, str) else sources)
+    wanted = settings["parts"] or [part for part in holds if part in given.parts]
+    lost = [part for part in wanted if part not in given.parts]
+    if lost or not wanted:
+        raise ValueError(
+            f"the input holds the parts {', '.join(given.parts) or 'none'}; "
+            f"format={settings['format']} needs {', '.join(lost or holds)}"
+        )
+    left = [part for part in given.parts if part not in wanted]
+    if left:
+        log.info("left out of %s: %s", output, ", ".join(left))
+    if settings["format"] == "diffusers" and {"clip_l", "clip_g"} <= set(wanted) and vocabulary:
+        export = partial(export, tokens=vocabulary())
+    metadata = _metadata(settings, given, wanted)
+    export(output, {part: given.parts[part] for part in wanted}, metadata, dtype=dtype)
+    return output
+
+
+def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) -> dict[str, str]:
+    """Return what the output says about itself: base, licence, and words of the user."""
+    words = dict(given.metadata)
+    if settings["base"] or not set(wanted) & set(SDXL_PARTS):
+        words |= _base_words(settings["base"], given.base)
+    if settings["license"]:
+        words["license"] = settings["license"]
+    words.setdefault("license", words.get("base_license", UNSTATED))
+    if words["license"] == UNSTATED:
+        log.warning("neither the input nor its base states a licence; set license=...")
+    return words | {key: str(value) for key, value in settings["metadata"].items()}
+
+
+def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
+    """Return the SDXL file that trained weights belong to: the one asked for, else the one that
+    the training checkpoint names, if it still exists.
+    """
+    path = wanted or recorded
+    if path is None:
+        return {}
+    if wanted is None and not located(path).exists():
+        log.warning("the base %s is gone, so its hash is not recorded; set base=FILE", path)
+        return {"base": Path(path).name}
+    checkpoint = open_checkpoint(path, key="base")
+    licence = checkpoint.metadata.get("license") or checkpoint.metadata.get("modelspec.license")
+    words = {"base": checkpoint.path.name, "base_sha256": sha256_of(checkpoint.path)}
+    return words | {"base_license": licence or UNSTATED}
+
+
+def _read(paths: Sequence[str]) -> Input:
+    """Return the contents of all files; a later one's parts replace an earlier one's."""
+    parts: dict[str, Mapping[str, Tensor]] = {}
+    words: dict[str, str] = {}
+    base = None
+    for path in paths:
+        checkpoint = open_checkpoint(path, key="input")
+        refuse_unusable(checkpoint, PARTS, key="input")
+        contents = read_contents(checkpoint)
+        if contents.unknown:
+            log.warning(
+                "%s: %d keys of no known part are left out, first: %s",
+                path,
+                len(contents.unknown),
+                contents.unknown[0],
+            )
+        parts |= contents.parts
+        held = dict(checkpoint.metadata)
+        recipe = json.loads(held.pop("recipe", "null")) or {}
+        base = recipe.get("weights", {}).get("sdxl") or base
+        if recipe.get("stage") == "supir":  # how to restore with the file, without local paths
+            words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k != "weights"})
+        # step, licence and so on are the adaptor's, if there is one
+        words = words | held if "control" in contents.parts else held | words
+    own = ("format", "layout", "control", "connector")  # the writer sets these
+    words = {key: value for key, value in words.items() if key not in own}
+    return Input({part: parts[part] for part in PARTS if part in parts}, words, base)
+
+
+def _check_output(output: Path, name: str, overwrite: bool) -> None:
+    if name != "diffusers" and output.suffix != ".safetensors":
+        raise ValueError(f"output must end in .safetensors for format={name}, got {output}")
+    if not overwrite and output.exists() and (output.is_file() or any(output.iterdir())):
+        raise ValueError(f"{output} exists; say overwrite=true to replace it")
+
+
+def _known(setting: str, value: str, choices: Mapping[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"unknown {setting} {value!r}; known: {', '.join(choices)}")
+    return choices[value]

@@ -1,0 +1,139 @@
+"""One evaluation, from a protocol and methods to the report in a folder."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from open_supir.base.images import to_signed, to_unit
+from open_supir.degradation.pipeline import DegradationPipeline
+from open_supir.evaluation.benchmark import run_benchmark
+from open_supir.evaluation.metrics import check_weights
+from open_supir.evaluation.models import Methods
+from open_supir.evaluation.protocols import Protocol, load_samples
+from open_supir.evaluation.provenance import (
+    describe_environment,
+    weight_hashes,
+    write_environment,
+)
+from open_supir.evaluation.records import read_records
+from open_supir.evaluation.report import write_report
+from open_supir.evaluation.weights import fetch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDegradation:
+    """Degrades one image by the pipeline that training uses.
+
+    Attributes:
+        pipeline: Draws and applies the degradation.
+        ranges: Its configuration, as plain values.
+        digest: SHA-256 that stands for `ranges` in records.
+    """
+
+    pipeline: DegradationPipeline
+    ranges: Mapping[str, Any]
+    digest: str
+
+    def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the degraded (1, 3, H, W) in [0, 1], and how it was made."""
+        signed = to_signed(image)
+        params = self.pipeline.draw(torch.tensor([seed]), size=(image.shape[-2], image.shape[-1]))
+        how = {"summary": params.summaries()[0], **params.rows()[0]}
+        return to_unit(self.pipeline.apply(signed, params)), how
+
+
+def prepare_metrics(protocol: Protocol, *, require: Sequence[str], download: bool) -> None:
+    """Check that the required metrics have their weights; download missing ones if asked to.
+
+    Raises:
+        ValueError: A required metric is not measured.
+        FileNotFoundError: A required metric lacks weights.
+    """
+    unasked = set(require) - set(protocol.metrics)
+    if unasked:
+        raise ValueError(
+            f"metrics.require={sorted(unasked)} is not measured; measured by protocol "
+            f"{protocol.name}: {', '.join(protocol.metrics)}; choose others by metrics.names=[...]"
+        )
+    if download:
+        missing = check_weights(protocol.metrics)
+        fetch(dict.fromkeys(file for files in missing.values() for file in files))
+        check_weights(protocol.metrics, require=protocol.metrics)  # a download may be damaged
+    check_weights(protocol.metrics, require=list(require))
+
+
+def evaluate_methods(
+    protocol: Protocol,
+    methods: Methods,
+    *,
+    data_root: Path,
+    output: Path,
+    run: Path,
+    seed: int,
+    degrade: TrainingDegradation | None,
+    save_images: bool,
+    resume: bool,
+    device: torch.device,
+) -> str:
+    """Measure methods on a protocol's images and write the report; returns its Markdown table.
+
+    Args:
+        protocol: How inputs are made, and what is measured.
+        methods: Rows of the table besides "lq", and what the numbers of each depend on.
+        data_root: Folder of the protocol's folders.
+        output: Where records, tables and page go.
+        run: Names the evaluation.
+        seed: Of the restorations.
+        degrade: Makes LQ images where the protocol does not say how.
+        save_images: Keep the restored images.
+        resume: Reuse records of the same inputs and settings.
+        device: Where metrics run.
+    """
+    hq, lq = protocol.folders(data_root)
+    used = degrade if protocol.degradation is None and lq is None else None
+    settings = {**protocol.settings(), "restore_seed": seed}
+    if used is not None:
+        settings["degradation"] = used.digest
+    records = run_benchmark(
+        load_samples(protocol, hq=hq, lq=lq, degrade=degrade),
+        {"lq": lambda sample: sample.lq, **methods[0]},
+        protocol.metrics,
+        out_dir=output,
+        run=str(run),
+        settings=settings,
+        method_settings=methods[1],
+        border=protocol.border,
+        save_images=save_images,
+        resume=resume,
+        device=device,
+    )
+    environment = describe_environment(
+        device,
+        protocol={"name": protocol.name, "source": protocol.source},
+        degradation=used.ranges if used else None,
+        metric_weights=weight_hashes(protocol.metrics),
+    )
+    write_environment(environment, output)
+    log.info("report: %s", output / "table.md")
+    return write_report(records, output, title=f"{run.name}: {protocol.name}")
+
+
+def rebuild(folder: Path, output: str | None) -> str:
+    """Write tables and page again from the records in a folder.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    if not (folder / "records.jsonl").is_file():
+        raise FileNotFoundError(f"report={folder}: there is no records.jsonl in it")
+    records = read_records(folder / "records.jsonl")
+    protocol = records[0]["settings"].get("protocol", "evaluation") if records else "evaluation"
+    title = f"{Path(records[0]['run']).name}: {protocol}" if records else ""
+    return write_report(records, Path(output or folder), title=title, source=folder)

@@ -1,0 +1,77 @@
+"""The rows of an evaluation's table: what a checkpoint can do, and what others made or can do."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from open_supir.base.files import sha256_of
+from open_supir.base.places import located
+from open_supir.evaluation.baselines import digest_folder, folder_outputs, spandrel_models
+from open_supir.evaluation.samples import Method
+from open_supir.inference import Restorer
+from open_supir.inference.model import Model
+
+# by name, and what the numbers of each depend on
+Methods = tuple[dict[str, Method], dict[str, dict[str, Any]]]
+OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored")
+
+
+def model_methods(
+    restorer: Restorer, model: Model, *, captioner: Mapping[str, Any]
+) -> Methods:
+    """Return what a checkpoint can do as methods, and what the numbers of each depend on.
+
+    Args:
+        restorer: The loaded checkpoint, with the options and the captioner to measure.
+        model: What it was loaded from.
+        captioner: Configuration of the captioner.
+    """
+    files = {key: _weights_hash(path) for key, path in model.weights.items() if path}
+    loaded: dict[str, Any] = {"checkpoint": sha256_of(model.checkpoint), **files}
+    restored = {**loaded, "captioner": captioner, "options": restorer.options.described()}
+    methods: dict[str, Method] = {
+        "ordinary_encoder": lambda sample: restorer.clean(sample.lq, robust=False),
+        "robust_encoder": lambda sample: restorer.clean(sample.lq),
+        "restored": lambda sample: restorer(sample.lq, source=sample.source).restored,
+    }
+    return methods, {"ordinary_encoder": loaded, "robust_encoder": loaded, "restored": restored}
+
+
+def other_methods(
+    outputs: str | Mapping[str, str] | None,
+    models: Mapping[str, str] | None,
+    device: torch.device,
+) -> Methods:
+    """Return what others made or can do as methods, and what the numbers of each depend on.
+
+    Args:
+        outputs: Folders of pictures by name, or one folder, which is named after itself.
+        models: Weight files of spandrel models by name.
+        device: Where the models run.
+
+    Raises:
+        ValueError: Two rows would have the same name.
+    """
+    folders, files = _named(outputs), {str(name): file for name, file in (models or {}).items()}
+    taken: set[str] = set(OWN_ROWS)
+    for name in [*folders, *files]:
+        if name in taken:
+            raise ValueError(f"there is a row {name!r} already; name it: outputs={{NAME: FOLDER}}")
+        taken.add(name)
+    methods = folder_outputs(folders) | spandrel_models(files, device)
+    settings = {name: {"outputs": digest_folder(folder)} for name, folder in folders.items()}
+    settings |= {name: {"weights": sha256_of(Path(file))} for name, file in files.items()}
+    return methods, settings
+
+
+def _named(outputs: str | Mapping[str, str] | None) -> dict[str, Path]:
+    if isinstance(outputs, str):
+        return {Path(outputs).name: Path(outputs)}
+    return {str(name): Path(folder) for name, folder in (outputs or {}).items()}
+
+
+def _weights_hash(path: str) -> str:
+    file = located(path)
+    return sha256_of(file) if file.is_file() else path  # a diffusers folder, or `clean`

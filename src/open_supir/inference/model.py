@@ -1,0 +1,153 @@
+"""The model of a command: a stage-2 checkpoint, the files that replace parts of it, its options."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from open_supir.base.dtypes import parse_dtype
+from open_supir.base.files import sha256_of
+from open_supir.base.places import located
+from open_supir.base.run_folders import newest_checkpoint
+from open_supir.diffusion import RestoreSettings
+from open_supir.inference.caption_cache import CachedCaptioner
+from open_supir.inference.captioner import Captioner
+from open_supir.inference.checkpoint import read_recipe
+from open_supir.inference.options import RestoreOptions
+from open_supir.inference.restorer import Restorer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What restores, before its weights are loaded.
+
+    Attributes:
+        checkpoint: A stage-2 checkpoint or a SUPIR file.
+        recipe: Its recipe; see `read_recipe`.
+        weights: Base files in place of those that the checkpoint names; see `load_networks`.
+        dtype: Of the networks: float32, bfloat16 or float16.
+        quantize: int8 or fp8 for the UNet's linear weights; None keeps their dtype.
+    """
+
+    checkpoint: Path
+    recipe: Mapping[str, Any]
+    weights: Mapping[str, str | None]
+    dtype: str = "float32"
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        parse_dtype(self.dtype)
+
+    @classmethod
+    def find(cls, checkpoint: str | None, *, runs_dir: str | Path, **settings: Any) -> "Model":
+        """Return the model of a checkpoint, or of the newest of stage 2 below `runs_dir`.
+
+        Args:
+            checkpoint: A file; None takes the newest.
+            runs_dir: Where the runs are.
+            settings: The other attributes of the class, but for the recipe.
+
+        Raises:
+            FileNotFoundError: There is no such file, or no checkpoint yet.
+            ValueError: The file is not a stage-2 checkpoint.
+        """
+        path = find_checkpoint(checkpoint, runs_dir=runs_dir)
+        return cls(checkpoint=path, recipe=read_recipe(path), **settings)
+
+    def options(self, sampler: Mapping[str, Any], options: Mapping[str, Any]) -> RestoreOptions:
+        """Return the options that were asked for; the recipe fills in what was not.
+
+        Args:
+            sampler: Sampler settings. With `_target_` they are complete; without it they replace
+                single settings of the recipe. "???" is not set.
+            options: Fields of RestoreOptions; None is not set.
+
+        Raises:
+            ValueError: A name is unknown, or a value out of its range.
+        """
+        asked = {name: value for name, value in sampler.items() if value != "???"}
+        if asked.pop("_target_", None) is None:
+            asked = {**self.recipe["sampler"], **asked}
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            settings = RestoreSettings(**asked)
+            return RestoreOptions(**{**self.recipe["options"], **given, "settings": settings})
+        except TypeError as error:  # an unknown name, added by +options.NAME
+            raise ValueError(f"options or sampler: {error}") from error
+
+    def described(self) -> dict[str, str | None]:
+        """Return what records say of the model: names and hashes of its files, without folders.
+
+        Reads every file whole.
+        """
+        said = {
+            "checkpoint": self.checkpoint.name,
+            "sha256": sha256_of(self.checkpoint),
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+        }
+        for name, value in self.weights.items():
+            if value:
+                file = located(value)
+                known = sha256_of(file) if file.exists() else None  # e.g. "clean"
+                said |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
+        return said
+
+    def load(
+        self,
+        options: RestoreOptions,
+        *,
+        captioner: Captioner | None = None,
+        device: torch.device,
+    ) -> Restorer:
+        """Load the weights onto a device.
+
+        Raises:
+            FileNotFoundError, ValueError: See `Restorer.from_checkpoint`.
+        """
+        return Restorer.from_checkpoint(
+            self.checkpoint,
+            recipe=self.recipe,
+            weights=self.weights,
+            captioner=captioner,
+            device=device,
+            dtype=parse_dtype(self.dtype),
+            quantize=self.quantize,
+            **vars(options),
+        )
+
+
+def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
+    """Return the checkpoint that was asked for, or the newest of stage 2.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint={path}: no such file")
+        return path
+    newest = newest_checkpoint(runs_dir, stage="supir")
+    if newest is None:
+        raise FileNotFoundError(
+            f"no stage-2 checkpoint below {runs_dir}; run `make train` or "
+            "`python -m src.train experiment=zerosft` first, or set checkpoint=FILE"
+        )
+    log.info("checkpoint: %s", newest)
+    return newest
+
+
+def cached(captioner: Captioner, folder: str | Path | None) -> Captioner:
+    """Return a captioner that keeps its answers in `folder`.
+
+    Captioners without an identity (text files, none) are returned as they are.
+    """
+    if folder and hasattr(captioner, "identity"):
+        return CachedCaptioner(captioner, folder)
+    return captioner
