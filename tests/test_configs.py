@@ -29,6 +29,7 @@ GROUPS = sorted(
         "protocol",
         "metrics",
         "captioner",
+        "options",
         "preset",
         "runner",
         "prior",

@@ -21,18 +21,18 @@ def main() -> None:
         sys.exit(f"error: unknown command {name!r}; known: {', '.join(known)}")
     else:
         del sys.argv[1]
-        # as by `python -m`, so that launchers of several processes start the same module again
+        # like `python -m`, so that launchers of several processes can start the same module again
         runpy.run_module(f"open_supir.commands.{name}", run_name="__main__", alter_sys=True)
 
 
 def usage(known: list[str]) -> str:
-    """Return the help text: a line a command, the first of its module's docstring."""
+    """Return the help text: the first docstring line of each command."""
     lines = ["usage: open-supir COMMAND key=value ...", "", "commands:"]
     for name in known:
         tree = ast.parse((COMMANDS / f"{name}.py").read_text(encoding="utf-8"))
         first = (ast.get_docstring(tree) or "").partition("\n")[0]
         lines.append(f"  {name:12s}{first}")
-    return "\n".join([*lines, "", "options of a command: open-supir COMMAND --help"])
+    return "\n".join([*lines, "", "settings of a command: open-supir COMMAND --help"])
 
 
 if __name__ == "__main__":

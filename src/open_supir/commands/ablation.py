@@ -1,6 +1,7 @@
-"""Lay finished runs side by side: python -m src.ablation, or runs='runs/zerosft/multirun/*'.
+"""Compare finished runs: tables, curves and pictures.
 
-Writes tables, curves and pictures as Markdown, HTML and CSV, and prints the tables.
+Takes the newest sweep, or runs='runs/zerosft/multirun/*'. Writes Markdown, HTML and CSV, and prints
+the tables.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Check folders of shards, and build missing indexes: python -m src.check data.root=DIR."""
+"""Check folders of shards and build missing indexes: data.root=FOLDER."""
 
 import logging
 import sys

@@ -1,7 +1,7 @@
-"""Build a training set: python -m src.curate input=DIR output=DIR.
+"""Build a training set from photographs: input=FOLDER output=FOLDER.
 
-Filters, scores, deduplicates, captions, makes negative samples and writes shards; goes on where it
-was stopped, and does nothing twice. `step=NAME` runs one step.
+Filters, scores, deduplicates, captions, makes negative samples and writes shards. It continues
+where it was stopped and repeats nothing that is done. `step=NAME` runs one step.
 """
 
 import logging

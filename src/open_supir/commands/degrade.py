@@ -1,8 +1,8 @@
-"""Make low-quality images: python -m src.degrade input=DIR output=DIR degradation=supir_q seed=0.
+"""Make low-quality images: input=FOLDER output=FOLDER degradation=supir_q seed=0.
 
-Writes a PNG an image, `parameters.jsonl` with one row an image, and `degradation.yaml`, the ranges
-and switches in use. The same seed makes the same LQ again, and so do the rows, which may also be
-edited: python -m src.degrade input=DIR output=OTHER parameters=DIR/parameters.jsonl.
+Writes one PNG per image, `parameters.jsonl` with one row per image, and `degradation.yaml`, the
+ranges and switches in use. The same seed makes the same images again, and so do the rows, which may
+be edited: input=FOLDER output=OTHER parameters=FOLDER/parameters.jsonl.
 """
 
 import json

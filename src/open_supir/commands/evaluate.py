@@ -1,4 +1,4 @@
-"""Measure a checkpoint, or outputs of other systems, on a benchmark's images.
+"""Measure a checkpoint, or outputs of other systems, on a benchmark.
 
 Compares the newest checkpoint with either encoder alone and with doing nothing, on the images of a
 protocol; the table goes into the checkpoint's run folder. Outputs of other systems (outputs=DIR)

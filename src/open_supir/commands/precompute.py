@@ -1,7 +1,7 @@
-"""Store latents and text features beside the shards: python -m src.precompute experiment=zerosft
-data.precomputed=[latents,text] ..., with the words of the run that will use them.
+"""Store latents and text features next to the shards, for faster training.
 
-What is there already, made in the same way of the same tar, is left alone.
+Give the arguments of the run that will use them, with data.precomputed=[latents,text]. Features
+that exist already and were made the same way from the same tar are kept.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""Train: python -m src.train experiment=robust_encoder, or experiment=zerosft.
+"""Train a stage: experiment=robust_encoder, then experiment=zerosft.
 
-Compose, build, load the base weights, fit. What a step does is in training/*_module.py.
+Composes, builds, loads the base weights and fits. What a step does is in training/*_module.py.
 """
 
 import json
