@@ -24,13 +24,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from open_supir.checkpoints import load_parts
-from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.inference import Restorer
 from open_supir.inference.memory import UNET_VALUES, VAE_VALUES
 from open_supir.inference.quantization import linear_share
 from open_supir.networks import ControlledUNet, RobustEncoder
-from open_supir.networks.build import build_network
 
 ROOT = Path(__file__).parents[1]
 STEPS = 50
@@ -45,7 +44,7 @@ def networks(scale: str, *overrides: str, dtype: torch.dtype = torch.float32) ->
         cfg = compose("train", overrides=["experiment=zerosft", f"scale={scale}", *overrides])
 
     def build(name: str) -> Any:
-        return build_network(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
+        return build(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # built at once in the dtype they run in
@@ -98,7 +97,7 @@ def overhead(restorer: Restorer, side: int, steps: int, pairs: int) -> list[tupl
     channels = restorer.vae.post_quant_conv.in_channels
     z_lq = torch.randn(1, channels, latent, latent, device=device)
     _, cond, uncond = restorer.prompts("a photo", restorer.options, (side, side), device)
-    settings = RestoreSettings(num_steps=steps, cfg_scale=4.0, tau=4.0)
+    settings = SamplerSettings(num_steps=steps, cfg_scale=4.0, tau=4.0)
     calls: list[tuple] = []
 
     class Recorder:
@@ -143,7 +142,7 @@ def tiny() -> None:
     print("\n20 steps, guidance, clean centre; wall seconds an image, and each part's share")
     parts = ("encode", "decode", "text", "sample", "finish")
     print("| image | seconds | " + " | ".join(parts) + " |\n|---|---|" + "---|" * len(parts))
-    settings = RestoreSettings(num_steps=20, cfg_scale=4.0, tau=4.0)
+    settings = SamplerSettings(num_steps=20, cfg_scale=4.0, tau=4.0)
     for side, count in WHOLE:
         image = torch.rand(3, side, side)
         runs = [restorer(image, settings=settings).seconds for _ in range(count)]
@@ -168,8 +167,8 @@ def full() -> None:
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, bfloat16, random weights")
     image = torch.rand(3, 1024, 1024)
     for settings in (
-        RestoreSettings(num_steps=50, cfg_scale=4.0, cfg_scale_start=1.0),
-        RestoreSettings(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0),
+        SamplerSettings(num_steps=50, cfg_scale=4.0, cfg_scale_start=1.0),
+        SamplerSettings(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0),
     ):
         for _ in range(2):
             restorer(image, settings=settings)

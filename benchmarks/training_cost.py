@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from open_supir.base.registry import build  # noqa: E402
 from open_supir.networks import ControlledUNet  # noqa: E402
-from open_supir.networks.build import build_network  # noqa: E402
 from open_supir.networks.conditioner import Conditioning  # noqa: E402
 from open_supir.networks.switches import checkpoint_activations  # noqa: E402
 
@@ -63,7 +63,7 @@ def networks(depth: str) -> tuple[ControlledUNet, Any]:
         cfg = compose("train", overrides=[*overrides, "runs_dir=/tmp", "run_dir=/tmp"])
 
     def part(name: str) -> Any:
-        return build_network(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
+        return build(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
 
     with torch.device("meta"):
         network = ControlledUNet(part("unet"), part("control"), part("connector")).bfloat16()

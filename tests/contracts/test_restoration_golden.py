@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from open_supir.base.images import resize, to_signed
 from open_supir.checkpoints import load_parts
-from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.inference import RestoreOptions
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.networks import (
@@ -52,7 +52,7 @@ def parts() -> tuple[ControlledUNet, AutoencoderKL, RobustEncoder]:
     return ControlledUNet(unet, control, connector).eval(), vae.eval(), robust_encoder.eval()
 
 
-def released() -> RestoreSettings:
+def released() -> SamplerSettings:
     """Return the sampler of preset `released`; each run of the file changes some of its numbers."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("restore", overrides=["preset=released", "input=x", "output=y"])

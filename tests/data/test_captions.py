@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from open_supir.base.rng import keyed_rng
 from open_supir.data.captions import (
     CaptionPolicy,
     approximate_tokens,
@@ -15,7 +16,6 @@ from open_supir.data.captions import (
     partial_caption,
     truncate,
 )
-from open_supir.data.order import keyed_rng
 
 LONG = (
     "The image features a woman sitting on a wooden bench in a park, surrounded by tall trees. "

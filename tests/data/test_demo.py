@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from open_supir.base.rng import keyed_rng
 from open_supir.data.dead_leaves import DeadLeaves, colour_names, draw_shapes, noise_texture
 from open_supir.data.demo import (
     FAULTS,
@@ -21,7 +22,6 @@ from open_supir.data.demo import (
     spoil,
     write_demo_shards,
 )
-from open_supir.data.order import keyed_rng
 from open_supir.data.samples import ImageLimits, decode_training_image
 from open_supir.data.shards import ShardFolder, read_manifest
 from tests.data.made import pixels

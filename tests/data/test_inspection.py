@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from open_supir.commands.check import check, main, verdict
-from open_supir.data.inspection import InspectSettings, inspect_folder, shard_folders
+from open_supir.commands.check import main
+from open_supir.data.inspection import (
+    InspectSettings,
+    inspect_folder,
+    inspect_folders,
+    shard_folders,
+    verdict,
+)
 from open_supir.data.samples import ImageLimits
 from open_supir.data.shards import ShardFolder, index_path, read_manifest
 from tests.data.made import good_members, jpeg, shard_folder, tar_bytes
@@ -88,7 +94,7 @@ def test_folders_are_found_below_the_root(tmp_path: Path) -> None:
     shard_folder(tmp_path / "a", [1])
     shard_folder(tmp_path / "b" / "c", [1])
     assert shard_folders(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
-    assert len(check(str(tmp_path), SETTINGS)) == 2
+    assert len(inspect_folders(str(tmp_path), SETTINGS)) == 2
     with pytest.raises(FileNotFoundError, match="nowhere"):
         shard_folders(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

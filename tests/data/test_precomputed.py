@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from open_supir.base.rng import keyed_rng
 from open_supir.data import CaptionPolicy, CropPolicy, SourceConfig
 from open_supir.data.captions import approximate_tokens, choose_caption
-from open_supir.data.order import keyed_rng
 from open_supir.data.precomputed import (
     Precomputed,
     column_path,
@@ -43,7 +43,7 @@ def store(root: Path, name: str, counts: list[int], prefix: str, negative: bool 
         latents = torch.arange(entry.count).float()[:, None, None, None].expand(-1, 4, 2, 2)
         valid = torch.arange(entry.count) > 0
         columns = {"latents": latents.contiguous(), "valid": valid}
-        write_columns(tar, "latents", columns, sha256=entry.sha256, recipe="r")
+        write_columns(tar, "latents", columns, sha256=entry.sha256, made_by="r")
         texts = []
         for i in range(entry.count):
             caption = f"caption of {prefix}{number}-{i:03d}"
@@ -53,7 +53,7 @@ def store(root: Path, name: str, counts: list[int], prefix: str, negative: bool 
         found = {name: t.unflatten(0, (-1, 2)) for name, t in features(texts).items()}
         constants = features(constant_texts([POLICY], approximate_tokens))
         found |= {f"constant_{name}": t for name, t in constants.items()}
-        write_columns(tar, "text", found, sha256=entry.sha256, recipe="r")
+        write_columns(tar, "text", found, sha256=entry.sha256, made_by="r")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_batches_carry_the_columns_of_their_own_samples(root: Path, workers: int
         texts |= {text.split(",")[-1] for text in batch["caption"]}
     assert "" in texts and "blurry" in texts and any("photograph" in text for text in texts)
     assert data.counters is not None
-    assert data.counters.summary()["skipped/main/not precomputed"] > 0  # sample 0 of each shard
+    assert data.counters.skipped()["main/not precomputed"] > 0  # sample 0 of each shard
 
 
 def test_without_precomputed_batches_are_as_ever(root: Path) -> None:
@@ -137,11 +137,11 @@ def test_missing_stale_and_mixed_files_stop_at_the_start(root: Path) -> None:
     with safe_open(column_path(root / "main" / "m-000.tar", "latents"), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     sha256 = read_manifest(root / "main")[1].sha256
-    write_columns(root / "main" / "m-001.tar", "latents", tensors, sha256="old", recipe="r")
+    write_columns(root / "main" / "m-001.tar", "latents", tensors, sha256="old", made_by="r")
     with pytest.raises(StorageError, match="another version of the tar"):
         start()
-    write_columns(root / "main" / "m-001.tar", "latents", tensors, sha256=sha256, recipe="s")
-    with pytest.raises(StorageError, match="2 different recipes"):
+    write_columns(root / "main" / "m-001.tar", "latents", tensors, sha256=sha256, made_by="s")
+    with pytest.raises(StorageError, match="2 different networks"):
         start()
     assert read_metadata(root / "main" / "m-001.tar", "latents")["recipe"] == "s"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from open_supir.data.order import keyed_rng
+from open_supir.base.rng import keyed_rng
 from open_supir.data.samples import (
     CropPolicy,
     ImageLimits,

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from open_supir.base.images import read_image
 from open_supir.base.images.write import write_image
-from open_supir.commands.degrade import RANGES, ROWS, degrade_folder, image_seed, read_rows
+from open_supir.commands.degrade import RANGES
 from open_supir.degradation import DegradationPipeline
+from open_supir.degradation.folder import ROWS, degrade_folder, image_seed, read_rows
 
 from .samples import ROOT, photo, preset
 

@@ -24,7 +24,7 @@ class Recorder:
 
     def __call__(self, network, x, sigma, cond, z_lq, control_scale=1.0):
         self.calls.append(dict(x=x, sigma=sigma, cond=cond, z_lq=z_lq, control_scale=control_scale))
-        base = torch.zeros_like(x) if z_lq is None else z_lq
+        base = torch.zeros_like(x) if z_lq is None else z_lq.repeat(len(x) // len(z_lq), 1, 1, 1)
         return base + cond.vector.mean(dim=1)[:, None, None, None]
 
 
@@ -69,7 +69,7 @@ def test_uncond_comes_first_in_one_batch_of_two_halves() -> None:
     (call,) = recorder.calls
     assert type(call["cond"]) is Cond
     assert call["cond"].context[:, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
-    assert call["z_lq"][:, 0, 0, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert call["z_lq"][:, 0, 0, 0].tolist() == [0.0, 1.0]  # once for both halves
 
 
 def test_strength_one_leaves_the_uncond_half_out() -> None:
@@ -164,16 +164,8 @@ def test_restoration_guidance_refuses_impossible_values(options: dict) -> None:
         restoration_guidance(lambda x, s: x, X, **options)
 
 
-def test_network_that_prepares_is_asked_once_untiled_and_gets_one_copy() -> None:
-    class Network:
-        def __init__(self) -> None:
-            self.prepared: list[Tensor] = []
-
-        def prepare(self, z_lq: Tensor) -> Tensor:
-            self.prepared.append(z_lq)
-            return 2 * z_lq
-
-    network, seen = Network(), []
+def test_both_halves_share_one_latent_of_the_degraded_image() -> None:
+    seen: list[tuple[int, Tensor]] = []
 
     def denoiser(network, x, sigma, cond, z_lq, control_scale=1.0) -> Tensor:
         seen.append((len(x), z_lq))
@@ -181,11 +173,10 @@ def test_network_that_prepares_is_asked_once_untiled_and_gets_one_copy() -> None
 
     z_lq = torch.randn(1, 4, 8, 8)
     pair = (torch.zeros(1, 5),), (torch.ones(1, 5),)
-    denoise = controlled_denoise(denoiser, network, *pair, z_lq, cfg=2.0)  # type: ignore[arg-type]
-    for index in range(3):
-        denoise(torch.randn(1, 4, 8, 8), Step(index, 1.0, 1.0, 0.5))
-    assert len(network.prepared) == 1
-    assert all(rows == 2 and torch.equal(z, 2 * z_lq) for rows, z in seen)
+    denoise = controlled_denoise(denoiser, None, *pair, z_lq, cfg=2.0)  # type: ignore[arg-type]
+    denoise(torch.randn(1, 4, 8, 8), Step(0, 1.0, 1.0, 0.5))
     windows = [Window(0, 4, 0, 8), Window(4, 8, 0, 8)]
     denoise(torch.randn(2, 4, 4, 8), Step(0, 1.0, 1.0, 0.5), windows)
-    assert torch.equal(network.prepared[1], torch.cat([z_lq[..., :4, :], z_lq[..., 4:, :]]))
+    crops = torch.cat([z_lq[..., :4, :], z_lq[..., 4:, :]])
+    assert [rows for rows, _ in seen] == [2, 4]
+    assert all(torch.equal(z, wanted) for (_, z), wanted in zip(seen, (z_lq, crops), strict=True))

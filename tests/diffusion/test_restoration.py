@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.diffusion.restoration import generate_latent, image_noise
 from open_supir.diffusion.samplers import Step
 
@@ -23,11 +23,11 @@ def network(x, t, cond, z_lq, control_scale):
     """Predicts the noise that would leave control_scale * z_lq plus the condition's mean."""
     target = cond.vector.mean(dim=1)[:, None, None, None]
     if z_lq is not None:
-        target = target + control_scale * z_lq
+        target = target + control_scale * z_lq.repeat(len(x) // len(z_lq), 1, 1, 1)
     return x - 0.05 * target
 
 
-def _restore(settings: RestoreSettings, *, size=(12, 20), seeds=(5,), z_center=None) -> Tensor:
+def _restore(settings: SamplerSettings, *, size=(12, 20), seeds=(5,), z_center=None) -> Tensor:
     batch = len(seeds)
     z_lq = torch.linspace(-1, 1, 4 * size[0] * size[1]).reshape(1, 4, *size).repeat(batch, 1, 1, 1)
     return restore_latent(
@@ -45,33 +45,33 @@ def _restore(settings: RestoreSettings, *, size=(12, 20), seeds=(5,), z_center=N
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
 @pytest.mark.parametrize("grid", ["table", "karras", "exponential"])
 def test_every_sampler_and_grid_gives_a_finite_latent(sampler: str, grid: str) -> None:
-    settings = RestoreSettings(num_steps=6, sampler=sampler, grid=grid)  # type: ignore[arg-type]
+    settings = SamplerSettings(num_steps=6, sampler=sampler, grid=grid)  # type: ignore[arg-type]
     z = _restore(settings)
     assert z.shape == (1, 4, 12, 20) and z.dtype == torch.float32 and z.isfinite().all()
 
 
 @pytest.mark.parametrize("tile_batch", [1, 4])
 def test_tiled_equals_untiled_for_a_pointwise_network(tile_batch: int) -> None:
-    settings = RestoreSettings(num_steps=5, tau=4.0, center="lq")
+    settings = SamplerSettings(num_steps=5, tau=4.0, center="lq")
     tiled = dataclasses.replace(settings, tile=8, tile_batch=tile_batch)
     expected = _restore(settings)
     torch.testing.assert_close(_restore(tiled), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_tile_larger_than_the_latent_changes_nothing() -> None:
-    settings = RestoreSettings(num_steps=4)
+    settings = SamplerSettings(num_steps=4)
     assert torch.equal(_restore(settings), _restore(dataclasses.replace(settings, tile=64)))
 
 
 def test_sequential_guidance_equals_batched() -> None:
-    settings = RestoreSettings(num_steps=4)
+    settings = SamplerSettings(num_steps=4)
     other = dataclasses.replace(settings, sequential_cfg=True)
     torch.testing.assert_close(_restore(other), _restore(settings), atol=1e-6, rtol=1e-6)
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
     """Tolerance: kernels may round differently by batch; the noise itself is equal."""
-    settings = RestoreSettings(num_steps=4)
+    settings = SamplerSettings(num_steps=4)
     both = _restore(settings, seeds=(5, 6))
     torch.testing.assert_close(both[:1], _restore(settings, seeds=(5,)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(both[1:], _restore(settings, seeds=(6,)), atol=1e-5, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_restoration_guidance_at_full_strength_returns_the_center() -> None:
         _cond(0.0),
         torch.zeros(1, 4, 12, 20),
         z_center=center,
-        settings=RestoreSettings(num_steps=4, tau=0.0),
+        settings=SamplerSettings(num_steps=4, tau=0.0),
         randn=image_noise([0]),
         on_step=lambda step, x, denoised: seen.append(denoised),
     )
@@ -98,7 +98,7 @@ def test_restoration_guidance_at_full_strength_returns_the_center() -> None:
 
 def test_missing_center_is_refused() -> None:
     with pytest.raises(ValueError, match="z_center"):
-        _restore(RestoreSettings(num_steps=2, tau=4.0))
+        _restore(SamplerSettings(num_steps=2, tau=4.0))
 
 
 def test_churn_stays_under_the_table_unless_told() -> None:
@@ -111,7 +111,7 @@ def test_churn_stays_under_the_table_unless_told() -> None:
             _cond(0.0),
             _cond(0.0),
             torch.zeros(1, 4, 8, 8),
-            settings=RestoreSettings(num_steps=50, churn_beyond_table=beyond),
+            settings=SamplerSettings(num_steps=50, churn_beyond_table=beyond),
             randn=image_noise([0]),
             on_step=lambda step, x, d, seen=seen: seen.append(step),
         )
@@ -122,7 +122,7 @@ def test_churn_stays_under_the_table_unless_told() -> None:
 
 def test_image_to_image_of_strength_zero_returns_the_latent() -> None:
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    settings = RestoreSettings(num_steps=4)
+    settings = SamplerSettings(num_steps=4)
     args = (network, Denoiser(), _cond(0.0), _cond(0.0), z)
     noise = image_noise([0])
     assert torch.equal(generate_latent(*args, strength=0.0, settings=settings, randn=noise), z)
@@ -133,7 +133,7 @@ def test_image_to_image_of_strength_zero_returns_the_latent() -> None:
 def test_image_to_image_takes_its_share_of_the_steps_from_the_noised_latent() -> None:
     z = torch.full((1, 4, 8, 8), 2.0)
     seen: list[Step] = []
-    settings = RestoreSettings(num_steps=10, s_churn=0.0, cfg_scale=1.0)
+    settings = SamplerSettings(num_steps=10, s_churn=0.0, cfg_scale=1.0)
     sigmas = settings.sigmas()
     first: list[Tensor] = []
 
@@ -181,4 +181,4 @@ def test_image_to_image_takes_its_share_of_the_steps_from_the_noised_latent() ->
 )
 def test_impossible_settings_are_refused_by_name(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
-        RestoreSettings(**options)
+        SamplerSettings(**options)

@@ -63,5 +63,7 @@ class StandInNetwork(nn.Module):
         self.sizes_seen.add(tuple(x.shape[-2:]))
         s = index_to_sigma(t)[:, None, None, None]
         noisy = x * (s**2 + 1).sqrt()
-        clean = torch.zeros_like(x) if z_lq is None else control_scale * z_lq
-        return (noisy - clean) / s
+        if z_lq is None:
+            return noisy / s
+        clean = z_lq.repeat(len(x) // len(z_lq), 1, 1, 1)  # once for both halves of guidance
+        return (noisy - control_scale * clean) / s

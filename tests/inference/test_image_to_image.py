@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference.image_to_image import image_to_image
 from tests.inference.standins import StandInConditioner, StandInNetwork, StandInVae
 
-SETTINGS = RestoreSettings(num_steps=4, cfg_scale=2.0)
+SETTINGS = SamplerSettings(num_steps=4, cfg_scale=2.0)
 
 
 def _parts() -> tuple:

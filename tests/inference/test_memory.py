@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
 from open_supir.inference.memory import fit, step_down
 from open_supir.networks import RobustEncoder
@@ -21,7 +21,7 @@ def restorer(unet, vae, conditioner) -> Restorer:
         conditioner,
         randomise(vae),
         RobustEncoder(vae),
-        settings=RestoreSettings(num_steps=2, cfg_scale=2.0),
+        settings=SamplerSettings(num_steps=2, cfg_scale=2.0),
         size_condition=[128, 128],
         color_fix="none",
     )
@@ -47,7 +47,7 @@ def test_ladder_gives_up_exact_things_first_and_ends() -> None:
 
 
 def test_tiles_asked_for_are_first_taken_one_by_one() -> None:
-    options = RestoreOptions(settings=RestoreSettings(tile=32, tile_batch=4))
+    options = RestoreOptions(settings=SamplerSettings(tile=32, tile_batch=4))
     lower = step_down(options, native_tile=64, has_device=False)
     assert lower is not None and lower[1].name == "tile_batch=1"
 

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from open_supir.diffusion import RestoreSettings
+from open_supir.diffusion import SamplerSettings
 from open_supir.inference import RestoreOptions
 from open_supir.inference.options import OPTION_NAMES
 from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
@@ -34,7 +34,7 @@ def _composed(*overrides: str) -> Any:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_published_numbers(name: str) -> None:
-    settings: RestoreSettings = instantiate(_composed(f"preset={name}").sampler, _convert_="all")
+    settings: SamplerSettings = instantiate(_composed(f"preset={name}").sampler, _convert_="all")
     for key, value in NUMBERS[name].items():
         assert getattr(settings, key) == value, key
 
@@ -93,8 +93,8 @@ def test_sizes_by_hand(options: dict, size: Any, output: Any, working: Any) -> N
 
 
 def test_described_options_make_the_same_again() -> None:
-    options = RestoreOptions(size_condition=(64, 64), settings=RestoreSettings(num_steps=3))
+    options = RestoreOptions(size_condition=(64, 64), settings=SamplerSettings(num_steps=3))
     described = options.described()
-    settings = RestoreSettings(**described.pop("settings"))
+    settings = SamplerSettings(**described.pop("settings"))
     assert RestoreOptions(settings=settings, **described) == options
     assert dataclasses.replace(options, seed=1) != options

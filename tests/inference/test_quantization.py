@@ -25,13 +25,13 @@ def test_int8_weights_change_little_and_are_8_bits(unet: UNet) -> None:
 def test_full_size_share_of_linear_weights() -> None:
     from hydra import compose, initialize_config_dir
 
-    from open_supir.networks.build import build_network
+    from open_supir.base.registry import build
     from tests.test_configs import CONF, plain
 
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", overrides=["experiment=zerosft", "scale=sdxl"])
     with torch.device("meta"):
-        assert linear_share(build_network(plain(cfg, "unet"))) == pytest.approx(0.87, abs=0.005)
+        assert linear_share(build(plain(cfg, "unet"))) == pytest.approx(0.87, abs=0.005)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import NoCaptioner, Restorer
 from open_supir.inference.pixels import noise_seed
 from tests.inference.standins import (
@@ -15,7 +15,7 @@ from tests.inference.standins import (
     StandInVae,
 )
 
-SETTINGS = RestoreSettings(num_steps=3, cfg_scale=2.0)
+SETTINGS = SamplerSettings(num_steps=3, cfg_scale=2.0)
 
 
 def _restorer(**options) -> Restorer:

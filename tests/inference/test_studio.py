@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_supir.base.images import Photo
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
 from open_supir.webui.studio import (
     OPTION_DIALS,
@@ -30,7 +30,7 @@ from tests.inference.standins import (
     StandInVae,
 )
 
-SETTINGS = RestoreSettings(num_steps=16, cfg_scale=2.0)
+SETTINGS = SamplerSettings(num_steps=16, cfg_scale=2.0)
 PHOTO = Photo(rgb=torch.rand(3, 12, 20, generator=torch.Generator().manual_seed(0)))
 
 
@@ -155,7 +155,7 @@ def test_dials_left_alone_change_nothing() -> None:
     names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
     for base in (
         RestoreOptions(),
-        RestoreOptions(settings=RestoreSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
+        RestoreOptions(settings=SamplerSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
     ):
         shown = dict(zip(names, dial_values(base), strict=True))
         assert with_dials(base, shown) == base

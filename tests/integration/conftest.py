@@ -8,10 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from open_supir.base.registry import build
 from open_supir.checkpoints import export_sdxl, export_supir
 from open_supir.data.demo import write_demo_shards
 from open_supir.networks import RobustEncoder
-from open_supir.networks.build import build_network
 from open_supir.training.trained_parts import CHECKPOINT_FORMAT
 from tests.conftest import randomise
 from tests.test_configs import CONF, plain
@@ -27,10 +27,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", overrides=["experiment=zerosft"])
     torch.manual_seed(0)
-    vae = randomise(build_network(plain(cfg, "vae")))
-    conditioner = build_network(plain(cfg, "conditioner"))
+    vae = randomise(build(plain(cfg, "vae")))
+    conditioner = build(plain(cfg, "conditioner"))
     parts = {
-        "unet": randomise(build_network(plain(cfg, "unet"))),
+        "unet": randomise(build(plain(cfg, "unet"))),
         "vae": vae,
         "clip_l": conditioner.clip_l,
         "clip_g": conditioner.clip_g,
@@ -75,20 +75,19 @@ def stage_2(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", overrides=["experiment=zerosft", "sampler.num_steps=2"])
     torch.manual_seed(1)
-    parts = {name: randomise(build_network(plain(cfg, name))) for name in ("control", "connector")}
+    parts = {name: randomise(build(plain(cfg, name))) for name in ("control", "connector")}
     state = {
         f"network.{part}.{name}": tensor
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
-    settings = {k: v for k, v in plain(cfg, "sampler").items() if k != "_target_"}
     recipe = {
         "stage": "supir",
         "architecture": {
             part: plain(cfg, part)
             for part in ("unet", "control", "connector", "vae", "conditioner", "denoiser")
         },
-        "sampler": settings,
+        "sampler": plain(cfg, "sampler"),
         "options": plain(cfg, "options"),
         "weights": {
             "sdxl": str(workplace / "prior.safetensors"),

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 
 from open_supir.base.images import to_signed
-from open_supir.commands.precompute import precompute_all
+from open_supir.commands.precompute import precompute
 from open_supir.commands.train import build
 from open_supir.data.precomputed import column_path
 from open_supir.data.storage import StorageError
@@ -35,7 +35,7 @@ def test_stored_features_equal_those_of_the_step(
 ) -> None:
     cfg = composed_in("train", *options)
     shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
-    assert precompute_all(cfg) == 2 * len(shards)
+    assert precompute(cfg) == 2 * len(shards)
     module = instantiate(cfg.module, recipe={}, _convert_="all")
     load_base_weights(module, cfg)
     data = instantiate(cfg.data, _convert_="all")
@@ -58,21 +58,21 @@ def test_second_run_finds_its_work_done_and_a_changed_tar_undone(
 ) -> None:
     cfg = composed_in("train", *options)
     cfg.data.precomputed = ["text"]
-    written = precompute_all(cfg)
-    assert written and precompute_all(cfg) == 0
+    written = precompute(cfg)
+    assert written and precompute(cfg) == 0
     tar = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))[0]
     os.remove(column_path(tar, "text"))
-    assert precompute_all(cfg) == 1
+    assert precompute(cfg) == 1
 
 
 def test_features_of_other_weights_stop_a_training_and_are_made_again(
     composed_in: Compose, options: list[str], tmp_path: Path
 ) -> None:
     cfg = composed_in("train", *options)
-    assert precompute_all(cfg) > 0
+    assert precompute(cfg) > 0
 
     def start() -> None:
-        data = build(cfg).datamodule
+        _, data, _ = build(cfg)
         data.setup("fit")
         data.train_dataloader()
 
@@ -85,7 +85,7 @@ def test_features_of_other_weights_stop_a_training_and_are_made_again(
     with pytest.raises(StorageError, match="latents were made by other weights"):
         start()
     shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
-    assert precompute_all(cfg) == len(shards)  # the latents; the text is as it was
+    assert precompute(cfg) == len(shards)  # the latents; the text is as it was
     start()
 
 
@@ -98,4 +98,4 @@ def test_sharpened_targets_are_refused(composed_in: Compose, options: list[str])
 
 def test_nothing_to_precompute_says_what_to_write(composed_in: Compose) -> None:
     with pytest.raises(ValueError, match=r"data.precomputed=\[latents,text\]"):
-        precompute_all(composed_in("train", "experiment=zerosft"))
+        precompute(composed_in("train", "experiment=zerosft"))

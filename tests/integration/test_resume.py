@@ -25,6 +25,12 @@ from tests.waiting import PATIENCE, wait_for
 QUICK = ("experiment=zerosft", "sampler.num_steps=1", "module.val_draws=1", "val_every=2")
 
 
+def found_for(cfg: Any) -> str | None:
+    names = ("ckpt_path", "run_dir", "runs_dir", "stage", "name")
+    options = {name: cfg[name] for name in names}
+    return resolve_checkpoint(**options | {"run_dir": Path(cfg.run_dir)})
+
+
 def test_auto_starts_anew_then_goes_on_in_the_same_folder(
     composed_in: Compose, tmp_path: Path
 ) -> None:
@@ -47,11 +53,11 @@ def test_last_falls_back_and_a_named_file_never_does(
     newest = tmp_path / "a/checkpoints/step_0000002.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     caplog.set_level(logging.WARNING)
-    found = resolve_checkpoint(composed_in("train", *QUICK, "ckpt_path=last"))
+    found = found_for(composed_in("train", *QUICK, "ckpt_path=last"))
     assert found is not None and found.endswith("step_0000001.ckpt")
     assert "step_0000002.ckpt is damaged" in caplog.text
     with pytest.raises(ValueError, match="is damaged: .* bytes in place of"):
-        resolve_checkpoint(composed_in("train", *QUICK, f"ckpt_path={newest}"))
+        found_for(composed_in("train", *QUICK, f"ckpt_path={newest}"))
 
 
 def test_a_run_without_a_good_checkpoint_goes_back_to_the_run_it_came_from(
@@ -61,7 +67,7 @@ def test_a_run_without_a_good_checkpoint_goes_back_to_the_run_it_came_from(
     train(composed_in("train", *QUICK, "max_steps=2", "ckpt_path=last", run="b"))
     (only,) = committed(tmp_path / "b/checkpoints")
     only.write_bytes(b"")
-    found = resolve_checkpoint(composed_in("train", *QUICK, "ckpt_path=last"))
+    found = found_for(composed_in("train", *QUICK, "ckpt_path=last"))
     assert found == str(tmp_path / "a/checkpoints/step_0000001.ckpt")
 
 

@@ -10,12 +10,12 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from open_supir.base.images import read_image, to_signed
+from open_supir.base.registry import build
 from open_supir.checkpoints import load_parts
 from open_supir.data.demo import PHOTOS_FILE, photo_folder, write_held_out
 from open_supir.data.pairs import FolderDataset
 from open_supir.data.samples import collate
 from open_supir.networks import AutoencoderKL, RobustEncoder
-from open_supir.networks.build import build_network
 from open_supir.training.robust_encoder_module import psnr
 from tests.test_configs import CONF, ROOT, plain
 
@@ -25,7 +25,7 @@ DEMO = ROOT / "data/demo"
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
     with initialize_config_dir(CONF, version_base="1.3"):
-        vae = build_network(plain(compose("train", overrides=["experiment=zerosft"]), "vae"))
+        vae = build(plain(compose("train", overrides=["experiment=zerosft"]), "vae"))
     load_parts(DEMO / "prior.safetensors", {"vae": vae}, dtype=torch.float32)
     return vae
 

@@ -17,7 +17,7 @@ from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.convert import convert
 from open_supir.commands.evaluate import evaluate
 from open_supir.commands.train import ARCHITECTURE
-from open_supir.diffusion import RestoreSettings
+from open_supir.diffusion import SamplerSettings
 from open_supir.inference import Restorer
 from open_supir.inference.checkpoint import RELEASED, load_networks, read_recipe
 from open_supir.networks.build import build_on_meta
@@ -170,7 +170,7 @@ def test_released_file_is_built_at_sdxl_size_as_its_names_say(released: Path) ->
 def test_released_settings_are_those_of_the_preset() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         preset = instantiate(compose("restore", overrides=["sampler=released"]).sampler)
-    ours = RestoreSettings(**RELEASED["sampler"])
+    ours = SamplerSettings(**RELEASED["sampler"])
     assert dataclasses.replace(preset, s_tmax=ours.s_tmax) == ours  # both are beyond every sigma
 
 

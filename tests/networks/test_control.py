@@ -55,13 +55,12 @@ def _guided_inputs() -> tuple:
 
 @pytest.mark.parametrize("sees_text", [True, False])
 @torch.no_grad()
-def test_hint_made_once_and_not_repeated_changes_nothing(unet: UNet, sees_text: bool) -> None:
+def test_latent_given_once_for_both_halves_changes_nothing(unet: UNet, sees_text: bool) -> None:
     network = randomise(controlled(unet))
     network.control.sees_text = sees_text
     x, t, cond, z_lq = _guided_inputs()
     plain = network(x, t, cond, torch.cat([z_lq, z_lq]))
-    prepared = network(x, t, cond, network.prepare(z_lq))
-    torch.testing.assert_close(prepared, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network(x, t, cond, z_lq), plain, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -71,7 +70,7 @@ def test_adaptor_that_sees_no_text_is_made_once_for_both_halves(unet: UNet) -> N
     x, t, cond, z_lq = _guided_inputs()
     rows: list[int] = []
     network.control.time_embed.register_forward_hook(lambda m, i, o: rows.append(len(o)))
-    network(x, t, cond, network.prepare(z_lq))
+    network(x, t, cond, z_lq)
     assert rows == [2]
     both = torch.cat([z_lq, z_lq])
     one, other = (

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from open_supir.data.samples import Batch
-from open_supir.diffusion import Denoiser, RestoreSettings, TableNoise
+from open_supir.diffusion import Denoiser, SamplerSettings, TableNoise
 from open_supir.networks import AutoencoderKL, Conditioner, RobustEncoder, UNet
 from open_supir.training import RobustEncoderModule, SupirModule
 from open_supir.training.optim import OptimSettings
@@ -44,7 +44,7 @@ def supir_module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **cha
         denoiser=Denoiser(),
         noise=TableNoise(),
         degradation=darken,
-        sampler=RestoreSettings(num_steps=2),
+        sampler=SamplerSettings(num_steps=2),
         negative_prompt="blurry",
         val_draws=2,
         optim=OptimSettings(lr=1e-3),

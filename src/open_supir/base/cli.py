@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from open_supir.base.places import CONF
+from open_supir.base.registry import import_plugins
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +34,22 @@ USER_ERRORS = (
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a command out of `task(cfg)`; its config is conf/<config_name>.yaml."""
+    """Make a command out of `task(cfg)`; its config is conf/<config_name>.yaml.
+
+    The modules of `plugins=[...]` are imported before the task runs.
+    """
 
     def wrap(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @wraps(task)
+        def with_plugins(cfg: DictConfig) -> Any:
+            import_plugins(cfg.get("plugins", ()))
+            return task(cfg)
+
         def main() -> None:
             wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit; we want the error
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(
-                task
+                with_plugins
             )
             try:
                 run()

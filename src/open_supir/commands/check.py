@@ -1,6 +1,5 @@
 """Check folders of shards and build missing indexes: data.root=FOLDER."""
 
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -10,18 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from open_supir.base.cli import command
-from open_supir.data.inspection import FolderReport, InspectSettings, inspect_folder, shard_folders
-
-log = logging.getLogger(__name__)
-
-
-def check(root: str, settings: InspectSettings) -> list[FolderReport]:
-    """Inspect every folder of shards below `root`."""
-    reports = []
-    for folder in shard_folders(root):
-        log.info("checking %s", folder)
-        reports.append(inspect_folder(folder, settings))
-    return reports
+from open_supir.data.inspection import FolderReport, inspect_folders, verdict
 
 
 def overview(reports: Sequence[FolderReport]) -> Table:
@@ -43,24 +31,10 @@ def reasons(reports: Sequence[FolderReport]) -> Table:
     return table
 
 
-def verdict(reports: Sequence[FolderReport], limit: float) -> str | None:
-    """Say why the data must not be trained on, or None."""
-    faults = [f"{r.folder}/{fault}" for r in reports for fault in r.faults]
-    if faults:
-        return f"{len(faults)} faulty shards or manifests, first: {faults[0]}"
-    decoded = sum(r.decoded for r in reports)
-    bad = sum(r.bad for r in reports)
-    if bad > limit * decoded:
-        return f"{bad} of {decoded} decoded samples were refused, limit {limit:.2%}"
-    if not sum(r.samples for r in reports):
-        return "no samples at all"
-    return None
-
-
 @command("check")
 def main(cfg: DictConfig) -> None:
     """Print the tables; exit with status 1 if the data must not be trained on."""
-    reports = check(cfg.data.root, instantiate(cfg.settings, _convert_="all"))
+    reports = inspect_folders(cfg.data.root, instantiate(cfg.settings, _convert_="all"))
     console = Console()
     console.print(overview(reports))
     if any(r.skipped for r in reports):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, pick_device, plain
+from open_supir.base.registry import build, trust
 
 if TYPE_CHECKING:
     import torch
@@ -34,11 +35,14 @@ def evaluate(cfg: DictConfig) -> str:
     from hydra.utils import instantiate
 
     from open_supir.base.run_folders import read_config, run_folder
+    from open_supir.evaluation import METRICS
     from open_supir.evaluation.evaluate import evaluate_methods, prepare_metrics, rebuild
     from open_supir.evaluation.models import other_methods
     from open_supir.evaluation.preference import run_study
     from open_supir.inference.model import Model
 
+    for metric in instantiate(cfg.metrics.get("own", []), _convert_="all"):
+        METRICS[metric.name] = metric
     if cfg.report is not None:
         return rebuild(Path(cfg.report), cfg.output)
     if cfg.study is not None:
@@ -65,7 +69,7 @@ def evaluate(cfg: DictConfig) -> str:
         output=Path(cfg.output) if cfg.output else _sweep_folder(cfg, trained) or run / "eval",
         run=run,
         seed=cfg.seed,
-        degrade=_training_degradation(cfg.get("degradation") or trained.get("degradation")),
+        degrade=_training_degradation(cfg, trained),
         save_images=cfg.save_images,
         resume=cfg.resume,
         device=device,
@@ -82,17 +86,16 @@ def _model_methods(cfg: DictConfig, model: "Model", device: "torch.device") -> "
     return model_methods(restorer, model, captioner=plain(cfg.captioner))
 
 
-def _training_degradation(ranges: DictConfig | None) -> "TrainingDegradation | None":
-    from hydra.utils import instantiate
-
+def _training_degradation(cfg: DictConfig, trained: DictConfig) -> "TrainingDegradation | None":
     from open_supir.evaluation.evaluate import TrainingDegradation
 
+    trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
+    ranges = cfg.get("degradation") or trained.get("degradation")
     if ranges is None:
         return None
     text = OmegaConf.to_yaml(ranges, resolve=True, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    pipeline = instantiate(ranges, _convert_="all")
-    return TrainingDegradation(pipeline=pipeline, ranges=plain(ranges), digest=digest)
+    return TrainingDegradation(pipeline=build(plain(ranges)), ranges=plain(ranges), digest=digest)
 
 
 def _require_what_no_run_says(

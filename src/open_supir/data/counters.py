@@ -106,15 +106,6 @@ class LoaderCounters:
             if totals[i, j]
         }
 
-    def summary(self) -> dict[str, int]:
-        """Return all counts of this rank, to be summed over ranks and logged."""
-        counts = {
-            "samples": int(self.samples.sum()),
-            "captions_truncated": int(self.truncated.sum()),
-            "skipped": int(self.skips.sum()),
-        }
-        return counts | {f"skipped/{name}": count for name, count in self.skipped().items()}
-
 
 def _worker_row() -> int:
     worker = get_worker_info()

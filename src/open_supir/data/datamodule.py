@@ -108,7 +108,7 @@ class RestorationDataModule(LightningDataModule):
             count_tokens=count_tokens,
         )
         self.precomputed = list(precomputed)
-        self.recipes: Mapping[str, str] = {}  # kind -> what must have made it; src.train sets it
+        self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of the networks of this run
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
         if self.precomputed and reader == "stream":
             raise ValueError("reader=stream cannot find what is precomputed; use reader=index")
@@ -213,7 +213,7 @@ class RestorationDataModule(LightningDataModule):
         for folder, shards in zip(plan.folders, plan.shards, strict=True):
             stored.append(Precomputed(folder.folder, folder.entries, self.precomputed))
             if self._rank == 0:
-                stored[-1].check(shards.tolist(), self.recipes)
+                stored[-1].check(shards.tolist(), self.made_by)
         return stored
 
     def _micro_batch(self, world: int) -> int:

@@ -12,9 +12,10 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import Dataset
 
+from open_supir.base.rng import keyed_hash, keyed_rng
 from open_supir.data.captions import CaptionPolicy, approximate_tokens, choose_caption
 from open_supir.data.counters import LoaderCounters
-from open_supir.data.order import Mixture, keyed_hash, keyed_rng
+from open_supir.data.order import Mixture
 from open_supir.data.precomputed import Precomputed
 from open_supir.data.samples import (
     CropPolicy,

@@ -23,8 +23,8 @@ from PIL import Image, ImageFilter, ImageOps
 from open_supir.base.files import temporary_name
 from open_supir.base.images import read_image
 from open_supir.base.places import DEMO
+from open_supir.base.rng import keyed_rng
 from open_supir.data.dead_leaves import DeadLeaves, noise_texture, photo_texture
-from open_supir.data.order import keyed_rng
 from open_supir.data.shards import StoredSample, write_shards
 
 log = logging.getLogger(__name__)

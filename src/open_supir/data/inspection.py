@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import read_caption, read_meta
 from open_supir.data.index import TarIndex, index_tar
-from open_supir.data.order import keyed_rng
 from open_supir.data.samples import ImageLimits, SampleError, decode_training_image
 from open_supir.data.shards import (
     MANIFEST,
@@ -218,3 +218,26 @@ def _chosen(entry: ShardEntry, count: int) -> Sequence[int] | Iterator[int]:
         return range(entry.count)
     rng = keyed_rng("inspect", entry.name)
     return sorted(int(i) for i in rng.choice(entry.count, size=count, replace=False))
+
+
+def inspect_folders(root: str, settings: InspectSettings) -> list[FolderReport]:
+    """Inspect every folder of shards below `root`."""
+    reports = []
+    for folder in shard_folders(root):
+        log.info("checking %s", folder)
+        reports.append(inspect_folder(folder, settings))
+    return reports
+
+
+def verdict(reports: Sequence[FolderReport], limit: float) -> str | None:
+    """Say why the data must not be trained on, or None."""
+    faults = [f"{r.folder}/{fault}" for r in reports for fault in r.faults]
+    if faults:
+        return f"{len(faults)} faulty shards or manifests, first: {faults[0]}"
+    decoded = sum(r.decoded for r in reports)
+    bad = sum(r.bad for r in reports)
+    if bad > limit * decoded:
+        return f"{bad} of {decoded} decoded samples were refused, limit {limit:.2%}"
+    if not sum(r.samples for r in reports):
+        return "no samples at all"
+    return None

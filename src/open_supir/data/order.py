@@ -8,12 +8,13 @@ global batches.
 """
 
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from open_supir.base.rng import keyed_hash, keyed_rng
 
 CYCLE = 10_000
 BLOCK_SHARDS = 64
@@ -27,17 +28,6 @@ class Place(NamedTuple):
     epoch: int
     shard: int
     sample: int
-
-
-def keyed_hash(*key: object, size: int = 16) -> int:
-    """Hash a tuple of plain values to a non-negative integer of `size` bytes; stable everywhere."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=size).digest()
-    return int.from_bytes(digest, "little")
-
-
-def keyed_rng(*key: object) -> np.random.Generator:
-    """Make a random generator that depends on nothing but `key`."""
-    return np.random.Generator(np.random.Philox(key=keyed_hash(*key)))
 
 
 class SourceOrder:

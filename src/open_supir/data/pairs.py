@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from open_supir.base.images import list_images, read_image, resize
 from open_supir.base.images.tensors import resize_short_side
+from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import position_seed
-from open_supir.data.order import keyed_rng
 from open_supir.data.samples import Batch, Sample, collate
 
 

@@ -19,14 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from open_supir.base.files import replacing
+from open_supir.base.rng import keyed_hash
 from open_supir.data.captions import CaptionPolicy, TokenCounter, compose
-from open_supir.data.order import keyed_hash
 from open_supir.data.samples import CropPolicy, SampleError
 from open_supir.data.shards import ShardEntry
 from open_supir.data.storage import StorageError, is_remote
 
 KINDS = ("latents", "text")
 MAX_OPEN = 64
+MADE_BY = "recipe"  # what files on disk call the fingerprint of their networks
 
 
 def text_key(text: str) -> int:
@@ -78,8 +79,8 @@ def check_policies(
         raise ValueError("precomputed text has no captions by crop: it needs min_visible=0")
 
 
-def recipe_of(network: nn.Module, **settings: int) -> str:
-    """Return what made features: the settings, and 16 digits that tell weights from others.
+def fingerprint(network: nn.Module, **settings: int) -> str:
+    """Return the settings and 16 digits of the weights that features are made by.
 
     Of each tensor 64 values count, as bfloat16, so that the precision it is held in does not.
     """
@@ -97,11 +98,11 @@ def column_path(tar: Path, kind: str) -> Path:
 
 
 def write_columns(
-    tar: Path, kind: str, tensors: Mapping[str, Tensor], *, sha256: str, recipe: str
+    tar: Path, kind: str, tensors: Mapping[str, Tensor], *, sha256: str, made_by: str
 ) -> None:
     """Write what was precomputed for a shard, whole or not at all."""
     with replacing(column_path(tar, kind)) as temporary:
-        save_file(dict(tensors), temporary, metadata={"tar": sha256, "recipe": recipe})
+        save_file(dict(tensors), temporary, metadata={"tar": sha256, MADE_BY: made_by})
         temporary.chmod(0o644)  # save_file makes it private; others' jobs read it too
 
 
@@ -112,6 +113,11 @@ def read_metadata(tar: Path, kind: str) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError):
         return {}
+
+
+def is_current(tar: Path, kind: str, *, sha256: str, made_by: str) -> bool:
+    """Say whether what was precomputed for a shard is of this tar and by these networks."""
+    return read_metadata(tar, kind) == {"tar": sha256, MADE_BY: made_by}
 
 
 class Precomputed:
@@ -130,13 +136,13 @@ class Precomputed:
 
         Args:
             shards: Their numbers.
-            wanted: Kind -> recipe; of a kind that is not named, all files must have the same.
+            wanted: Kind -> fingerprint; of a kind that is not named, all files must have the same.
 
         Raises:
             StorageError: One is missing, or of another version of its tar, or made otherwise.
         """
         for kind in self.kinds:
-            recipes = set()
+            makers = set()
             for shard in shards:
                 entry = self.entries[shard]
                 found = read_metadata(self.folder / entry.name, kind)
@@ -145,14 +151,14 @@ class Precomputed:
                         f"{column_path(self.folder / entry.name, kind)}: missing, damaged or of "
                         f"another version of the tar; python -m src.precompute writes it"
                     )
-                recipes.add(found.get("recipe"))
-            if kind in wanted and recipes - {wanted[kind]}:
+                makers.add(found.get(MADE_BY))
+            if kind in wanted and makers - {wanted[kind]}:
                 raise StorageError(
                     f"{self.folder}: {kind} were made by other weights, or for another crop size, "
                     f"than this run's; python -m src.precompute writes them again"
                 )
-            if len(recipes) > 1:
-                raise StorageError(f"{self.folder}: {kind} of {len(recipes)} different recipes")
+            if len(makers) > 1:
+                raise StorageError(f"{self.folder}: {kind} by {len(makers)} different networks")
 
     def read(self, shard: int, sample: int, caption: str) -> dict[str, Tensor]:
         """Return `latents` (z, h, w), and `context` (T, D) and `pooled` (P,) of `caption`.

@@ -18,10 +18,10 @@ from webdataset.filters import shuffle
 from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import ResampledShards
 
+from open_supir.base.rng import keyed_hash, keyed_rng
 from open_supir.data.counters import LoaderCounters
 from open_supir.data.dataset import SampleReader, SourceConfig
 from open_supir.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
-from open_supir.data.order import keyed_hash, keyed_rng
 from open_supir.data.samples import Sample, SampleError
 from open_supir.data.shards import RawSample
 from open_supir.data.storage import StorageError, below, open_files

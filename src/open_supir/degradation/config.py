@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from open_supir.base.registry import register
+
 FAMILIES = (
     "iso",
     "aniso",
@@ -55,6 +57,7 @@ def _as_tuples(config: object, names: Iterable[str]) -> None:
         object.__setattr__(config, name, tuple(getattr(config, name)))
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class BlurConfig:
     """Blur kernels: a sinc with `sinc_prob`, otherwise a family by `families`.
@@ -92,6 +95,7 @@ class BlurConfig:
             raise ValueError(f"blur.sizes must be odd, got {self.sizes}")
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One round of blur, resize, noise and JPEG.
@@ -139,6 +143,7 @@ class StageConfig:
         _check_range("jpeg", self.jpeg, 1, 100)
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
     """Two stages, then a final resize with sinc filter, before or after the second JPEG.

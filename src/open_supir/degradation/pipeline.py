@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from open_supir.base.registry import register
 from open_supir.degradation import ops
 from open_supir.degradation.canvas import compiled, degrade_on_canvas
 from open_supir.degradation.config import DegradationConfig
@@ -19,6 +20,7 @@ from open_supir.degradation.params import NO_JPEG, DegradationParams, Row
 from open_supir.degradation.upload import upload
 
 
+@register
 class DegradationPipeline:
     """Second-order degradation of Real-ESRGAN (arXiv:2107.10833), every draw per sample.
 

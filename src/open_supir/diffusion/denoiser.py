@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from open_supir.base.registry import register
 from open_supir.diffusion.schedule import fractional_index, index_to_sigma, nearest_index
 
 Prediction = Literal["eps", "v", "edm"]
@@ -45,6 +46,7 @@ def precondition(
     )
 
 
+@register
 class Denoiser:
     """Estimates the clean latent from a noisy one through a network.
 

@@ -90,46 +90,31 @@ def controlled_denoise(
         network: Passed to `denoiser`.
         cond: Named tuple of tensors (B, ...): what is wanted.
         uncond: The same for what is not wanted; None only where `cfg` is 1 throughout.
-        z_lq: (B, C, h, w) latent of the degraded image; None is plain text-to-image.
+        z_lq: (B, C, h, w) latent of the degraded image; None is plain text-to-image. The network
+            gets it once for both halves: with half as many rows as x.
         cfg: Strength w of uncond + w * (cond - uncond). Steps where it is 1 leave the
             uncond half out.
         control: Strength of the control connectors.
         sequential: Evaluate the two halves one after the other: less memory, same result.
 
-    A network with a method `prepare(z_lq)` gets what that returns in place of `z_lq`, made once for
-    all steps where there are no windows, and not repeated for the two halves.
-
     Returns:
         A denoise function that, given windows, takes a batch of crops and crops `z_lq` alike.
     """
-    prepare: Callable[[Tensor], Any] | None = getattr(network, "prepare", None)
-    prepared: list[Any] = []
     joined: dict[tuple, Any] = {}  # the same at every step
 
-    def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Any) -> Tensor:
+    def estimate(x: Tensor, step: Step, conds: Sequence[CondT], z: Tensor | None) -> Tensor:
         copies, batch = len(conds), len(x)
         sigma = torch.full((copies * batch,), step.sigma_hat, device=x.device)
         key = (tuple(map(id, conds)), batch)
         if key not in joined:
             joined[key] = _concatenate([_repeat(c, batch) for c in conds])
-        z_both = z if z is None or prepare is not None else _tile_batch(z, copies)
-        return denoiser(
-            network,
-            _tile_batch(x, copies),
-            sigma,
-            joined[key],
-            z_both,
-            strength(control, step.sigma),
-        )
+        x = _tile_batch(x, copies)
+        return denoiser(network, x, sigma, joined[key], z, strength(control, step.sigma))
 
     def denoise(x: Tensor, step: Step, windows: Sequence[Window] | None = None) -> Tensor:
         z = z_lq
         if z is not None and windows is not None:
             z = torch.cat([window.crop(z) for window in windows])
-        if z is not None and prepare is not None:
-            if windows is None:
-                prepared[:] = prepared or [prepare(z)]
-            z = prepare(z) if windows is not None else prepared[0]
         cfg_scale = strength(cfg, step.sigma_hat)
         if abs(cfg_scale - 1) < UNGUIDED:
             return estimate(x, step, [cond], z)

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from open_supir.base.registry import build
 from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
 from open_supir.checkpoints.load import Load, ignored_for, load_all
 from open_supir.diffusion import Denoiser
 from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
-from open_supir.networks.build import build_network, build_on_meta
+from open_supir.networks.build import build_on_meta
 from open_supir.networks.sdxl import sdxl_architecture
 
+SAMPLER = "open_supir.diffusion.SamplerSettings"
 # The defaults of SUPIR's own command line; the prompts are those of RestoreOptions.
 RELEASED: dict[str, dict[str, Any]] = {
     "sampler": {
@@ -85,8 +87,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     the connector that its names show, and is sampled as the released code does.
 
     Returns:
-        `architecture`: part -> arguments of `build_network`; `weights`: files by setting;
-        `sampler`: arguments of the sampler settings; `options`: arguments of RestoreOptions.
+        `architecture`: part -> what `build` needs; `weights`: files by setting;
+        `sampler`: the same for the sampler settings; `options`: arguments of RestoreOptions.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -108,12 +110,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Split the single key `restore` of older checkpoints into `sampler` and `options`."""
-    if "restore" not in recipe:
-        return recipe
-    options = dict(recipe["restore"])
+    """Return a recipe with `sampler`, which names its class, and `options`.
+
+    Older checkpoints have a single key `restore`, or a sampler without a class.
+    """
     kept = {key: value for key, value in recipe.items() if key != "restore"}
-    return {**kept, "sampler": options.pop("settings"), "options": options}
+    if "restore" in recipe:
+        options = dict(recipe["restore"])
+        kept |= {"sampler": options.pop("settings"), "options": options}
+    return {**kept, "sampler": {"_target_": SAMPLER, **kept["sampler"]}}
 
 
 def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
     architecture = sdxl_architecture(control=info.control, connector=info.connector)
     return {
         "stage": "supir",
-        "architecture": {**architecture, "denoiser": {}},
+        "architecture": architecture | {"denoiser": {"_target_": "open_supir.diffusion.Denoiser"}},
         "weights": {"sdxl": str(info.path)} if info.kind == "supir-full" else {},
         **RELEASED,
     }
@@ -136,12 +141,12 @@ def _build(architecture: Mapping[str, Any]) -> Networks:
     network = ControlledUNet(
         build_on_meta(architecture["unet"]),
         build_on_meta(architecture["control"]),
-        build_network(architecture["connector"]),
+        build(architecture["connector"]),
     )
     vae: AutoencoderKL = build_on_meta(architecture["vae"])
     return Networks(
         network,
-        Denoiser(**{k: v for k, v in architecture["denoiser"].items() if k != "_target_"}),
+        build(architecture["denoiser"]),
         build_on_meta(architecture["conditioner"]),
         vae,
         RobustEncoder(vae),

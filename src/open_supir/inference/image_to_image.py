@@ -10,7 +10,7 @@ from torch import Tensor
 
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.diffusion.restoration import generate_latent, image_noise
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
 
@@ -26,7 +26,7 @@ def image_to_image(
     negative_captions: Sequence[str],
     *,
     strength: float,
-    settings: RestoreSettings,
+    settings: SamplerSettings,
     seeds: Sequence[int],
     size_condition: tuple[int, int] | None = None,
 ) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.files import sha256_of
 from open_supir.base.places import located
+from open_supir.base.registry import build, trust
 from open_supir.base.run_folders import newest_checkpoint
-from open_supir.diffusion import RestoreSettings
 from open_supir.inference.caption_cache import CachedCaptioner
 from open_supir.inference.captioner import Captioner
 from open_supir.inference.checkpoint import read_recipe
@@ -63,22 +63,23 @@ class Model:
         """Return the options that were asked for; the recipe fills in what was not.
 
         Args:
-            sampler: Sampler settings. With `_target_` they are complete; without it they replace
-                single settings of the recipe. "???" is not set.
+            sampler: Sampler settings. With `_target_` they are complete, and its class is trusted;
+                without it they replace single settings of the recipe. "???" is not set.
             options: Fields of RestoreOptions; None is not set.
 
         Raises:
             ValueError: A name is unknown, or a value out of its range.
         """
         asked = {name: value for name, value in sampler.items() if value != "???"}
-        if asked.pop("_target_", None) is None:
+        if "_target_" in asked:
+            trust(asked)
+        else:
             asked = {**self.recipe["sampler"], **asked}
         given = {name: value for name, value in options.items() if value is not None}
         try:
-            settings = RestoreSettings(**asked)
-            return RestoreOptions(**{**self.recipe["options"], **given, "settings": settings})
+            return RestoreOptions(**{**self.recipe["options"], **given, "settings": build(asked)})
         except TypeError as error:  # an unknown name, added by +options.NAME
-            raise ValueError(f"options or sampler: {error}") from error
+            raise ValueError(f"options: {error}") from error
 
     def described(self) -> dict[str, str | None]:
         """Return what records say of the model: names and hashes of its files, without folders.

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from open_supir.diffusion import RestoreSettings
+from open_supir.diffusion import SamplerSettings
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptMode
 
@@ -47,7 +47,7 @@ class RestoreOptions:
         ValueError: A value is out of its range; the message names it.
     """
 
-    settings: RestoreSettings = field(default_factory=RestoreSettings)
+    settings: SamplerSettings = field(default_factory=SamplerSettings)
     seed: int = 0
     num_samples: int = 1
     strength: float = 1.0

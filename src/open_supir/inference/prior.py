@@ -12,7 +12,7 @@ from torch import Tensor
 
 from open_supir.base.dtypes import parse_dtype
 from open_supir.checkpoints.load import Load, load_all
-from open_supir.diffusion import Denoiser, RestoreSettings
+from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference.image_to_image import image_to_image
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from open_supir.networks.build import build_on_meta
@@ -26,7 +26,7 @@ class Prior:
     vae: AutoencoderKL
     conditioner: Conditioner
     denoiser: Denoiser
-    settings: RestoreSettings
+    settings: SamplerSettings
     size_condition: tuple[int, int] | None = None
 
     def image_to_image(self, image: Tensor, *, prompt: str, strength: float, seed: int) -> Tensor:
@@ -63,7 +63,7 @@ def load_prior(
     Args:
         path: The file, or a diffusers folder.
         unet, vae, conditioner: How to build them, as in a checkpoint's recipe.
-        denoiser, settings: Arguments of Denoiser and RestoreSettings; `_target_` is passed over.
+        denoiser, settings: Arguments of Denoiser and SamplerSettings; `_target_` is passed over.
         size_condition: (h, w) that the conditioner is told; None tells it the image's.
         device: `auto` is the GPU if there is one.
         dtype: Of UNet and text towers; the autoencoder is float32.
@@ -91,7 +91,7 @@ def load_prior(
         vae=coder,
         conditioner=towers,
         denoiser=Denoiser(**_arguments(denoiser)),
-        settings=RestoreSettings(**_arguments(settings)),
+        settings=SamplerSettings(**_arguments(settings)),
         size_condition=None if size_condition is None else tuple(size_condition),  # type: ignore[arg-type]
     )
 

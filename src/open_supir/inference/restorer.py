@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
-from open_supir.diffusion import Denoiser, RestoreSettings, restore_latent
+from open_supir.base.registry import build
+from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.diffusion.samplers import OnStep, Randn
 from open_supir.inference.captioner import Captioner, NoCaptioner
@@ -101,7 +102,7 @@ class Restorer:
         *,
         recipe: Mapping[str, Any] | None = None,
         weights: Mapping[str, str | None] | None = None,
-        settings: RestoreSettings | None = None,
+        settings: SamplerSettings | None = None,
         captioner: Captioner | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -124,7 +125,7 @@ class Restorer:
             ValueError: The file is not a stage-2 checkpoint.
         """
         recipe = read_recipe(path) if recipe is None else recipe
-        settings = settings or RestoreSettings(**recipe["sampler"])
+        settings = settings or build(recipe["sampler"])
         restorer = cls(
             *load_networks(path, recipe=recipe, weights=weights, dtype=dtype),
             captioner=captioner,

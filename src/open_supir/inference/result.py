@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from open_supir.diffusion import RestoreSettings
+from open_supir.diffusion import SamplerSettings
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.memory import Rung
 from open_supir.inference.options import RestoreOptions
@@ -50,7 +50,7 @@ class Restoration:
         return self.options.seed
 
     @property
-    def settings(self) -> RestoreSettings:
+    def settings(self) -> SamplerSettings:
         """How it was sampled."""
         return self.options.settings
 

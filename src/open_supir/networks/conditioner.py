@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.registry import register
 from open_supir.networks.layers import sinusoidal_embedding
 
 NUM_TOKENS = 77
@@ -26,6 +27,7 @@ class Conditioning(NamedTuple):
     vector: Tensor
 
 
+@register
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
     """Size of one text tower. SDXL: 768 wide, 12 layers, 12 heads, quick GELU; and 1280, 32, 20,
@@ -44,6 +46,7 @@ class TextTowerConfig:
             )
 
 
+@register
 class Conditioner(nn.Module):
     """Captions and sizes -> Conditioning.
 

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from open_supir.base.registry import register
 from open_supir.networks.layers import Attention, GroupNorm, run_module, zero_init
 from open_supir.networks.unet import Join, Layout, PlainJoin
 
@@ -119,6 +120,7 @@ class Connector(nn.Module):
         raise TypeError(f"{type(self).__name__} must define bind")
 
 
+@register
 class PlainConnector(Connector):
     """No control: the UNet's own behaviour, as a baseline."""
 
@@ -137,6 +139,7 @@ class _IgnoringJoin(PlainJoin):
         return h + 0 * self.features[-1].mean()
 
 
+@register
 class ResidualConnector(Connector):
     """ControlNet's zero convolutions, added to skips and middle; the identity at the start.
 
@@ -155,6 +158,7 @@ class ResidualConnector(Connector):
         return _ResidualJoin(self.project_modules, features, scale)
 
 
+@register
 class CrossAttentionConnector(Connector):
     """Skips and middle attend over the control features; zero at first, so the identity."""
 
@@ -173,6 +177,7 @@ class CrossAttentionConnector(Connector):
         return _CrossAttentionJoin(self.project_modules, features, scale)
 
 
+@register
 class ZeroSFTConnector(Connector):
     """SUPIR's connector: ZeroSFT at the middle and every skip, and cross-attention if wanted.
 

@@ -3,23 +3,19 @@
 Parameter names are the official ones (`input_hint_block.0`, `project_modules.N`).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.registry import register
 from open_supir.networks.conditioner import Conditioning
 from open_supir.networks.connectors import Connector
 from open_supir.networks.layers import zero_init
 from open_supir.networks.unet import Trunk, UNet
 
 
-class Hint(NamedTuple):
-    """What the adaptor makes of the LQ latent, the same at every step: (B, C, h, w)."""
-
-    features: Tensor
-
-
+@register
 class ControlAdaptor(Trunk):
     """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
     LQ latent.
@@ -29,8 +25,8 @@ class ControlAdaptor(Trunk):
     name: a trimmed adaptor takes the first blocks of each transformer.
 
     Args:
-        sees_text: As released. Without, it is told nothing of caption and sizes, so that its
-            features are the same for both halves of classifier-free guidance, and made once.
+        sees_text: As released. Without, it is told nothing of caption and sizes, so its features
+            are the same for both halves of classifier-free guidance and computed once.
         trunk: See `Trunk`.
     """
 
@@ -44,30 +40,27 @@ class ControlAdaptor(Trunk):
         """Give the hint's convolution zeros on the CPU: the LQ latent adds nothing at the start."""
         zero_init(self.input_hint_block.to_empty(device="cpu"))
 
-    def hint(self, z_lq: Tensor) -> Hint:
-        """Apply what does not depend on the step to z_lq (B, C, h, w)."""
-        dtype = next(self.input_hint_block.parameters()).dtype
-        return Hint(self.input_hint_block[0](z_lq.to(dtype)))
-
-    def forward(
-        self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor | Hint
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor) -> list[Tensor]:
         """Return the control features, in encoder order, the middle block's last.
 
         Args:
             x: (B, C, h, w) noisy latent, scaled by c_in.
             t: (B,) noise index.
             cond: Text and size conditioning.
-            z_lq: (B, C, h, w) latent of the degraded image, or its hint.
+            z_lq: Latent of the degraded image. It may have B / k rows: then x and t are k copies in
+                a row, as for the two halves of guidance.
         """
-        hint = z_lq if isinstance(z_lq, Hint) else self.hint(z_lq)
-        if not self.sees_text:
+        batch = len(x)
+        if not self.sees_text:  # the same for all copies
+            x, t = x[: len(z_lq)], t[: len(z_lq)]
             vector = torch.zeros_like(cond.vector[:1]).expand(len(x), -1)
             context = torch.zeros_like(cond.context[:1, :1]).expand(len(x), -1, -1)
             cond = Conditioning(context, vector)
+        dtype = next(self.input_hint_block.parameters()).dtype
+        hint = _repeated(self.input_hint_block[0](z_lq.to(dtype)), len(x))
         emb = self.embed(t, cond.vector)
-        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint.features)
-        return [*features, middle]
+        middle, features = self.encode(x, emb, cond.context.to(emb.dtype), hint)
+        return [_repeated(feature, batch) for feature in (*features, middle)]
 
 
 class ControlledUNet(nn.Module):
@@ -91,16 +84,12 @@ class ControlledUNet(nn.Module):
         """What the sides of a latent must be a multiple of."""
         return self.unet.downsampling
 
-    def prepare(self, z_lq: Tensor) -> Hint:
-        """Do what does not depend on the step; the result can be passed as z_lq to every call."""
-        return self.control.hint(z_lq)
-
     def forward(
         self,
         x: Tensor,
         t: Tensor,
         cond: Conditioning,
-        z_lq: Tensor | Hint,
+        z_lq: Tensor,
         control_scale: float = 1.0,
     ) -> Tensor:
         """Predict from noisy latents x (B, C, h, w), steered by z_lq (B, C, h, w).
@@ -109,18 +98,10 @@ class ControlledUNet(nn.Module):
             x: Noisy latent, scaled by c_in.
             t: (B,) noise index.
             cond: Text and size conditioning.
-            z_lq: Latent of the degraded image, or what `prepare` made of it. It may have B / k
-                rows: then x and t are k copies in a row, as for the two halves of guidance.
+            z_lq: Latent of the degraded image; it may have fewer rows, see `ControlAdaptor`.
             control_scale: 0 for the UNet alone, 1 for full control.
         """
-        hint = z_lq if isinstance(z_lq, Hint) else self.control.hint(z_lq)
-        rows = len(hint.features)
-        if rows == len(x):
-            features = self.control(x, t, cond, hint)
-        elif self.control.sees_text:
-            features = self.control(x, t, cond, Hint(_repeated(hint.features, len(x))))
-        else:
-            features = [_repeated(c, len(x)) for c in self.control(x[:rows], t[:rows], cond, hint)]
+        features = self.control(x, t, cond, z_lq)
         with (
             torch.no_grad()
         ):  # control enters after the middle block: the frozen encoder needs no graph
@@ -133,4 +114,4 @@ class ControlledUNet(nn.Module):
 
 
 def _repeated(features: Tensor, rows: int) -> Tensor:
-    return features.repeat(rows // len(features), 1, 1, 1)
+    return features if len(features) == rows else features.repeat(rows // len(features), 1, 1, 1)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.registry import register
 from open_supir.networks.conditioner import Conditioning
 from open_supir.networks.layers import (
     Downsample,
@@ -191,6 +192,7 @@ class Trunk(nn.Module):
         return run_block(self.middle_block, h, emb, context), skips
 
 
+@register
 class UNet(Trunk):
     """The SDXL UNet. As released: 320 channels, mult [1, 2, 4], depth [0, 2, 10], 2567.5M
     parameters.

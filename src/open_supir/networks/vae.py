@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from open_supir.base.registry import register
 from open_supir.networks.layers import GroupNorm, zero_init
 
 SDXL_LATENT_SCALE = 0.13025
@@ -202,6 +203,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+@register
 class AutoencoderKL(nn.Module):
     """SDXL's autoencoder.
 

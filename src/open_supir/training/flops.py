@@ -29,7 +29,7 @@ def step_flops(architecture: Mapping[str, Any], *, stage: str, crop: int) -> Ste
     """Count one image's training step.
 
     Args:
-        architecture: What `build_network` understands, by part: a checkpoint's recipe has it.
+        architecture: What `build` understands, by part: a checkpoint's recipe has it.
         stage: supir or robust_encoder; for others None is returned.
         crop: Side of the crop in pixels.
     """

@@ -104,3 +104,17 @@ def requeue_slurm_job() -> None:
     job = f"{array}_{task}" if array and task else job
     log.info("requeueing Slurm job %s", job)
     subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def end_if_interrupted(trainer: pl.Trainer, *, requeue: bool) -> None:
+    """Leave with the signal's exit code, if one stopped training.
+
+    Raises:
+        SystemExit: 130 for ctrl-C, 143 for SIGTERM, and so on.
+    """
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, StopOnSignal) and callback.exit_code is not None:
+            if requeue and trainer.is_global_zero and callback.received != signal.SIGINT:
+                requeue_slurm_job()
+            trainer.strategy.barrier("end")  # a launcher ends the others once one rank has ended
+            raise SystemExit(callback.exit_code)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from open_supir.base.images import to_signed, to_unit
 from open_supir.data.samples import Batch
-from open_supir.diffusion import Denoiser, RestoreSettings, TableNoise
+from open_supir.diffusion import Denoiser, SamplerSettings, TableNoise
 from open_supir.diffusion.denoiser import append_dims
 from open_supir.diffusion.restoration import generate_latent, image_noise
 from open_supir.diffusion.training_noise import NOISE_STREAM, seeded_randn
@@ -93,7 +93,7 @@ class PriorModule(TrainedParts):
         vae: AutoencoderKL,
         denoiser: Denoiser,
         noise: TableNoise,
-        sampler: RestoreSettings,
+        sampler: SamplerSettings,
         negative_prompt: str,
         val_draws: int,
         optim: OptimSettings,

@@ -1,4 +1,4 @@
-"""ReplayStep: looks closely at one step of a run that is done again."""
+"""Replay: repeats a recorded step of a run, and reports what happened in it."""
 
 import json
 import logging
@@ -10,14 +10,61 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.run_folders import read_config
+from open_supir.training.checkpoint_io import committed, read_manifest
 from open_supir.training.guard import squared_norms
 
 log = logging.getLogger(__name__)
 
 
+def open_record(path: Path) -> tuple[dict[str, Any], Path, str | None]:
+    """Return a record, the folder of its run, and the checkpoint to start from.
+
+    Raises:
+        FileNotFoundError: The record or the run's configuration is not there.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"replay={path}: no such file; records lie in runs/*/*/odd_steps")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    run = Path(record["run"])
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{path} is of the run {run}, which has no config.yaml any more")
+    before = [
+        checkpoint
+        for checkpoint in committed(run / "checkpoints")
+        if (manifest := read_manifest(checkpoint)) and manifest["step"] <= record["step"]
+    ]
+    start = str(before[0]) if before else read_config(run)["ckpt_path"]
+    words = "step %d of %s again, from %s"
+    log.info(words, record["step"], run, start or "the beginning: no checkpoint")
+    return record, run, start
+
+
+def config_of_replay(run: Path, record: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """Return a run's configuration, changed to do the recorded step on one device in `run_dir`."""
+    cfg = read_config(run)
+    cfg["trainer"] |= {
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "accumulate_grad_batches": 1,
+        "max_steps": record["step"] + 1,
+        "limit_val_batches": 0,
+        "default_root_dir": str(run_dir),
+    }
+    cfg["data"]["micro_batch"] = len(record["micro_batches"][0]["keys"])
+    never = {"dirpath": str(run_dir / "odd_steps"), "stop_after": 10**9}
+    callbacks = cfg["callbacks"]
+    cfg["callbacks"] = {
+        "guard": callbacks["guard"] | never,
+        "progress": callbacks["progress"],
+    }
+    return cfg | {"logger": {}}
+
+
 class ReplayStep(pl.Callback):
-    """Reports a recorded step: losses of each sample, gradient norms, and where numbers first went
-    wrong.
+    """Reports a recorded step: losses of each sample, gradient norms, and the first output that is
+    not finite.
 
     Args:
         record: What `StepGuard` wrote.

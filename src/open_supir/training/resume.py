@@ -3,8 +3,6 @@
 import logging
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from open_supir.base.files import remove_leftovers
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.training.checkpoint_io import (
@@ -16,7 +14,9 @@ from open_supir.training.checkpoint_io import (
 log = logging.getLogger(__name__)
 
 
-def resolve_checkpoint(cfg: DictConfig) -> str | None:
+def resolve_checkpoint(
+    ckpt_path: str | None, *, run_dir: Path, runs_dir: str, stage: str, name: str
+) -> str | None:
     """Return the checkpoint to resume from, verified; None to start anew.
 
     `ckpt_path=last` takes the experiment's newest run, `auto` this run's own folder. Where the
@@ -25,32 +25,31 @@ def resolve_checkpoint(cfg: DictConfig) -> str | None:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: None, or not the one that was named, is what its manifest says.
+        ValueError: No checkpoint matches its manifest, or the one that was named does not.
     """
-    if cfg.ckpt_path is None:
+    if ckpt_path is None:
         return None
-    if cfg.ckpt_path == "auto":
-        run = Path(cfg.run_dir)
-        path = newest_verified(run) if committed(run / "checkpoints") else None
+    if ckpt_path == "auto":
+        path = newest_verified(run_dir) if committed(run_dir / "checkpoints") else None
         if path is None:
-            log.info("ckpt_path=auto: %s holds no checkpoint; starting anew", run)
+            log.info("ckpt_path=auto: %s holds no checkpoint; starting anew", run_dir)
             return None
-    elif cfg.ckpt_path == "last":
-        run = newest_run(Path(cfg.runs_dir), stage=cfg.stage, name=cfg.name)
+    elif ckpt_path == "last":
+        run = newest_run(Path(runs_dir), stage=stage, name=name)
         if run is None:
             raise FileNotFoundError(
-                f"ckpt_path=last, but {cfg.runs_dir}/{cfg.name} holds no checkpoint to resume from"
+                f"ckpt_path=last, but {runs_dir}/{name} holds no checkpoint to resume from"
             )
         path = newest_verified(run)
     else:
-        path = Path(cfg.ckpt_path)
+        path = Path(ckpt_path)
         if not path.is_file():
             raise FileNotFoundError(f"ckpt_path={path}: no such file")
         path = path.resolve()  # last.ckpt is a link; the manifest lies beside what it points to
         if read_manifest(path) is None:
             log.warning("%s has no manifest: taken as it is, not verified", path)
         elif wrong := verify(path):
-            raise ValueError(f"ckpt_path={cfg.ckpt_path} is damaged: {wrong}. Name another one")
+            raise ValueError(f"ckpt_path={ckpt_path} is damaged: {wrong}. Name another one")
     log.info("resuming from %s", path)
     return str(path)
 

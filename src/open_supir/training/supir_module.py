@@ -3,7 +3,6 @@
 Shapes: B batch, H W crop, h w latent size.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 from open_supir.base.images import to_signed, to_unit
 from open_supir.data.samples import Batch
 from open_supir.degradation import DegradationPipeline
-from open_supir.diffusion import Denoiser, RestoreSettings, TableNoise, restore_latent
+from open_supir.diffusion import Denoiser, SamplerSettings, TableNoise, restore_latent
 from open_supir.diffusion.denoiser import append_dims
 from open_supir.diffusion.restoration import image_noise
 from open_supir.diffusion.training_noise import seeded_noise, seeded_randn
 from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from open_supir.networks.conditioner import Conditioning
-from open_supir.training.constant_prompts import ConstantPrompts
 from open_supir.training.optim import OptimSettings
 from open_supir.training.trained_parts import TrainedParts
 
@@ -37,7 +35,6 @@ class SupirModule(TrainedParts):
         val_draws: Noise levels drawn for every validation image; fixed by its seed.
         offset_noise: Strength of the noise's part that is constant over an image; see
             `seeded_noise`.
-        constant_prompts: Captions whose text features are made once and kept.
         optim, recipe: See TrainedParts.
     """
 
@@ -51,11 +48,10 @@ class SupirModule(TrainedParts):
         denoiser: Denoiser,
         noise: TableNoise,
         degradation: DegradationPipeline,
-        sampler: RestoreSettings,
+        sampler: SamplerSettings,
         negative_prompt: str,
         val_draws: int,
         offset_noise: float = 0.0,
-        constant_prompts: Sequence[str] = (),
         optim: OptimSettings,
         recipe: dict[str, Any],
     ) -> None:
@@ -71,7 +67,6 @@ class SupirModule(TrainedParts):
         self.negative_prompt = negative_prompt
         self.val_draws = val_draws
         self.offset_noise = offset_noise
-        self.constant_prompts = ConstantPrompts(constant_prompts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss of one batch, and what it is the mean of."""
@@ -100,7 +95,7 @@ class SupirModule(TrainedParts):
     def conditioning(self, batch: Batch) -> Conditioning:
         """Encode captions and sizes; text features are taken where they were precomputed."""
         if "context" not in batch or "pooled" not in batch:
-            return self.constant_prompts.encode(self.conditioner, batch["caption"], batch["sizes"])
+            return self.conditioner(batch["caption"], batch["sizes"])
         context, pooled = batch["context"].float(), batch["pooled"].float()
         return self.conditioner.with_sizes(context, pooled, batch["sizes"])
 

@@ -1,0 +1,132 @@
+"""Fit: what happens between a built run and its summary."""
+
+import logging
+import subprocess
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from open_supir.base.run_folders import write_summary
+from open_supir.data.datamodule import RestorationDataModule
+from open_supir.data.precomputed import fingerprint
+from open_supir.networks.switches import (
+    Checkpointing,
+    Compilation,
+    checkpoint_activations,
+    compile_networks,
+)
+from open_supir.training.interruption import end_if_interrupted
+from open_supir.training.supir_module import SupirModule
+from open_supir.training.topology import keep_global_batch
+from open_supir.training.trained_parts import TrainedParts
+
+log = logging.getLogger(__name__)
+
+
+def start_process(seed: int) -> None:
+    """Seed everything, and hide what a user need not read: all but the first rank's log, too."""
+    if rank_zero_only.rank != 0:
+        logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def make_ready(
+    module: TrainedParts,
+    datamodule: RestorationDataModule,
+    trainer: pl.Trainer,
+    *,
+    channels_last: bool,
+    checkpointing: Checkpointing,
+    compile: Compilation,
+) -> None:
+    """Set what module, data and trainer must know of each other, and the networks' switches."""
+    if datamodule.precomputed and isinstance(module, SupirModule):
+        size = datamodule.sample_reader.crop_size
+        datamodule.made_by = {
+            "latents": fingerprint(module.vae, size=size),
+            "text": fingerprint(module.conditioner),
+        }
+    if channels_last:
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    checkpoint_activations(module, checkpointing)
+    compile_networks(module, compile)
+    keep_global_batch(
+        trainer, global_batch=datamodule.global_batch, micro_batch=datamodule.micro_batch
+    )
+
+
+def fit(
+    module: TrainedParts,
+    datamodule: RestorationDataModule,
+    trainer: pl.Trainer,
+    *,
+    run_dir: Path,
+    about: Mapping[str, Any],
+    resumed: str | None,
+    requeue: bool,
+) -> float | None:
+    """Train, write the run's summary, and return the last validation loss or PSNR.
+
+    Args:
+        module, datamodule, trainer: As built.
+        run_dir: Gets summary.json.
+        about: What the summary says first: the experiment and its stage.
+        resumed: The checkpoint to go on from; None validates the untrained module first.
+        requeue: Requeue the Slurm job after a stop signal.
+
+    Raises:
+        SystemExit: A signal stopped training.
+    """
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    log.info("%.2fM parameters, of which %.2fM are trained", total / 1e6, trained / 1e6)
+    untrained = {} if resumed else trainer.validate(module, datamodule, verbose=False)[0]
+    start = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+    seconds = time.perf_counter() - start
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        summary = {
+            **about,
+            "step": trainer.global_step,
+            "seconds": round(seconds, 1),
+            "parameters": total,
+            "trained_parameters": trained,
+            "weights": module.recipe["weights"],
+            "resumed": resumed,
+            **metrics,
+            **{f"{name}_untrained": float(value) for name, value in untrained.items()},
+        }
+        write_summary(run_dir, summary)
+    for name, value in untrained.items():
+        if name in metrics:  # not so where a signal came before the first validation
+            words = "%s: %.4f untrained, %.4f after %d steps"
+            log.info(words, name, value, metrics[name], trainer.global_step)
+    end_if_interrupted(trainer, requeue=requeue)
+    return metrics.get("val/loss", metrics.get("val/psnr"))
+
+
+def keep_earlier_metrics(run_dir: Path, resumed: str | None) -> None:
+    """Set aside the CSV of a run that goes on in its own folder: the logger starts a new one."""
+    metrics = run_dir / "csv/metrics.csv"
+    if resumed is not None and rank_zero_only.rank == 0 and metrics.is_file():
+        metrics.replace(metrics.with_name(f"metrics_until_{Path(resumed).stem}.csv"))
+
+
+def git_commit() -> str | None:
+    """Return the commit of this code, where it is a git repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
