@@ -51,21 +51,24 @@ types: $(STAMP)  ## the type checker alone
 bench: $(STAMP)  ## the benchmarks, small
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
 
-demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation pipeline (a minute)
+demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation pipeline (a minute); photos=DIR adds a folder's
 	rm -rf $(DEMO)-work
-	$(PY) -c "from open_supir.data import write_demo_shards as w; w('$(DEMO)-work/candidates')"
+	$(PY) -c "from open_supir.data import write_demo_shards as w; w('$(DEMO)-work/candidates', folder='$(photos)' or None)"
 	@for source in photos dead_leaves negatives; do \
-		$(PY) -m src.curate recipe=demo shards.source=$$source || exit 1; done
+		$(PY) -m src.curate recipe=demo work=$(DEMO)-work shards.source=$$source || exit 1; done
 	mv $(DEMO)-work/candidates/heldout $(DEMO)-work/demo/heldout
 	rm -rf $(DEMO) && mv $(DEMO)-work/demo $(DEMO) && rm -rf $(DEMO)-work
 
-demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and pack it (an hour)
-	$(PY) -m src.train experiment=vae
-	$(PY) -m src.train experiment=prior
+# With photos=DIR the prior is trained on data/shards/prior, which holds the demo's samples and DIR's.
+PRIOR_DATA = data.root=$(if $(photos),data/shards/prior,$(DEMO))
+demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and pack it (an hour); photos=DIR adds a folder's
+	@if [ -n "$(photos)" ]; then $(MAKE) demo-data DEMO=data/shards/prior "photos=$(photos)"; fi
+	$(PY) -m src.train experiment=vae $(PRIOR_DATA)
+	$(PY) -m src.train experiment=prior $(PRIOR_DATA)
 	$(PY) -m src.convert "input=[$(call newest,vae),$(call newest,prior)]" $(PACK) \
 		output=data/demo/prior.safetensors format=sdxl
-	$(PY) -m src.train experiment=robust_encoder
-	$(PY) -m src.train experiment=robust_encoder \
+	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA)
+	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA) \
 		"weights.robust_encoder=$(call newest,robust_encoder)" max_steps=3000 optim.lr=5e-4
 	$(PY) -m src.convert "input=$(call newest,robust_encoder)" $(PACK) \
 		output=$(SHIPPED) format=supir

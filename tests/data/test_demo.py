@@ -16,6 +16,7 @@ from open_supir.data.demo import (
     NEGATIVE_WORDS,
     PHOTOS_FILE,
     crop_caption,
+    folder_entries,
     load_photo,
     negative_images,
     photo_crops,
@@ -217,3 +218,21 @@ def test_colours_are_named_by_the_nearest() -> None:
     red = np.full((16, 16, 3), (180, 40, 30), dtype=np.uint8)
     assert colour_names(red, 1) == ["red"]
     assert colour_names(pixels(), 2) == colour_names(pixels(), 2)
+
+
+def test_photographs_of_a_folder_become_crops_of_up_to_four_times_the_size(tmp_path: Path) -> None:
+    for name, size in (("large", (900, 700)), ("small", (130, 200)), ("tiny", (100, 300))):
+        Image.fromarray(pixels(0, *size)).save(tmp_path / f"{name}.png")
+    entries = folder_entries(tmp_path, count=3)
+    assert [entry["side"] for entry in entries] == [[128, 512], [128, 130]]  # tiny is left out
+    crops = list(photo_crops(entries, seed=0, factor=1.0))
+    assert [crop.key for crop in crops[:3]] == ["large-0000", "large-0001", "large-0002"]
+    sizes = {decode_training_image(crop.image, ImageLimits()).shape for crop in crops}
+    assert sizes == {(128, 128, 3)}
+    assert {crop.caption for crop in crops} == {"a photograph"}
+    assert {crop.meta["source"] for crop in crops} == {"large", "small"}
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no photographs of at least 128 pixels"):
+        folder_entries(tmp_path, count=1)

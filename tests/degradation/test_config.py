@@ -14,6 +14,7 @@ from .samples import PRESETS, ROOT, composed, config
 EXPECTED = {
     "supir_q",
     "supir_q_x2",
+    "tiny",
     "supir_f",
     "realesrgan_x4",
     "second_stage_half",

@@ -51,6 +51,18 @@ def test_nothing_stays_without_memory(composed_in: Compose, experiment: str) -> 
     assert not [name for name, tensor in tensors(module).items() if tensor.is_meta]
 
 
+def test_the_prior_and_its_autoencoder_can_go_on_from_earlier_ones(
+    composed_in: Compose, workplace: Path
+) -> None:
+    path, held = workplace / "prior.safetensors", load_file(workplace / "prior.safetensors")
+    prior = loaded(composed_in("train", "experiment=prior", f"weights.prior={path}"))
+    vae = loaded(composed_in("train", "experiment=vae", f"weights.vae={path}"))
+    for module, prefix in ((prior.unet, UNET), (vae.vae, "first_stage_model.")):
+        for name, parameter in module.named_parameters():
+            assert torch.equal(parameter, held[prefix + name].float()), name
+            assert parameter.requires_grad and parameter.dtype == torch.float32
+
+
 def test_adaptor_starts_as_the_file_has_the_unet_and_its_hint_as_zero(
     composed_in: Compose, workplace: Path
 ) -> None:

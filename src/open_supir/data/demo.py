@@ -33,6 +33,9 @@ STORE_SIZE = 128
 PHOTOS_FILE = DEMO / "photos.json"
 NEGATIVE_WORDS = "blurry, over-smoothed, posterised, blocky, jpeg artifacts, low quality"
 CLOSE_UP = 0.55  # crops smaller than this share of the photograph take the caption of their region
+MOST_REDUCED = 4  # of photographs of one's own
+ANY_PHOTO = "a photograph"  # their caption
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 Rng = np.random.Generator
 
 
@@ -40,6 +43,8 @@ def write_demo_shards(
     root: str | Path,
     *,
     photos: float = 1.0,
+    folder: str | Path | None = None,
+    folder_crops: int = 110,
     dead_leaves: int = 500,
     negatives: int = 120,
     shard_size: int = 100,
@@ -50,6 +55,9 @@ def write_demo_shards(
     Args:
         root: Folder to make; an existing one is left alone.
         photos: Factor on the number of crops of each photograph (750 in all at 1).
+        folder: Photographs of your own, searched with its subfolders, that are used too: captioned
+            `ANY_PHOTO`, at native resolution and reduced by up to `MOST_REDUCED`.
+        folder_crops: Crops of each of these.
         dead_leaves: Number of dead-leaves images.
         negatives: Number of negative samples.
         shard_size: Samples in a shard.
@@ -65,6 +73,8 @@ def write_demo_shards(
     try:
         temporary.mkdir(parents=True)
         crops = list(photo_crops(manifest["train"], seed=seed, factor=photos))
+        if folder is not None:
+            crops += photo_crops(folder_entries(folder, folder_crops), seed=seed, factor=1.0)
         leaves = list(leaf_images(manifest["train"], dead_leaves, seed=seed))
         bad = list(negative_images(crops + leaves, negatives, seed=seed))
         for name, samples in (("photos", crops), ("dead_leaves", leaves), ("negatives", bad)):
@@ -89,11 +99,30 @@ def photo_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
+def folder_entries(folder: str | Path, count: int) -> list[dict[str, Any]]:
+    """Return entries, as photos.json has them, of the photographs below a folder.
+
+    Raises:
+        FileNotFoundError: There are none that are large enough.
+    """
+    entries = []
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES):
+        with Image.open(path) as photo:
+            short = min(photo.size)
+        if short >= STORE_SIZE:
+            side = [STORE_SIZE, min(short, MOST_REDUCED * STORE_SIZE)]
+            name = str(path.resolve())
+            entries.append(dict(file=name, side=side, count=count, caption=ANY_PHOTO, regions=[]))
+    if not entries:
+        raise FileNotFoundError(f"{folder}: no photographs of at least {STORE_SIZE} pixels")
+    return entries
+
+
 def load_photo(name: str) -> Image.Image:
-    """Open a photograph of scikit-image as sRGB, without its downloader."""
-    path = photo_folder() / name
+    """Open a photograph as sRGB: a path, or the name of one of scikit-image's, not downloaded."""
+    path = photo_folder() / name  # an absolute name stands for itself
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: this scikit-image does not ship the photograph")
+        raise FileNotFoundError(f"{path}: no such photograph, or not shipped by this scikit-image")
     return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
 
 
@@ -103,6 +132,7 @@ def photo_crops(
     """Yield square crops of each photograph, sides spread evenly in their logarithm."""
     for entry in entries:
         name = Path(entry["file"]).stem
+        own = Path(entry["file"]).is_absolute()
         photo, rng = load_photo(entry["file"]), keyed_rng("demo photo", seed, name)
         low, high = np.log(entry["side"])
         for number in range(max(1, round(entry["count"] * factor))):
@@ -112,10 +142,10 @@ def photo_crops(
             box = (left, top, left + side, top + side)
             image = photo.resize((STORE_SIZE, STORE_SIZE), Image.Resampling.LANCZOS, box=box)
             meta = {
-                "source": f"scikit-image {entry['file']}",
+                "source": name if own else f"scikit-image {entry['file']}",
                 "original_size": [photo.height, photo.width],
                 "box": [top, left, side, side],
-                "licence": "see scikit-image, skimage/data",
+                "licence": "unknown" if own else "see scikit-image, skimage/data",
             }
             caption = crop_caption(entry, top, left, side, min(photo.size))
             yield StoredSample(

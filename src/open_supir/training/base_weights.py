@@ -48,7 +48,11 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     """
     weights = cfg.weights
     if isinstance(module, VAEModule):
-        return {}
+        if weights.vae is None:
+            return {}
+        source = Source(weights.vae, "weights.vae", ())
+        load_all([source.load({"vae": module.vae}, torch.float32)])
+        return {"vae": weights.vae}
     frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
     ignored = ignored_for(cfg.denoiser.prediction)
     sdxl = Source(weights.sdxl, "weights.sdxl", ignored)
@@ -58,8 +62,9 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         own = newest_checkpoint(cfg.runs_dir, stage="vae")
         source = vae if own is None else Source(str(own), "runs_dir", ())
         log.info("autoencoder: %s", source.path)
-        load_all([source.load({"vae": module.vae}, frozen)])
-        return used if own is None else {"vae": source.path}
+        load_all([source.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)])
+        found = used if own is None else {"vae": source.path}
+        return found | {"prior": weights.prior}
     if isinstance(module, RobustEncoderModule):
         start = None if weights.robust_encoder == "clean" else weights.robust_encoder
         load_all(
@@ -91,6 +96,16 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
             network.control.reset_hint()
         return used | {"robust_encoder": robust, "supir": weights.supir}
     raise TypeError(f"no base weights are known for {type(module).__name__}")
+
+
+def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
+    """Go on from the UNet and the text towers of another prior, if one is named."""
+    if path is None:
+        return []
+    log.info("UNet and text towers start from %s", path)
+    towers = {"clip_l": module.conditioner.clip_l, "clip_g": module.conditioner.clip_g}
+    parts: dict[str, nn.Module] = {"unet": module.unet, **towers}
+    return [Load(path=path, parts=parts, dtype=torch.float32, key="weights.prior")]
 
 
 def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -> Load:
