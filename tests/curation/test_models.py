@@ -84,7 +84,7 @@ def test_missing_prior_and_missing_metric_weights_end_the_run_with_their_names(
         start("negatives.count=1", "prior.path=nowhere.safetensors")
     with pytest.raises(Exception, match="step score: .*musiq"):
         start("score.metrics=[musiq]")
-    with pytest.raises(Exception, match="step score: .*psnr.*compares with a reference"):
+    with pytest.raises(Exception, match="step score: .*psnr.*needs a reference"):
         start("score.metrics=[psnr]")
     with pytest.raises(Exception, match="step score: .*unknown metric 'beauty'"):
         start("score.metrics=[beauty]")

@@ -105,7 +105,7 @@ def test_votes_of_another_study_are_refused_by_name(preference: dict, tmp_path: 
     with pytest.raises(ValueError, match=r"votes_two.json: votes of study other"):
         read_votes(tmp_path)
     (tmp_path / "votes_two.json").write_text(json.dumps({**sheet, "answers": {"0": "up"}}))
-    with pytest.raises(ValueError, match="question 0 cannot be answered 'up'"):
+    with pytest.raises(ValueError, match="question 0 has invalid answer 'up'"):
         read_votes(tmp_path)
 
 

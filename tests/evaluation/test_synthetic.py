@@ -55,7 +55,7 @@ def test_jpeg_is_the_codec(photo: Tensor) -> None:
 
 
 def test_sizes_and_values_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="30x32 is no multiple of the scale 4"):
+    with pytest.raises(ValueError, match="30x32 is not a multiple of the scale 4"):
         FixedDegradation(scale=4)(torch.zeros(1, 3, 30, 32), 0)
     with pytest.raises(ValueError, match="quality from 1 to 100, got 0"):
         FixedDegradation(jpeg=0)

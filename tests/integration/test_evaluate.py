@@ -82,7 +82,7 @@ def test_outputs_of_another_system_need_no_checkpoint(
     with pytest.raises(ValueError, match="without a checkpoint there is no run folder.*output="):
         evaluate(composed_in("evaluate", *arguments[:5]))
 
-    with pytest.raises(ValueError, match="there is a row 'lq' already"):
+    with pytest.raises(ValueError, match="row 'lq' already exists"):
         evaluate(composed_in("evaluate", *arguments, f"outputs={{lq: {made}}}"))
     write_image(made / "i1.png", torch.zeros(3, 128, 128))
     assert evaluate(composed_in("evaluate", *arguments)) != table  # its pictures have changed

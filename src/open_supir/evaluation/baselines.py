@@ -1,4 +1,4 @@
-"""Baselines for the table: outputs that another system left in a folder, and spandrel models."""
+"""Baselines for the table: a folder of another system's outputs, or a spandrel model."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from open_supir.evaluation.samples import Method, Sample
 
 
 def folder_outputs(folders: Mapping[str, Path]) -> dict[str, Method]:
-    """Return a method for each folder of finished pictures, paired with the inputs by name.
+    """Return a method for each folder of restored pictures, paired with the inputs by name.
 
-    A picture has the name of its input, with any suffix: the inputs' names are their paths below
-    the data set, without suffix. A picture may also be of an input that is degraded several times.
+    A picture carries the name of its sample, with any suffix. A sample's name is the path of its
+    input below the data set, without suffix; inputs degraded several times have numbered names.
 
     Args:
         folders: Method name -> folder.
 
     Raises:
-        FileNotFoundError: A folder is not there; names the method.
-        ValueError: It holds no image, or two that differ in suffix only.
+        FileNotFoundError: A folder does not exist; the message names the method.
+        ValueError: A folder holds no image, or two that differ only in suffix.
     """
     return {name: _Folder(name, folder) for name, folder in folders.items()}
 
@@ -31,7 +31,7 @@ def folder_outputs(folders: Mapping[str, Path]) -> dict[str, Method]:
 class _Folder:
     def __init__(self, name: str, folder: Path) -> None:
         if not folder.is_dir():
-            raise FileNotFoundError(f"outputs of {name}: there is no folder {folder}")
+            raise FileNotFoundError(f"outputs of {name}: no folder {folder}")
         self.folder = folder
         self.files: dict[str, Path] = {}
         for path in list_images(folder):
@@ -48,7 +48,7 @@ class _Folder:
 
 
 def digest_folder(folder: Path) -> str:
-    """Return one SHA-256 over names and contents of a folder's pictures."""
+    """Return one SHA-256 over the names and contents of a folder's pictures."""
     total = hashlib.sha256()
     for path in list_images(folder):
         total.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
@@ -56,20 +56,20 @@ def digest_folder(folder: Path) -> str:
 
 
 def spandrel_models(files: Mapping[str, str | Path], device: torch.device) -> dict[str, Method]:
-    """Return a method for each weight file that spandrel knows (BSRGAN, Real-ESRGAN and others).
+    """Return a method for each weight file that spandrel supports (BSRGAN, Real-ESRGAN and others).
 
-    A model is shown the LQ image as it was before its enlargement. Where it enlarges by another
-    factor than the protocol's, its result is resized (bicubic, antialiased) to the size that is
-    measured, as the SUPIR paper does.
+    A model gets the LQ image before the protocol enlarges it. If its scale differs from the
+    protocol's, its output is resized (bicubic, antialiased) to the measured size, as in the SUPIR
+    paper.
 
     Args:
         files: Method name -> .pth or .safetensors file.
-        device: Where the models run; each is loaded once, now.
+        device: Where the models run; all are loaded immediately.
 
     Raises:
-        FileNotFoundError: A file is not there.
-        ValueError: spandrel is not installed, or cannot read or does not know the file, or the
-            model is no image to image model for RGB.
+        FileNotFoundError: A file does not exist.
+        ValueError: spandrel is not installed, or cannot read or does not support the file, or the
+            model does not map RGB images to images.
     """
     return {name: _Spandrel(name, Path(file), device) for name, file in files.items()}
 
@@ -77,21 +77,21 @@ def spandrel_models(files: Mapping[str, str | Path], device: torch.device) -> di
 class _Spandrel:
     def __init__(self, name: str, file: Path, device: torch.device) -> None:
         if not file.is_file():
-            raise FileNotFoundError(f"spandrel.{name}={file}: no such file")
+            raise FileNotFoundError(f"spandrel.{name}={file}: file not found")
         try:
             from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
         except ImportError as error:
-            message = "spandrel models need the package: pip install spandrel (extra `baselines`)"
+            message = "spandrel is not installed: pip install spandrel (extra `baselines`)"
             raise ValueError(message) from error
         try:
             model = ModelLoader(device=device).load_from_file(file)
         except UnsupportedModelError as error:
-            raise ValueError(f"spandrel.{name}={file}: spandrel knows no such model") from error
-        except Exception as error:  # third-party code: torch, safetensors and pickle all differ
+            raise ValueError(f"spandrel.{name}={file}: not supported by spandrel") from error
+        except Exception as error:  # torch, safetensors and pickle raise different errors
             kind = type(error).__name__
             raise ValueError(f"spandrel.{name}={file}: damaged ({kind}: {error})") from error
         if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3:
-            raise ValueError(f"spandrel.{name}={file}: not a model from RGB image to RGB image")
+            raise ValueError(f"spandrel.{name}={file}: does not map RGB images to images")
         self.model, self.device = model.eval(), device
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
-"""Run methods over images and metrics; what cannot be measured is recorded, not hidden.
+"""Run methods and metrics over images; failures are recorded, never dropped silently.
 
-Images are (1, 3, H, W) float in [0, 1]. Everything is measured on the 8-bit image that a user
-would save.
+Images are (1, 3, H, W) float in [0, 1]. Metrics see the 8-bit image that a user would save.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ from open_supir.evaluation.weights import offline
 log = logging.getLogger(__name__)
 
 REFERENCE_FOLDER = "hq"
-MIN_SET_SIZE = 50  # fewer images say nothing about a distribution; papers use thousands
+MIN_SET_SIZE = 50  # too few images to describe a distribution below this; papers use thousands
 
 
 def run_benchmark(
@@ -46,26 +45,27 @@ def run_benchmark(
     resume: bool = False,
     device: torch.device | str = "cpu",
 ) -> list[Record]:
-    """Restore every image by every method, measure, and write `out_dir/records.jsonl`.
+    """Restore every image with every method, measure, and write `out_dir/records.jsonl`.
 
     Args:
-        images: Samples, names unique; a plain (name, lq, hq or None) will do.
-        methods: Name -> function Sample -> restored, which has the size of hq (of lq without hq).
+        images: Samples with unique names; a plain tuple (name, lq, hq or None) also works.
+        methods: Name -> function from a Sample to its restored image, sized like hq (or lq if
+            there is no hq).
         metrics: Names in METRICS.
-        out_dir: Gets records.jsonl, and images/<method>/<image>.png where pictures are saved.
+        out_dir: Receives records.jsonl, and images/<method>/<image>.png if pictures are saved.
         run: Name of the run, for comparing runs.
-        settings: What all numbers depend on (protocol, seed); JSON values.
-        method_settings: Method -> what its numbers depend on besides (checkpoint, options).
-        border: Pixels cut from each side before measuring.
+        settings: What all values depend on (protocol, seed), as JSON values.
+        method_settings: Method -> what else its values depend on (checkpoint, options).
+        border: Pixels cropped from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
-        resume: Reuse values that records.jsonl holds for the same run, settings and inputs.
+        resume: Reuse values in records.jsonl from the same run, settings and inputs.
         device: Where learned metrics run.
 
     Returns:
-        The records, in the order of images, methods, metrics.
+        The records, ordered by image, method and metric.
 
     Raises:
-        ValueError: A metric is unknown, two images share a name, or one is no relative path.
+        ValueError: A metric is unknown, two images share a name, or a name is not a relative path.
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
@@ -106,13 +106,13 @@ def run_benchmark(
 def _named(
     images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
 ) -> Iterator[Sample | BrokenSample]:
-    """Yield samples whose names are unique and lie within a folder."""
+    """Yield the samples; check that names are unique and stay within the output folder."""
     seen: set[str] = set()
     for image in images:
         sample = image if isinstance(image, Sample | BrokenSample) else Sample(*image)
         name = sample.name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"image {name!r}: its picture would lie outside the output folder")
+            raise ValueError(f"image {name!r}: its picture would be outside the output folder")
         if name in seen:
             raise ValueError(f"two images are named {name!r}; names must differ")
         seen.add(name)
@@ -134,7 +134,7 @@ class _RowMaker:
 
 
 class _Judge:
-    """The metrics, each built once, when first asked for; a metric that fails stays failed."""
+    """The metrics, each built once on first use; one that cannot be built is not tried again."""
 
     def __init__(self, metrics: list[Metric], *, border: int, device: torch.device) -> None:
         self.metrics = metrics
@@ -161,7 +161,7 @@ class _Judge:
             return None, "metric_failed", score
         try:
             value = score(restored, reference)
-        except Exception as error:  # third-party code; the row says what happened
+        except Exception as error:  # third-party code; the row records the error
             return None, "metric_failed", f"{type(error).__name__}: {error}"
         if not math.isfinite(value):
             return None, "not_finite", f"{metric.name} returned {value}"
@@ -171,7 +171,7 @@ class _Judge:
         if metric.name not in self._scores:
             try:
                 self._scores[metric.name] = metric.build(self.device)
-            except Exception as error:  # third-party code; the rows say what happened
+            except Exception as error:  # third-party code; the rows record the error
                 log.warning("metric %s cannot be built: %s", metric.name, error)
                 reason = f"{metric.name} cannot be built: {type(error).__name__}: {error}"
                 self._scores[metric.name] = reason
@@ -193,7 +193,7 @@ def _measure_image(
     keep: bool,
 ) -> list[Record]:
     if isinstance(sample, BrokenSample):
-        log.warning("%s left out: %s", sample.name, sample.reason)
+        log.warning("skipping %s: %s", sample.name, sample.reason)
         return [
             row(sample.name, method, metric.name, None, "load_failed", sample.reason)
             for method in methods
@@ -211,10 +211,10 @@ def _measure_image(
         if done and (not keep or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
             continue
-        ours = any(value is not None for value in values.values())  # else of other settings
+        ours = any(value is not None for value in values.values())  # the saved picture still holds
         restored = _restore(restore, sample, kept=target if ours else None)
         if isinstance(restored, str) or not (keep or ours):
-            target.unlink(missing_ok=True)  # one of other settings
+            target.unlink(missing_ok=True)  # made with other settings
         if isinstance(restored, str):
             log.warning("%s failed on %s: %s", method, name, restored)
             records += [
@@ -232,9 +232,9 @@ def _measure_image(
 
 
 def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
-    """Return the restored 8-bit image, or why there is none; a kept picture saves the work."""
+    """Return the restored 8-bit image, or the reason for failure; reuse a kept picture."""
     if kept is not None and kept.is_file():
-        with contextlib.suppress(ValueError):  # damaged: made again
+        with contextlib.suppress(ValueError):  # damaged: restore again
             return to_unit(read_image(kept)).unsqueeze(0)
     try:
         with torch.no_grad():
@@ -276,7 +276,7 @@ def _measure_sets(
                 f"{metric.name} compares sets of {MIN_SET_SIZE} images or more, got {len(made)}"
             )
         else:
-            with tempfile.TemporaryDirectory() as folder:  # not what else lies among the pictures
+            with tempfile.TemporaryDirectory() as folder:  # exclude other files in the folder
                 for index, name in enumerate(made):
                     for kind in (method, REFERENCE_FOLDER):
                         link = Path(folder) / kind / f"{index}.png"
@@ -285,7 +285,7 @@ def _measure_sets(
                 restored, reference = Path(folder) / method, Path(folder) / REFERENCE_FOLDER
                 try:
                     value = metric.build(judge.device)(restored, reference)
-                except Exception as error:  # third-party code; the row says what happened
+                except Exception as error:  # third-party code; the row records the error
                     status, reason = "metric_failed", f"{type(error).__name__}: {error}"
         if value is not None and not math.isfinite(value):
             reason = f"{metric.name} returned {value}"
@@ -295,7 +295,7 @@ def _measure_sets(
 
 
 def picture_path(folder: Path, method: str, name: str) -> Path:
-    """Return where the picture of one method and image is kept."""
+    """Return the path of one method's picture of one image."""
     return folder / method / f"{name}.png"
 
 

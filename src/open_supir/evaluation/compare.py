@@ -1,4 +1,4 @@
-"""Runs side by side: metric means with differences from the first run, and seeds averaged."""
+"""Compare runs: metric means with differences from the first run, and averages over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.records import Record
 from open_supir.reports.document import Table
 
-MIN_PAIRS = 5  # fewer images give no interval worth printing
+MIN_PAIRS = 5  # an interval over fewer images is not worth printing
 RESAMPLES = 10_000
 
 
@@ -29,7 +29,7 @@ Value = tuple[str, str, float, float | None, int]
 
 @dataclass(frozen=True)
 class Comparison(Table):
-    """A table with one line a run, and the numbers behind it.
+    """A table with one row per run, and the numbers behind it.
 
     Attributes:
         values: (row, metric, mean, difference from the first run or None, images compared).
@@ -39,7 +39,7 @@ class Comparison(Table):
 
 
 def compare_methods(records: Sequence[Record]) -> Comparison:
-    """Lay the methods of one run side by side, with paired differences from the first."""
+    """Compare the methods of one run, with paired differences from the first."""
     methods = dict.fromkeys(record["method"] for record in records)
     groups = {m: [{**r, "method": ""} for r in records if r["method"] == m] for m in methods}
     return compare_runs(groups, method="", noun="methods")  # type: ignore[arg-type]
@@ -48,16 +48,16 @@ def compare_methods(records: Sequence[Record]) -> Comparison:
 def compare_runs(
     runs: Mapping[str, Sequence[Record]], *, method: str = "restored", noun: str = "runs"
 ) -> Comparison:
-    """Lay the metrics of one method side by side, with differences from the first run.
+    """Compare one method's metrics across runs, with differences from the first run.
 
-    Differences are means over the images that both runs measured; from MIN_PAIRS images on, a
-    95 % bootstrap interval over images and the p of a paired test stand beside them. They say how
-    far the result depends on which images were taken, not on the training seed.
+    Differences are means over the images that both runs measured. From MIN_PAIRS images on, they
+    come with a 95 % bootstrap interval over images and the p value of a paired test, which show how
+    much the result depends on the choice of images, not on the training seed.
 
     Args:
-        runs: Label -> records; runs without records of `method` are left out.
+        runs: Label -> records; runs without records of `method` are omitted.
         method: Which results to compare.
-        noun: What the remarks call a row.
+        noun: What the remarks call the rows.
 
     Raises:
         ValueError: No run has records of `method`.
@@ -101,13 +101,13 @@ def compare_runs(
     if len({frozenset(r["image"] for r in records) for records in chosen.values()}) > 1:
         remarks.append("The runs were measured on different images; compare differences only.")
     if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
-        remarks.append("The runs were measured by different protocols: values do not compare.")
+        remarks.append("The runs use different protocols: their values are not comparable.")
     header = [noun.removesuffix("s"), *map(metric_title, means.metrics)]
     return Comparison(header, rows, remarks, values)
 
 
 def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
-    """Lay named numbers (final losses) side by side, with relative changes from the first run."""
+    """Compare named numbers (final losses), with relative changes from the first run."""
     names = list(dict.fromkeys(name for row in values.values() for name in row))
     first = next(iter(values.values()), {})
     rows, numbers = [], []
@@ -128,10 +128,10 @@ def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
 
 
 def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> Comparison:
-    """Average runs that differ in their seed only: mean and standard deviation over seeds.
+    """Average runs that differ only in their seed: mean and standard deviation over seeds.
 
     Args:
-        values: Of a Comparison.
+        values: `values` of a Comparison.
         groups: Run label -> label without the seed.
     """
     collected: dict[tuple[str, str], list[float]] = {}
@@ -164,10 +164,10 @@ def bootstrap_interval(
     """Return the percentile bootstrap interval of the mean of paired differences.
 
     Args:
-        differences: One number an image.
+        differences: One number per image.
         level: Coverage, in (0, 1).
-        resamples: How many times images are drawn with replacement.
-        seed: Of the draws; the same seed gives the same interval.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
     """
     sample = np.asarray(differences, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
@@ -176,13 +176,13 @@ def bootstrap_interval(
 
 
 def paired_test(differences: Sequence[float]) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test that differences centre on zero.
+    """Return the two-sided p value of Wilcoxon's signed-rank test for differences around zero.
 
-    Differences of exactly zero are split between both signs (Pratt's ranks would keep them too);
-    if all are zero, p is 1.
+    The ranks of exact zeros are split between both signs (zero_method="zsplit"); if all
+    differences are zero, p is 1.
 
     Args:
-        differences: One number an image, independent of each other.
+        differences: One number per image; images must be independent.
     """
     sample = np.asarray(differences, dtype=np.float64)
     if not sample.any():
@@ -191,12 +191,12 @@ def paired_test(differences: Sequence[float]) -> float:
 
 
 def show_p(p: float) -> str:
-    """Write a p value: three decimals, and no smaller than they show."""
+    """Format a p value with three decimals, or as p<0.001."""
     return "p<0.001" if p < 0.001 else f"p={p:.3f}"
 
 
 def show_number(value: float) -> str:
-    """Write a number with four significant digits, whole numbers whole."""
+    """Format a number with four significant digits, integers without decimals."""
     if value == int(value) and abs(value) < 1e9:
         return str(int(value))
     return f"{value:.4g}" if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""One evaluation, from a protocol and methods to the report in a folder."""
+"""One evaluation, from a protocol and methods to the report folder."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDegradation:
-    """Degrades one image by the pipeline that training uses.
+    """Degrades one image with the training pipeline.
 
     Attributes:
         pipeline: Draws and applies the degradation.
         ranges: Its configuration, as plain values.
-        digest: SHA-256 that stands for `ranges` in records.
+        digest: SHA-256 of `ranges`, for the records.
     """
 
     pipeline: DegradationPipeline
@@ -42,7 +42,7 @@ class TrainingDegradation:
     digest: str
 
     def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return the degraded (1, 3, H, W) in [0, 1], and how it was made."""
+        """Return the degraded image, (1, 3, H, W) in [0, 1], and its parameters."""
         signed = to_signed(image)
         params = self.pipeline.draw(torch.tensor([seed]), size=(image.shape[-2], image.shape[-1]))
         how = {"summary": params.summaries()[0], **params.rows()[0]}
@@ -50,17 +50,17 @@ class TrainingDegradation:
 
 
 def prepare_metrics(protocol: Protocol, *, require: Sequence[str], download: bool) -> None:
-    """Check that the required metrics have their weights; download missing ones if asked to.
+    """Check that required metrics have their weights; download missing ones if `download`.
 
     Raises:
-        ValueError: A required metric is not measured.
-        FileNotFoundError: A required metric lacks weights.
+        ValueError: The protocol does not measure a required metric.
+        FileNotFoundError: Weights of a required metric are missing.
     """
     unasked = set(require) - set(protocol.metrics)
     if unasked:
         raise ValueError(
-            f"metrics.require={sorted(unasked)} is not measured; measured by protocol "
-            f"{protocol.name}: {', '.join(protocol.metrics)}; choose others by metrics.names=[...]"
+            f"metrics.require={sorted(unasked)} is not measured; protocol "
+            f"{protocol.name} has: {', '.join(protocol.metrics)}; select with metrics.names=[...]"
         )
     if download:
         missing = check_weights(protocol.metrics)
@@ -82,18 +82,18 @@ def evaluate_methods(
     resume: bool,
     device: torch.device,
 ) -> str:
-    """Measure methods on a protocol's images and write the report; returns its Markdown table.
+    """Measure methods on a protocol's images, write the report and return its Markdown table.
 
     Args:
         protocol: How inputs are made, and what is measured.
-        methods: Rows of the table besides "lq", and what the numbers of each depend on.
-        data_root: Folder of the protocol's folders.
+        methods: Rows of the table besides "lq", and what the values of each depend on.
+        data_root: Folder that holds the protocol's folders.
         output: Where records, tables and page go.
-        run: Names the evaluation.
-        seed: Of the restorations.
-        degrade: Makes LQ images where the protocol does not say how.
+        run: Name of the evaluation.
+        seed: Restoration seed.
+        degrade: Makes LQ images if the protocol has neither a degradation nor LQ images.
         save_images: Keep the restored images.
-        resume: Reuse records of the same inputs and settings.
+        resume: Reuse records with the same inputs and settings.
         device: Where metrics run.
     """
     hq, lq = protocol.folders(data_root)
@@ -126,13 +126,13 @@ def evaluate_methods(
 
 
 def rebuild(folder: Path, output: str | None) -> str:
-    """Write tables and page again from the records in a folder.
+    """Rewrite tables and page from the records in a folder.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: The folder has no records.
     """
     if not (folder / "records.jsonl").is_file():
-        raise FileNotFoundError(f"report={folder}: there is no records.jsonl in it")
+        raise FileNotFoundError(f"report={folder}: no records.jsonl in this folder")
     records = read_records(folder / "records.jsonl")
     protocol = records[0]["settings"].get("protocol", "evaluation") if records else "evaluation"
     title = f"{Path(records[0]['run']).name}: {protocol}" if records else ""

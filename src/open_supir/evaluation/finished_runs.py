@@ -1,7 +1,7 @@
-"""Finished training runs as folders: find them, read them, name them, and say what differs.
+"""Finished training runs: find, read and label their run folders, and list what differs.
 
 A run folder holds config.yaml or .hydra/config.yaml, and at least one of metrics.csv (anywhere
-below), summary.json and eval/records.jsonl. Pictures lie in pictures/.
+below), summary.json and eval/records.jsonl. Validation pictures are in pictures/.
 """
 
 import csv
@@ -24,21 +24,21 @@ from open_supir.evaluation.records import Record, read_records
 log = logging.getLogger(__name__)
 
 PRUNED = {"checkpoints", "tensorboard", "pictures", "eval", "wandb", "mlruns", ".git"}
-Curve = list[tuple[int, float]]  # (step, value), by step
+Curve = list[tuple[int, float]]  # (step, value), sorted by step
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What one run left behind.
+    """Everything read from one run folder.
 
     Attributes:
-        path: Its folder.
+        path: The run folder.
         label: Short name in tables, unique within a comparison.
-        config: The configuration, flat: "trainer.max_steps" -> value.
-        overrides: What was given on the command line.
-        summary: The numbers of summary.json; empty where the run wrote none.
+        config: The flattened configuration: "trainer.max_steps" -> value.
+        overrides: Overrides from the command line.
+        summary: Contents of summary.json; empty if there is none.
         curves: Logged scalars by name.
-        pictures: Its validation pictures, by path below pictures/.
+        pictures: Validation pictures, by path below pictures/.
     """
 
     path: Path
@@ -51,12 +51,12 @@ class FinishedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the run wrote its summary, which it does at its end."""
+        """Whether the run wrote its summary, which is the last thing it does."""
         return bool(self.summary)
 
     @cached_property
     def records(self) -> list[Record]:
-        """The evaluation records, empty where the run was not evaluated."""
+        """The evaluation records; empty if the run was not evaluated."""
         path = self.path / "eval" / "records.jsonl"
         return read_records(path) if path.is_file() else []
 
@@ -65,10 +65,10 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     """Find the run folders at or below places.
 
     Args:
-        places: Run folders, folders that hold runs at any depth, or patterns with * for either.
+        places: Run folders, folders that hold runs at any depth, or glob patterns for either.
 
     Returns:
-        Run folders, each once, in the order of `places` and by name within each.
+        Run folders without duplicates, in the order of `places`, sorted by name within each.
 
     Raises:
         FileNotFoundError: A place does not exist, or a pattern matches nothing.
@@ -76,7 +76,7 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places:
         matches = [Path(p) for p in sorted(glob.glob(str(place)))]
-        if not matches and Path(place).is_dir():  # a real name that holds [ or ?
+        if not matches and Path(place).is_dir():  # a literal name that contains [ or ?
             matches = [Path(place)]
         if not matches:
             raise FileNotFoundError(f"no such run or folder: {place}")
@@ -88,7 +88,7 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 def newest_sweep(root: Path) -> list[Path]:
     """Return the newest multirun folders `root/<experiment>/multirun/<date_time>` with runs.
 
-    They are several where the sweep was over experiments: of one date and time.
+    A sweep over experiments leaves several, all with the same date and time.
     """
     sweeps = [path for path in sorted(root.glob("*/multirun/*/")) if _runs_below(path)]
     newest = max((path.name for path in sweeps), default="")
@@ -99,7 +99,7 @@ def read_run(path: Path) -> FinishedRun:
     """Read one run folder.
 
     Raises:
-        ValueError: A file of the run is damaged; the message names it.
+        ValueError: A file in the folder is damaged; the message names it.
     """
     config_file = _config_file(path)
     config = {} if config_file is None else _read_yaml(config_file)
@@ -112,7 +112,7 @@ def read_run(path: Path) -> FinishedRun:
         raise ValueError(f"{summary_file}: not JSON ({error})") from None
     curves: dict[str, dict[int, float]] = {}
     for log_file in sorted(path.rglob("metrics*.csv"), key=lambda p: (p.stat().st_mtime, str(p))):
-        later = _read_curves(log_file)  # a resumed run logs to a new file, and takes steps again
+        later = _read_curves(log_file)  # a resumed run logs to a new file and repeats some steps
         start = min((min(points) for points in later.values()), default=math.inf)
         for name in {**curves, **later}:
             kept = {step: y for step, y in curves.get(name, {}).items() if step < start}
@@ -135,7 +135,7 @@ def read_run(path: Path) -> FinishedRun:
 
 
 def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Name each run by the overrides that not all share, else by its folder; unique."""
+    """Label each run by the overrides that not all runs share, else by its folder; unique."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
     labels: list[str] = []
     for run in runs:
@@ -156,11 +156,11 @@ def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
 def config_differences(
     runs: Sequence[FinishedRun], *, ignore: Sequence[str] = ()
 ) -> dict[str, list[str]]:
-    """Return the settings that are not the same everywhere: key -> one text a run.
+    """Return the settings that differ between runs: key -> one text per run.
 
     Args:
         runs: At least one.
-        ignore: Keys, and beginnings of keys up to a dot, that say nothing (paths, loggers).
+        ignore: Irrelevant keys (paths, loggers); "a.b" also ignores everything below it.
     """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     differences = {}
@@ -174,11 +174,11 @@ def config_differences(
 
 
 def final_values(run: FinishedRun) -> dict[str, float]:
-    """Return what a run ended with: training losses (mean of the last tenth), val/*, summary."""
+    """Return final values: training losses (mean of the last tenth), last val/*, the summary."""
     values: dict[str, float] = {}
     for name, curve in run.curves.items():
         if is_loss(name):
-            tail = curve[-max(1, len(curve) // 10) :]  # a single step's loss is noise
+            tail = curve[-max(1, len(curve) // 10) :]  # a single step's loss is too noisy
             values[name] = sum(value for _, value in tail) / len(tail)
         elif name.startswith("val/"):
             values[name] = curve[-1][1]
@@ -190,12 +190,12 @@ def final_values(run: FinishedRun) -> dict[str, float]:
 
 
 def is_loss(name: str) -> bool:
-    """Whether a scalar is a training loss; `guard/loss_spikes`, a count, is none."""
+    """Whether a scalar is a training loss; `guard/loss_spikes` is a count and is not."""
     return name.startswith("train/") and "loss" in name
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one with dotted keys; lists stay values."""
+    """Flatten nested mappings to one with dotted keys; lists are kept as values."""
     if not isinstance(tree, dict) or (not tree and prefix):
         return {prefix: tree} if prefix else {}
     flat: dict[str, Any] = {}
@@ -222,7 +222,7 @@ def _runs_below(place: Path) -> list[Path]:
     for folder, children, _ in os.walk(place):
         if _is_run(Path(folder)):
             found.append(Path(folder))
-            children.clear()  # what lies inside a run belongs to it
+            children.clear()  # everything inside a run folder belongs to that run
         children[:] = sorted(set(children) - PRUNED)
     return found
 
@@ -235,7 +235,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _read_curves(path: Path) -> dict[str, dict[int, float]]:
-    """Read a Lightning CSVLogger file; rows hold some columns each, cells may be empty."""
+    """Read a Lightning CSVLogger file; each row fills only some columns."""
     curves: dict[str, dict[int, float]] = {}
     with path.open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
@@ -248,7 +248,7 @@ def _read_curves(path: Path) -> dict[str, dict[int, float]]:
                 try:
                     value = float(text)
                 except (TypeError, ValueError):
-                    continue  # a text column, or a line cut off by a kill
+                    continue  # a text column, or a line truncated when the run was killed
                 if math.isfinite(value):
                     curves.setdefault(name, {})[int(float(step))] = value
     return curves

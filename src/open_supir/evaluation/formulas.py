@@ -1,6 +1,6 @@
-"""Scores that are formulas: PSNR, SSIM, luma and the Laplacian sharpness statistic.
+"""Metrics without weights: PSNR, SSIM, luma and the Laplacian sharpness statistic.
 
-Shapes: B batch, H W image size. Images are float in [0, 1], RGB. Nothing here needs weights.
+Shapes: B batch, H W image size. Images are RGB float in [0, 1].
 """
 
 import math
@@ -21,8 +21,8 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 def studio_luma(image: Tensor) -> Tensor:
     """Return the Y of studio-swing YCbCr (ITU-R BT.601): black is 16/255, white is 235/255.
 
-    This is the Y of the super-resolution literature (MATLAB's rgb2ycbcr). Full-range luma reads
-    1.32 dB lower in PSNR on the same images.
+    This is the Y of the super-resolution literature (MATLAB's rgb2ycbcr). With full-range luma,
+    PSNR of the same images is 1.32 dB lower.
 
     Args:
         image: (B, 3, H, W).
@@ -38,10 +38,10 @@ def psnr(restored: Tensor, reference: Tensor) -> Tensor:
         reference: Same shape.
 
     Returns:
-        (B,) dB. One value an image: pooling the error over a batch gives another number.
+        (B,) dB, one value per image: pooling the error over the batch would change the mean.
     """
     pairs = zip(restored, reference, strict=True)
-    # its sums are exact to 1e-7; those of dot products and norms to 5e-4 dB at a million pixels
+    # mse_loss sums to 1e-7; dot products and norms are off by 5e-4 dB at a million pixels
     error = torch.stack([F.mse_loss(x, y) for x, y in pairs]).double()
     return -10 * torch.log10(error + PSNR_EPS)
 
@@ -49,9 +49,9 @@ def psnr(restored: Tensor, reference: Tensor) -> Tensor:
 def ssim(restored: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each image (Wang et al. 2004), float32 throughout.
 
-    11x11 Gaussian window of sigma 1.5, only windows that lie inside the image, mean over channels,
-    negative contrast-structure terms set to 0: the convention of pyiqa. torchmetrics pads by
-    reflection instead, which reads a little lower.
+    As in pyiqa: 11x11 Gaussian window with sigma 1.5, only windows fully inside the image, mean
+    over channels, negative contrast-structure terms clamped to 0. torchmetrics uses reflection
+    padding instead, which gives slightly lower values.
 
     Args:
         restored: (B, C, H, W), at least 11 pixels on each side.
@@ -66,7 +66,7 @@ def ssim(restored: Tensor, reference: Tensor) -> Tensor:
 
 
 def _ssim_plane(x: Tensor, y: Tensor) -> Tensor:
-    """Return the SSIM of two (H, W) planes; plane by plane the work stays in the CPU's cache."""
+    """Return the SSIM of two (H, W) planes; working plane by plane stays in the CPU's cache."""
     mean_x, mean_y = _gaussian_valid(x), _gaussian_valid(y)
     product, squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     variances = _gaussian_valid(x * x + y * y) - squares
@@ -78,8 +78,8 @@ def _ssim_plane(x: Tensor, y: Tensor) -> Tensor:
 def laplacian_variance(image: Tensor) -> Tensor:
     """Return the variance of the 3x3 Laplacian of luma, in squared 8-bit units.
 
-    A statistic of how much fine contrast there is, not of quality: noise raises it just as detail
-    does. Full-range luma times 255, kernel [[0, 1, 0], [1, -4, 1], [0, 1, 0]], inside the image.
+    It measures fine contrast, not quality: noise raises it just as detail does. Computed on
+    full-range luma times 255 with the kernel [[0, 1, 0], [1, -4, 1], [0, 1, 0]], no padding.
 
     Args:
         image: (B, 3, H, W), at least 3 pixels on each side.
@@ -97,12 +97,12 @@ def _weigh(image: Tensor, weights: tuple[float, float, float]) -> Tensor:
 
 
 def _gaussian_valid(plane: Tensor) -> Tensor:
-    """Blur (H, W) by the SSIM window, columns then rows, without padding."""
+    """Blur (H, W) with the SSIM window, columns then rows, without padding."""
     return _slide(_slide(plane, 0), 1)
 
 
 def _slide(plane: Tensor, dim: int) -> Tensor:
-    """Sum shifted copies: on CPUs many times faster than a convolution with so few channels."""
+    """Convolve by summing shifted copies: on CPUs much faster than conv2d on so few channels."""
     size = plane.shape[dim] - SSIM_WINDOW + 1
     out = torch.zeros_like(plane.narrow(dim, 0, size))
     for offset, weight in enumerate(SSIM_WEIGHTS):

@@ -1,4 +1,4 @@
-"""What an output folder keeps of a benchmark, so that an interrupted or repeated one goes on."""
+"""Saved progress of a benchmark, from which an interrupted or repeated one resumes."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ Values = Mapping[tuple[str, str, str], float | None]  # (image, method, metric) 
 
 
 class Journal:
-    """records.jsonl and inputs.jsonl of a folder: earlier values, and where new ones are kept."""
+    """records.jsonl and inputs.jsonl of a folder: reads earlier values and saves new ones."""
 
     def __init__(
         self, folder: Path, *, run: str, settings: Mapping[str, Mapping[str, Any]], resume: bool
     ) -> None:
-        """Read the values measured by the same run with the same settings; drop all others.
+        """Read the values of the same run with the same settings; discard all others.
 
         Args:
-            folder: Of the files.
+            folder: Folder of the files.
             run: Name of the run.
-            settings: Method -> what its numbers depend on.
-            resume: Use earlier values; otherwise all are dropped.
+            settings: Method -> what its values depend on.
+            resume: Use earlier values; otherwise discard all of them.
         """
         self._folder, self._path = folder, folder / "records.jsonl"
         self._old: list[Record] = []
@@ -38,23 +38,23 @@ class Journal:
                     and record["run"] == run
                     and record["settings"] == settings.get(record["method"])
                 ]
-            write_records(self._old, self._path)  # no other values beside pictures of this run
+            write_records(self._old, self._path)  # no stale values beside this run's pictures
         self._inputs = read_inputs(folder) if self._old else {}
         self._values = {(r["image"], r["method"], r["metric"]): r["value"] for r in self._old}
         self._saved = time.monotonic()
 
     def values_of_image(self, facts: Input | None) -> Values:
-        """Return earlier values if they hold for this image: none where its input has changed."""
+        """Return the earlier values if the image's input is unchanged, else none."""
         same = facts is not None and self._inputs.get(facts["image"]) == facts
         return self._values if same else {}
 
     def values_of_set(self, method: str, measured: set[str], inputs: Mapping[str, Input]) -> Values:
-        """Return earlier values if they hold for the set: none where it has a new picture.
+        """Return the earlier values if the set has no new or changed picture, else none.
 
         Args:
-            method: Whose pictures make the set.
-            measured: Images that have a value of this method now.
-            inputs: Of all images.
+            method: Method whose pictures make the set.
+            measured: Images that now have a value for this method.
+            inputs: Inputs of all images.
         """
         before = {image for image, name, _ in self._values if name == method}
         same = self._inputs == inputs and measured <= before
@@ -66,9 +66,9 @@ class Journal:
         write_records(records, self._path)
 
     def save_sometimes(self, records: Sequence[Record], inputs: Mapping[str, Input]) -> None:
-        """Write what is done so far, at most every SAVE_SECONDS; earlier values still to come stay.
+        """Save progress, at most every SAVE_SECONDS.
 
-        An interruption then loses neither.
+        Earlier values of images not reached yet are kept, so that an interruption loses nothing.
         """
         if time.monotonic() - self._saved <= SAVE_SECONDS:
             return

@@ -1,4 +1,4 @@
-"""Means of records by method (or run) and metric, and how a cell of a table shows them."""
+"""Means of records by method (or run) and metric, and their formatting in table cells."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ class Cell:
     """The mean of one metric over the images of one method.
 
     Attributes:
-        mean: Over the images with a value; None without any.
+        mean: Mean over the images with a value; None if there are none.
         images: Names of the images with a value.
-        total: Images in the benchmark.
-        reasons: Why values are absent, most frequent first.
+        total: Number of images in the benchmark.
+        reasons: Why values are missing, most frequent first.
     """
 
     mean: float | None
@@ -29,27 +29,27 @@ class Cell:
 
     @property
     def counted(self) -> int:
-        """Return how many images the mean counts."""
+        """Return the number of images in the mean."""
         return len(self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Means:
-    """Rows by metrics: rows in the order of the records, metrics in that of METRICS."""
+    """A table of cells: rows in the order of the records, metrics in the order of METRICS."""
 
     rows: tuple[str, ...]
     metrics: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
 
     def best(self, metric: str) -> set[str]:
-        """Return the rows with the best shown mean of a metric; none where no way is better.
+        """Return the rows with the best mean, as displayed; none for metrics without a direction.
 
-        Only means over the same images compete: those over the most images.
+        Only rows with the most images are ranked, and only if they share the same images.
         """
         return self.ranked(metric)[0]
 
     def ranked(self, metric: str) -> tuple[set[str], set[str]]:
-        """Return the rows with the best and with the second best shown mean of a metric."""
+        """Return the rows with the best and the second best mean of a metric, as displayed."""
         none: tuple[set[str], set[str]] = (set(), set())
         direction = METRICS[metric].direction if metric in METRICS else "none"
         cells = {row: self.cells[row, metric] for row in self.rows if (row, metric) in self.cells}
@@ -75,7 +75,7 @@ def average_records(records: Iterable[Record], *, by: str = "method") -> Means:
 
     Args:
         records: Any records; values are averaged over images.
-        by: "method" or "run": what makes a row.
+        by: "method" or "run", the key of a row.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     images: dict[str, set[str]] = {}
@@ -104,34 +104,34 @@ def average_records(records: Iterable[Record], *, by: str = "method") -> Means:
 
 
 def metric_title(metric: str) -> str:
-    """Return the column title: name and arrow of the better direction."""
+    """Return the column title: the metric's title and the arrow of its better direction."""
     known = METRICS.get(metric)
     return metric if known is None else f"{known.title} {known.arrow}".strip()
 
 
 def format_value(value: float, metric: str, *, signed: bool = False) -> str:
-    """Write a value with the digits of its metric."""
+    """Format a value with the decimals of its metric."""
     decimals = METRICS[metric].decimals if metric in METRICS else 4
     return f"{value:{'+' if signed else ''}.{decimals}f}"
 
 
 class Footnotes:
-    """Remarks below a table, numbered in the order of their first use."""
+    """Notes below a table, numbered in order of first use."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
-        """Return the mark that refers to `text` within the table."""
+        """Return the mark that refers to `text` in the table."""
         return f"[{self._numbers.setdefault(text, len(self._numbers) + 1)}]"
 
     def lines(self) -> list[str]:
-        """Return the remarks with their marks."""
+        """Return the notes with their marks."""
         return [f"[{number}] {text}" for text, number in self._numbers.items()]
 
 
 def format_cell(cell: Cell | None, metric: str, notes: Footnotes) -> str:
-    """Write one cell: the mean, with the count where images are absent, or n/a with a footnote."""
+    """Format one cell: the mean, with a count if images are missing, or n/a with a footnote."""
     if cell is None:
         return NOT_AVAILABLE
     if cell.mean is None:
@@ -144,5 +144,5 @@ def format_cell(cell: Cell | None, metric: str, notes: Footnotes) -> str:
 
 
 def _place(metric: str) -> int:
-    """Return the place of a column; unknown metrics of old records come last."""
+    """Return a column's position; unknown metrics in old records come last."""
     return list(METRICS).index(metric) if metric in METRICS else len(METRICS)

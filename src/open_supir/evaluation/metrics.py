@@ -1,11 +1,11 @@
-"""The metrics by name: which way is better, what they need, and how to build them.
+"""The metrics by name: which direction is better, what they need, and how to build them.
 
-Scores are taken from 8-bit images. Metrics of one name differ between libraries and variants by
-more than methods differ, so each row states its library and exact id. pyiqa (PolyForm
-Noncommercial) and torchmetrics (Apache-2.0) are imported when a metric that needs them is built.
+Metrics are computed on 8-bit images. One metric can differ more between libraries and variants
+than between methods, so each entry states its library and exact id. pyiqa (PolyForm Noncommercial)
+and torchmetrics (Apache-2.0) are imported only when a metric that needs them is built.
 
-A `Score` is a function of the restored image (1, 3, H, W) in [0, 1] and of the reference, same
-shape or None. A `SetScore`, for metrics of whole sets, takes the two folders of PNG files.
+A `Score` maps the restored image (1, 3, H, W) in [0, 1] and the reference, same shape or None, to
+a value. A `SetScore`, for metrics of whole sets, takes two folders of PNG files.
 """
 
 import contextlib
@@ -38,20 +38,20 @@ CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a table must know of a metric.
+    """One metric and how tables show it.
 
     Attributes:
-        name: The name in configs and records.
+        name: Name in configs and records.
         title: Column title.
-        direction: Which way is better; "none" for statistics that are not scores.
-        range: Values that occur, in words.
-        library: Who computes it, with the installed version and the licence of that code.
-        metric_id: Exact id or settings there.
+        direction: Which direction is better; "none" for statistics that are not scores.
+        range: Range of values, in words.
+        library: Library that computes it, with its installed version and licence.
+        metric_id: Exact id or settings in that library.
         color: What is measured: RGB, or which Y.
-        needs_reference: Compares with the HQ image.
-        decimals: Digits shown in tables.
+        needs_reference: Whether it compares with the HQ image.
+        decimals: Decimals shown in tables.
         build: Makes the score function on a device; loads each model once.
-        weights: Files that must be there first.
+        weights: Weight files it needs.
         min_side: Smallest image side that can be measured.
         per_set: One value for a whole set of images; `build` then makes a SetScore.
     """
@@ -72,12 +72,12 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """Return the mark of the better direction for table headers, empty where there is none."""
+        """Return the arrow of the better direction for table headers, or an empty string."""
         return {"higher": "↑", "lower": "↓", "none": ""}[self.direction]
 
 
 def _formula(function: Callable[..., Tensor], *, luma: bool = False, rounded: bool = False):
-    """Wrap a formula of formulas.py; `rounded` rounds to 8 bits first, as pyiqa's SSIM does."""
+    """Wrap a function of formulas.py; `rounded` rounds to 8 bits first, as pyiqa's SSIM does."""
 
     def prepare(image: Tensor) -> Tensor:
         image = formulas.studio_luma(image) if luma else image
@@ -139,7 +139,7 @@ def _pyiqa_set(metric_id: str, **options: Any):
 
 
 def create_pyiqa(metric_id: str, device: torch.device, **options: Any):
-    """Build a metric of pyiqa by its id, without a look at the network."""
+    """Build a pyiqa metric by its id, without network access."""
     with offline(), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         import pyiqa
 
@@ -149,7 +149,7 @@ def create_pyiqa(metric_id: str, device: torch.device, **options: Any):
 
 @contextlib.contextmanager
 def _timm_without_download() -> Iterator[None]:
-    """Build timm trunks empty: the metric's own file, loaded strictly, holds their weights too."""
+    """Build timm trunks without weights: the metric's own file, loaded strictly, has them all."""
     import timm
 
     create = timm.create_model
@@ -308,7 +308,7 @@ METRICS: dict[str, Metric] = {
 
 
 def select_metrics(names: Iterable[str]) -> list[Metric]:
-    """Return the metrics of these names, in order, each once.
+    """Return the metrics with these names, in order, without duplicates.
 
     Raises:
         ValueError: A name is unknown.
@@ -323,15 +323,15 @@ def select_metrics(names: Iterable[str]) -> list[Metric]:
 def check_weights(
     names: Iterable[str], *, require: Iterable[str] = (), hub_dir: Path | None = None
 ) -> dict[str, tuple[Missing, ...]]:
-    """Look for the weight files of these metrics; call it before any model work.
+    """Check for the weight files of metrics; call this before any model work.
 
     Args:
         names: Metric names.
-        require: Those that must not be n/a.
-        hub_dir: Where to look; torch's hub folder where None.
+        require: Metrics that must not be n/a.
+        hub_dir: Where to look; None is torch's hub folder.
 
     Returns:
-        The missing files of each metric that cannot be computed; empty where all can.
+        The missing files of each metric that cannot be computed; empty if all can.
 
     Raises:
         ValueError: A name is unknown.

@@ -1,4 +1,4 @@
-"""The rows of an evaluation's table: what a checkpoint can do, and what others made or can do."""
+"""The rows of an evaluation's table: the outputs of a checkpoint and of other systems."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +13,17 @@ from open_supir.evaluation.samples import Method
 from open_supir.inference import Restorer
 from open_supir.inference.model import Model
 
-# by name, and what the numbers of each depend on
+# methods by name, and what the values of each depend on
 Methods = tuple[dict[str, Method], dict[str, dict[str, Any]]]
 OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored")
 
 
-def model_methods(
-    restorer: Restorer, model: Model, *, captioner: Mapping[str, Any]
-) -> Methods:
-    """Return what a checkpoint can do as methods, and what the numbers of each depend on.
+def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, Any]) -> Methods:
+    """Return the methods of a checkpoint, and what the values of each depend on.
 
     Args:
         restorer: The loaded checkpoint, with the options and the captioner to measure.
-        model: What it was loaded from.
+        model: The model it was loaded from.
         captioner: Configuration of the captioner.
     """
     files = {key: _weights_hash(path) for key, path in model.weights.items() if path}
@@ -44,10 +42,10 @@ def other_methods(
     models: Mapping[str, str] | None,
     device: torch.device,
 ) -> Methods:
-    """Return what others made or can do as methods, and what the numbers of each depend on.
+    """Return the methods of other systems, and what the values of each depend on.
 
     Args:
-        outputs: Folders of pictures by name, or one folder, which is named after itself.
+        outputs: Folders of pictures by name, or one folder, whose name becomes the method's.
         models: Weight files of spandrel models by name.
         device: Where the models run.
 
@@ -58,7 +56,7 @@ def other_methods(
     taken: set[str] = set(OWN_ROWS)
     for name in [*folders, *files]:
         if name in taken:
-            raise ValueError(f"there is a row {name!r} already; name it: outputs={{NAME: FOLDER}}")
+            raise ValueError(f"row {name!r} already exists; rename: outputs={{NAME: FOLDER}}")
         taken.add(name)
     methods = folder_outputs(folders) | spandrel_models(files, device)
     settings = {name: {"outputs": digest_folder(folder)} for name, folder in folders.items()}

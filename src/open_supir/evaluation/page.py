@@ -1,4 +1,4 @@
-"""What only the page of an evaluation shows: pictures, scatter plots, settings, versions."""
+"""The parts of an evaluation report that only the page has: pictures, scatter plots, settings."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ MAX_PICTURES = 100
 
 
 def picture_blocks(records: Sequence[Record], source: Path) -> list[Block]:
-    """Show the pictures of every method and the reference, as far as they were saved."""
+    """Show the saved pictures of every method and of the reference."""
     methods = [*dict.fromkeys(r["method"] for r in records), REFERENCE_FOLDER]
     images = list(dict.fromkeys(r["image"] for r in records if r["image"] != WHOLE_SET))
     inputs = read_inputs(source)
@@ -48,7 +48,7 @@ def picture_blocks(records: Sequence[Record], source: Path) -> list[Block]:
 
 
 def scatter_blocks(records: Sequence[Record], means: Means) -> list[Block]:
-    """Plot each metric of every method over that of the first, one dot an image."""
+    """Plot each metric of every method against the first method, one dot per image."""
     base, *others = means.rows
     values: dict[tuple[str, str], dict[str, float]] = {}  # (metric, method) -> image -> value
     for r in records:
@@ -66,12 +66,12 @@ def scatter_blocks(records: Sequence[Record], means: Means) -> list[Block]:
             plots.append(Plot(draw_scatter(metric_title(metric), base, points), metric))
     if not plots:
         return []
-    text = f"One dot an image: each method over {base}; on the diagonal they are equal."
+    text = f"One dot per image: each method against {base}; on the diagonal they are equal."
     return [Heading("Image by image"), Text(text), Plots(plots)]
 
 
 def settings_blocks(records: Sequence[Record], source: Path) -> list[Block]:
-    """State what the numbers depend on, and what measured them."""
+    """List the settings, versions and metrics behind the values."""
     groups: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         settings = json.dumps(record["settings"], sort_keys=True)

@@ -1,8 +1,8 @@
-"""A blinded preference study: which of two pictures is better, asked of people.
+"""A blinded preference study: people choose the better of two pictures.
 
-`write_study` makes preference.html, one file that needs no network and names no method, and
-key.json, which says what stands where. A rater's votes stay in the browser until they are saved as
-votes_*.json; put into the folder, `read_votes` and `win_rates` turn them into a table.
+`write_study` makes preference.html, a single file that needs no network and names no method, and
+key.json, which maps pictures to methods. A rater's votes stay in the browser until saved as
+votes_*.json; once these are in the study's folder, `win_rates` turns them into a table.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from open_supir.reports.pictures import embed
 from open_supir.reports.tables import csv_table, markdown_table
 
 PAGE, KEY = "preference.html", "key.json"
-PICTURE_BYTES = 1_500_000  # of one picture; where one is larger, all are shown as JPEG
+PICTURE_BYTES = 1_500_000  # if one picture is larger, all are shown as JPEG
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Two pictures of one image, by two methods; `again` is the question that it repeats."""
+    """Two methods' pictures of one image; `again` is the number of the question it repeats."""
 
     image: str
     left: str
@@ -38,7 +38,7 @@ class Question:
 
 
 class Vote(NamedTuple):
-    """What one rater answered to a question: "left", "right" or "tie"."""
+    """One rater's answer to a question: "left", "right" or "tie"."""
 
     rater: str
     question: int
@@ -46,14 +46,15 @@ class Vote(NamedTuple):
 
 
 def run_study(folder: Path, preference: Mapping[str, Any]) -> str:
-    """Make the page where `folder` has none, else report the votes that lie beside it.
+    """Create the study if `folder` has none, else report the votes in it.
 
     Args:
-        folder: Of the study.
-        preference: folders, lq, pairs, repeats and seed, as conf/evaluate.yaml describes them.
+        folder: The study's folder.
+        preference: folders, lq, pairs, repeats and seed, as described in conf/evaluate.yaml.
 
     Raises:
-        ValueError: There are no two folders of pictures, or the study exists and others are named.
+        ValueError: There are fewer than two folders of pictures, or the study already exists and
+            folders are given.
     """
     folders = {str(name): Path(path) for name, path in (preference["folders"] or {}).items()}
     if not (folder / KEY).is_file():
@@ -63,25 +64,25 @@ def run_study(folder: Path, preference: Mapping[str, Any]) -> str:
             repeats=preference["repeats"], seed=preference["seed"],
         )  # fmt: skip
         return (
-            f"{len(questions)} questions: open {folder / PAGE}, save the votes into {folder}, and "
-            f"run the same command with study={folder} alone"
+            f"{len(questions)} questions: open {folder / PAGE}, save the votes in {folder}, then "
+            f"run the same command with only study={folder}"
         )
     if folders:
-        raise ValueError(f"study={folder} exists; leave preference.folders out to read its votes")
+        raise ValueError(f"study={folder} exists; omit preference.folders to read its votes")
     return win_rates(folder)
 
 
 def draw_questions(
     images: Sequence[str], methods: Sequence[str], *, pairs: int, repeats: int, seed: int
 ) -> list[Question]:
-    """Draw the questions: every pair of methods equally often, sides and order at random.
+    """Draw the questions: every pair of methods equally often, in random order and on random sides.
 
     Args:
-        images: Names that all methods have.
+        images: Images that all methods have.
         methods: Two or more.
-        pairs: Questions in all, without repeats; fewer where there are not so many.
+        pairs: Number of questions without repeats; fewer if there are not enough images.
         repeats: Questions asked again at the end, with sides swapped.
-        seed: Of all draws.
+        seed: Seed of all draws.
     """
     rng = np.random.default_rng(seed)
     orders = [
@@ -89,7 +90,7 @@ def draw_questions(
         for pair in itertools.combinations(methods, 2)
     ]
     chosen = list(itertools.chain.from_iterable(zip(*orders, strict=True)))[:pairs]
-    flips = rng.permutation(len(chosen)) % 2  # as many one way as the other
+    flips = rng.permutation(len(chosen)) % 2  # both sides equally often
     asked = [
         Question(image=image, left=b if flip else a, right=a if flip else b)
         for (a, b, image), flip in zip(chosen, flips, strict=True)
@@ -114,11 +115,12 @@ def write_study(
     """Write the page and its key, and return the questions.
 
     Raises:
-        ValueError: Fewer than two folders, no image that all of them have, or nothing to ask.
-        FileNotFoundError: A folder is not there.
+        ValueError: Fewer than two folders, no image common to all, or `pairs` or `repeats` out of
+            range.
+        FileNotFoundError: A folder does not exist.
     """
     if len(folders) < 2:
-        raise ValueError("a study compares two or more: preference.folders={a: DIR, b: DIR}")
+        raise ValueError("a study needs two or more folders: preference.folders={a: DIR, b: DIR}")
     if pairs < 1 or repeats < 0:
         raise ValueError(f"preference needs pairs >= 1 and repeats >= 0, got {pairs} and {repeats}")
     found = {name: _pictures(path) for name, path in folders.items()}
@@ -146,10 +148,10 @@ def write_study(
 
 
 def read_votes(folder: Path) -> tuple[list[Question], list[Vote]]:
-    """Read the key and every votes_*.json; of answers a rater changed, the last counts.
+    """Read the key and every votes_*.json; a rater's last answer to a question counts.
 
     Raises:
-        ValueError: A file is of another study or damaged; names it.
+        ValueError: A file belongs to another study or is damaged; the message names it.
     """
     key = json.loads((folder / KEY).read_text(encoding="utf-8"))
     questions = [Question(**row) for row in key["questions"]]
@@ -160,12 +162,12 @@ def read_votes(folder: Path) -> tuple[list[Question], list[Vote]]:
             study, rater = sheet["study"], str(sheet["rater"])
             answers = {int(number): str(answer) for number, answer in sheet["answers"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: no votes of a study ({error})") from None
+            raise ValueError(f"{path}: not a file of votes ({error})") from None
         if study != key["study"]:
-            raise ValueError(f"{path}: votes of study {study}, this one is {key['study']}")
+            raise ValueError(f"{path}: votes of study {study}, expected {key['study']}")
         for number, answer in answers.items():
             if not 0 <= number < len(questions) or answer not in ("left", "right", "tie"):
-                raise ValueError(f"{path}: question {number} cannot be answered {answer!r}")
+                raise ValueError(f"{path}: question {number} has invalid answer {answer!r}")
             votes[rater, number] = Vote(rater, number, answer)
     return questions, list(votes.values())
 
@@ -173,8 +175,8 @@ def read_votes(folder: Path) -> tuple[list[Question], list[Vote]]:
 def win_rates(folder: Path) -> str:
     """Write results.md and results.csv from the votes, and return the Markdown.
 
-    A win rate is wins / (wins + losses), with the 95 % Wilson interval and the two-sided binomial
-    p against one half. Repeated questions count for the raters' agreement with themselves only.
+    A win rate is wins / (wins + losses), with the 95 % Wilson interval and the p value of a
+    two-sided binomial test against 1/2. Repeated questions only measure raters' self-agreement.
 
     Raises:
         FileNotFoundError: There are no votes yet.
@@ -230,7 +232,7 @@ def _remarks(
     raters = {vote.rater for vote in votes}
     yield (
         f"{len(first)} votes of {len(raters)} raters. low, high: 95 % Wilson interval over votes; "
-        "votes on one image, or of one rater, are not independent, so the truth is wider."
+        "votes on one image or by one rater are not independent, so true intervals are wider."
     )
     decided = [vote for vote in first if vote.answer != "tie"]
     left = sum(vote.answer == "left" for vote in decided)
@@ -246,12 +248,12 @@ def _remarks(
     ]
     if repeated:
         yield (
-            "Asked again with sides swapped, raters agreed with themselves in "
-            f"{sum(repeated)} of {len(repeated)}."
+            "When asked again with sides swapped, raters gave the same answer in "
+            f"{sum(repeated)} of {len(repeated)} questions."
         )
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"preference.folders: there is no folder {folder}")
+        raise FileNotFoundError(f"preference.folders: no folder {folder}")
     return {p.relative_to(folder).with_suffix("").as_posix(): p for p in list_images(folder)}

@@ -1,4 +1,4 @@
-"""Protocols: how a benchmark makes its pairs, crops, resizes, and what it measures.
+"""Protocols: how a benchmark pairs, crops and resizes images, and what it measures.
 
 Images are (1, 3, H, W) float in [0, 1].
 """
@@ -17,7 +17,7 @@ from open_supir.evaluation.metrics import select_metrics
 from open_supir.evaluation.samples import BrokenSample, Sample
 from open_supir.evaluation.synthetic import FixedDegradation
 
-# (hq (1, 3, H, W), seed) -> lq in the same range, and how it was made, as JSON values
+# (hq (1, 3, H, W), seed) -> lq in the same range, and its parameters as JSON values
 Degrade = Callable[[Tensor, int], tuple[Tensor, Mapping[str, Any]]]
 
 
@@ -30,17 +30,17 @@ class Protocol:
         source: The paper or script the conventions follow.
         metrics: Names in METRICS.
         obtain: Where the images come from, and their licence.
-        hq_folder: HQ images, below the data root; None where there is no reference.
-        lq_folder: LQ images, below the data root; None where HQ images are degraded.
+        hq_folder: HQ images, below the data root; None if there is no reference.
+        lq_folder: LQ images, below the data root; None if HQ images are degraded.
         degradation: How HQ images are degraded; None leaves it to the caller of `load_samples`.
         short_side: HQ images are first resized to this shorter side; None keeps their size.
-        crop: Then a centred square of this side is cut; None keeps all.
-        scale: LQ images are enlarged this many times by bicubic before they are restored.
-        border: Pixels cut from each side before measuring.
-        seed: Of the degradation; every image gets its own seed from this and its name.
-        repeats: Each HQ image is degraded this many times, with other seeds.
-        limit: Use at most this many images, the first by name.
-        lq_name: File stem of the LQ partner of an HQ stem, "{stem}" stands for the latter.
+        crop: Side of the centred square that is then cropped; None keeps the whole image.
+        scale: Factor by which LQ images are enlarged (bicubic) before restoration.
+        border: Pixels cropped from each side before measuring.
+        seed: Degradation seed; each image's own seed derives from this and its name.
+        repeats: How often each HQ image is degraded, each time with a different seed.
+        limit: Use at most this many images, in order of name.
+        lq_name: File stem of the LQ partner; "{stem}" stands for the HQ image's stem.
     """
 
     name: str
@@ -65,18 +65,18 @@ class Protocol:
         for field in ("short_side", "crop", "scale", "repeats", "limit"):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{field} must be a whole number from 1 on, got {value}")
+                raise ValueError(f"{field} must be a whole number of at least 1, got {value}")
         if self.border < 0:
             raise ValueError(f"border must be 0 or more, got {self.border}")
         if self.degradation is not None and self.degradation.scale != self.scale:
             raise ValueError(
-                f"the degradation reduces {self.degradation.scale} times, scale is {self.scale}"
+                f"degradation.scale is {self.degradation.scale}, but scale is {self.scale}"
             )
 
     def settings(self) -> dict[str, Any]:
-        """Return what the numbers depend on, as JSON values, for the records."""
+        """Return what the values depend on, as JSON values, for the records."""
         fields = asdict(self)
-        others = ("metrics", "source", "obtain", "limit")  # no value of one image depends on them
+        others = ("metrics", "source", "obtain", "limit")  # no image's values depend on them
         settings = {key: value for key, value in fields.items() if key not in others}
         return {"protocol": settings.pop("name"), **settings}
 
@@ -84,14 +84,14 @@ class Protocol:
         """Return the HQ and LQ folders below `root`.
 
         Raises:
-            FileNotFoundError: One is not there; the message says where to get it.
+            FileNotFoundError: A folder does not exist; the message says where to get the images.
         """
         names = (self.hq_folder, self.lq_folder)
         paths = [None if name is None else root / name for name in names]
         for path in paths:
             if path is not None and not path.exists():
                 hint = f". {self.obtain}" if self.obtain else ""
-                raise FileNotFoundError(f"protocol {self.name}: there is no {path}{hint}")
+                raise FileNotFoundError(f"protocol {self.name}: {path} does not exist{hint}")
         return paths[0], paths[1]
 
 
@@ -102,18 +102,18 @@ def load_samples(
     lq: Path | None = None,
     degrade: Degrade | None = None,
 ) -> Iterator[Sample | BrokenSample]:
-    """Read the images of a benchmark, sorted by name, one after the other.
+    """Yield the images of a benchmark, sorted by name.
 
-    With `hq` alone each image is degraded, by the protocol's own degradation or by `degrade`; with
-    both folders images are paired by name; with `lq` alone there is no reference. Unreadable
-    images, missing partners and images too small to crop come out as BrokenSample.
+    With `hq` alone, each image is degraded by the protocol's degradation or by `degrade`; with both
+    folders, images are paired by name; with `lq` alone, there is no reference. Unreadable images,
+    missing partners and images too small to crop are yielded as BrokenSample.
 
     Args:
         protocol: The conventions.
         hq: Folder (or file) of HQ images.
         lq: Folder (or file) of LQ images.
-        degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq and its parameters, where the protocol has
-            no degradation.
+        degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq and its parameters; used if the protocol
+            has no degradation.
 
     Raises:
         FileNotFoundError: A folder is missing.
@@ -139,7 +139,7 @@ def _by(fixed: FixedDegradation) -> Degrade:
 
 
 def image_seed(seed: int, name: str) -> int:
-    """Return the seed of one image, a function of the benchmark's seed and the image's name."""
+    """Return the seed of one image, derived from the benchmark's seed and the image's name."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
@@ -218,7 +218,7 @@ def _names(paths: list[Path], folder: Path) -> dict[str, Path]:
     """Name images by their path below the folder, without suffix.
 
     Raises:
-        ValueError: Two files differ in their suffix only.
+        ValueError: Two files differ only in suffix.
     """
     root = folder if folder.is_dir() else folder.parent
     names: dict[str, Path] = {}
@@ -237,7 +237,7 @@ def _partner(protocol: Protocol, name: str) -> str:
 
 
 def _frame(protocol: Protocol, image: Tensor) -> Tensor:
-    """Resize the short side and cut the centred square that the protocol asks for."""
+    """Resize the short side and crop the centre, as the protocol says."""
     if protocol.short_side is not None:
         image = resize_short_side(image, protocol.short_side).clamp(0, 1)
     if protocol.crop is None:
@@ -262,7 +262,7 @@ def _read(path: Path) -> Tensor:
 
 
 def _eight_bit(image: Tensor) -> Tensor:
-    """Round to what an image file could hold; a degraded image is a file in real use."""
+    """Round to 8 bits: in practice a degraded image comes from a file."""
     return to_unit(to_uint8(image.detach().cpu()))
 
 

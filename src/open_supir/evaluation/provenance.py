@@ -1,7 +1,7 @@
-"""What stands beside the records of an evaluation: facts of each input, and what measured them.
+"""Provenance of an evaluation's records: facts about each input, and software versions.
 
-`inputs.jsonl` has one row an image, `environment.json` the versions. Neither holds a path of the
-machine, so that a report can be given away.
+`inputs.jsonl` has one row per image, `environment.json` the versions. Neither contains paths of the
+machine, so a report can be shared.
 """
 
 import hashlib
@@ -29,10 +29,10 @@ class Input(TypedDict):
     Fields:
         image: Name in the records.
         file: Name of the file it was read from, without its folder.
-        sha256: Of that file.
-        pixels: SHA-256 of LQ and HQ as 8-bit values, which is what numbers depend on.
+        sha256: SHA-256 of that file.
+        pixels: SHA-256 of LQ and HQ as 8-bit values, on which all values depend.
         lq_size, hq_size: (height, width); hq_size is None without a reference.
-        degradation: How LQ was made; empty where it was given.
+        degradation: How LQ was made; empty if LQ was read from a file.
     """
 
     image: str
@@ -45,7 +45,7 @@ class Input(TypedDict):
 
 
 def describe_input(sample: Sample) -> Input:
-    """Return what the report says about one input."""
+    """Return the row of inputs.jsonl for one sample."""
     source = sample.source
     pixels = hashlib.sha256()
     for image in (sample.lq, sample.hq):
@@ -63,13 +63,13 @@ def describe_input(sample: Sample) -> Input:
 
 
 def write_inputs(inputs: Iterable[Input], folder: Path) -> None:
-    """Write inputs.jsonl, whole or not at all."""
+    """Write inputs.jsonl atomically."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in inputs]
     write_text(folder / INPUTS, "".join(lines))
 
 
 def read_inputs(folder: Path) -> dict[str, Input]:
-    """Return the inputs of an evaluation by image; none where there is no such file."""
+    """Return the inputs of an evaluation by image; empty if there is no file."""
     path = folder / INPUTS
     if not path.is_file():
         return {}
@@ -91,18 +91,18 @@ def describe_environment(device: torch.device, **facts: Any) -> dict[str, Any]:
 
 
 def write_environment(environment: Mapping[str, Any], folder: Path) -> None:
-    """Write environment.json, whole or not at all."""
+    """Write environment.json atomically."""
     write_text(folder / ENVIRONMENT, json.dumps(environment, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """Return what `write_environment` wrote; empty where there is no such file."""
+    """Read environment.json; empty if there is no file."""
     path = folder / ENVIRONMENT
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def weight_hashes(metrics: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of the weight files in use, by their place below torch's hub folder."""
+    """Return the SHA-256 of the weight files in use, by path below torch's hub folder."""
     hub = Path(torch.hub.get_dir())
     files = {file.path for metric in select_metrics(metrics) for file in metric.weights}
     return {name: sha256_of(hub / name) for name in sorted(files) if (hub / name).is_file()}

@@ -1,4 +1,4 @@
-"""Records: one row an image, method and metric, as JSON lines. Tables are views of them."""
+"""Records: one row per image, method and metric, as JSON lines; all tables derive from them."""
 
 import json
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from open_supir.base.files import replacing
 
 Status = Literal[
     "ok",  # value holds the score
-    "missing_weights",  # a file of the metric is not there; image is WHOLE_SET
-    "no_reference",  # the metric compares with an HQ image and there is none
+    "missing_weights",  # a weight file of the metric is missing; image is WHOLE_SET
+    "no_reference",  # the metric needs an HQ image and there is none
     "too_small",  # the image, or the set, is too small for the metric
     "not_finite",  # the metric returned NaN or infinity
-    "metric_failed",  # the metric raised, on this image or when it was built
-    "restore_failed",  # the method raised, or returned another size or non-finite values
+    "metric_failed",  # the metric raised an error, on this image or when it was built
+    "restore_failed",  # the method raised an error, or returned a wrong size or non-finite values
     "load_failed",  # the input could not be read or had no partner
 ]
 
-WHOLE_SET = "*"  # stands in `image` for rows about the whole set
+WHOLE_SET = "*"  # `image` of rows about the whole set
 
 
 class Record(TypedDict):
@@ -26,13 +26,13 @@ class Record(TypedDict):
 
     Fields:
         image: Name of the image, or WHOLE_SET.
-        method: What made it: "lq", "restored", ...
+        method: What made the picture: "lq", "restored", ...
         metric: Name in METRICS.
         value: The score; None unless status is "ok".
         run: Name of the run.
-        settings: Protocol, seed, checkpoint and so on: equal for rows that may be compared.
+        settings: Protocol, seed, checkpoint and so on; equal for comparable rows.
         status: See Status.
-        reason: Why there is no value; empty when there is one, but for sets that lack images.
+        reason: Why there is no value; with a value, set only if the set lacks images.
     """
 
     image: str
@@ -46,7 +46,7 @@ class Record(TypedDict):
 
 
 def write_records(records: Iterable[Record], path: Path) -> None:
-    """Write JSON lines, whole or not at all; parent folders are made."""
+    """Write JSON lines atomically; creates parent folders."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         for record in records:
             stream.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
@@ -56,7 +56,7 @@ def read_records(path: Path) -> list[Record]:
     """Read what `write_records` wrote.
 
     Raises:
-        ValueError: A line is no record; the message names file and line.
+        ValueError: A line is not a record; the message names file and line.
     """
     records: list[Record] = []
     with path.open(encoding="utf-8") as stream:

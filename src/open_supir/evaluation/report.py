@@ -1,6 +1,6 @@
 """Records -> the report of an evaluation: tables as files, and one page.
 
-Everything is made from the records alone, so the tables can be made again at any time.
+Tables depend only on the records, so they can be rebuilt at any time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,14 +43,14 @@ def write_report(
 ) -> str:
     """Write tables and the page, and return the summary as Markdown.
 
-    Files: table.md, table.csv, table.tex, paired.csv, per_image.csv, report.html. The page shows
-    the pictures and the facts of the inputs that `run_benchmark` left beside the records, if any.
+    Files: table.md, table.csv, table.tex, paired.csv, per_image.csv, report.html. The page also
+    shows the pictures and input facts that `run_benchmark` saved beside the records, if any.
 
     Args:
-        records: Of one run; `write_comparison` lays several runs side by side.
-        out_dir: Made where it does not exist.
+        records: Records of one run; use `write_comparison` for several runs.
+        out_dir: Created if it does not exist.
         title: First line of the report.
-        source: Folder of the records, `out_dir` where None.
+        source: Folder of the records; None is `out_dir`.
 
     Raises:
         ValueError: There are no records.
@@ -93,7 +93,7 @@ def write_report(
 
 
 def mean_table(means: Means) -> Table:
-    """Lay out the means: best in bold, second best underlined, counts, and footnotes for n/a."""
+    """Return the table of means: best in bold, second best underlined, footnotes for n/a."""
     notes = Footnotes()
     ranked = {metric: means.ranked(metric) for metric in means.metrics}
     rows = []
@@ -108,7 +108,7 @@ def mean_table(means: Means) -> Table:
 
 
 def describe_metrics(means: Means) -> str:
-    """Say how many images were measured and which exact metric each column with values is."""
+    """State the number of images and the exact metric behind each column with values."""
     measured = {metric for (_, metric), cell in means.cells.items() if cell.mean is not None}
     known = [METRICS[name] for name in means.metrics if name in measured and name in METRICS]
     parts = [f"{m.title}: {m.color}, {m.library}, {m.metric_id}" for m in known]
@@ -117,7 +117,7 @@ def describe_metrics(means: Means) -> str:
 
 
 def image_table(records: Sequence[Record], means: Means) -> Table:
-    """Lay out one line an image and method; metrics without any value are left out."""
+    """Return a table with one row per image and method; omits metrics without any value."""
     rows = [record for record in records if record["image"] != WHOLE_SET]
     measured = {record["metric"] for record in rows if record["value"] is not None}
     metrics = [metric for metric in means.metrics if metric in measured]
@@ -131,7 +131,7 @@ def image_table(records: Sequence[Record], means: Means) -> Table:
 
 
 def list_failures(records: Sequence[Record]) -> list[str]:
-    """Return one line for each distinct failure: image, method, metrics and reason."""
+    """Return one line per distinct failure: image, method, metrics and reason."""
     grouped: dict[tuple[str, str, str], dict[str, None]] = {}
     for record in records:
         if record["status"] in FAILURES and record["image"] != WHOLE_SET:

@@ -1,4 +1,4 @@
-"""Samples: one input of a benchmark each, and what takes its place where it cannot be used."""
+"""Samples, the inputs of a benchmark, and placeholders for inputs that cannot be used."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,10 +15,10 @@ class Sample(NamedTuple):
 
     Attributes:
         name: Unique among the images.
-        lq, hq: (1, 3, H, W) in [0, 1]; hq is None where there is no reference.
-        source: The file it was read from; captions lie beside it.
-        degradation: How `lq` was made of `hq`, as JSON values; empty where that is not known.
-        small: `lq` before the protocol enlarged it; None where it did not.
+        lq, hq: (1, 3, H, W) in [0, 1]; hq is None if there is no reference.
+        source: The file it was read from; captions are beside it.
+        degradation: How `lq` was made from `hq`, as JSON values; empty if unknown.
+        small: `lq` before the protocol enlarged it; None if it did not.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Sample(NamedTuple):
     small: Tensor | None = None
 
 
-Method = Callable[[Sample], Tensor]  # returns the restored image, of the size of hq
+Method = Callable[[Sample], Tensor]  # returns the restored image, sized like hq
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrokenSample:
-    """Stands among the samples for an input that could not be used; it is recorded by name."""
+    """Placeholder for an input that cannot be used; it is recorded by name."""
 
     name: str
     reason: str
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON would give it back: tuples as lists, infinities as text."""
+    """Return a value as it survives a JSON round trip: tuples as lists, infinities as text."""
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Scores without a reference for curation: metrics of the table, or any metric of pyiqa by id."""
+"""No-reference scores for curation: metrics in METRICS, or any pyiqa metric by id."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +11,15 @@ Scorer = Callable[[Tensor], dict[str, float]]  # (1, 3, H, W) in [0, 1] -> value
 
 
 def build_scorer(metrics: Sequence[str], device: str = "auto") -> Scorer:
-    """Load metrics once; the result scores an image by all of them.
+    """Load metrics once; the returned function scores an image with all of them.
 
     Args:
-        metrics: Names of our table (src/open_supir/evaluation/metrics.py), else ids of pyiqa.
+        metrics: Names in METRICS (src/open_supir/evaluation/metrics.py) or pyiqa ids.
         device: Where they run; `auto` is the GPU if there is one.
 
     Raises:
-        ValueError: A metric is unknown, or compares with a reference.
-        FileNotFoundError: Weights of a metric are missing; says which and where from.
+        ValueError: A metric is unknown, or needs a reference.
+        FileNotFoundError: Weights of a metric are missing; the message names files and sources.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,15 +33,15 @@ def _build(name: str, device: torch.device) -> Score:
     if name in METRICS:
         metric = METRICS[name]
         if metric.needs_reference or metric.per_set:
-            raise ValueError(f"metric {name!r} compares with a reference; scoring has none")
+            raise ValueError(f"metric {name!r} needs a reference; scoring has none")
         return metric.build(device)
     import pyiqa
 
     if name not in pyiqa.list_models():
         known = ", ".join(sorted(METRICS))
-        raise ValueError(f"unknown metric {name!r}; known: {known}, and every id of pyiqa")
+        raise ValueError(f"unknown metric {name!r}; known: {known}, and every pyiqa id")
     if name not in pyiqa.list_models(metric_mode="NR"):
-        raise ValueError(f"metric {name!r} compares with a reference; scoring has none")
+        raise ValueError(f"metric {name!r} needs a reference; scoring has none")
     model = create_pyiqa(name, device)
 
     @torch.no_grad()

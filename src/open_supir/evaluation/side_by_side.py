@@ -1,4 +1,4 @@
-"""Several runs -> one report: what differs, final losses, metrics, curves, pictures."""
+"""Several runs -> one report: differing settings, final losses, metrics, curves, pictures."""
 
 import re
 from collections.abc import Sequence
@@ -42,11 +42,11 @@ class ComparisonSettings:
     """What the report shows.
 
     Attributes:
-        method: Results whose metrics are compared.
-        ignore: Configuration keys that say nothing (paths, loggers); beginnings count.
-        pictures: At most this many inputs in the picture grids.
+        method: Method whose metrics are compared.
+        ignore: Irrelevant configuration keys (paths, loggers), with everything below them.
+        pictures: Maximum number of inputs in the picture grids.
         smooth: Width of the running mean over training losses, in logged points.
-        curves: Scalars to plot; all training losses and val/* where empty.
+        curves: Scalars to plot; if empty, all training losses and val/*.
     """
 
     method: str = "restored"
@@ -68,8 +68,8 @@ def write_comparison(
     """Write report.md, report.html, values.csv, curves/ and pictures/; return tables as Markdown.
 
     Args:
-        runs: At least one, with unique labels; differences are taken from the first.
-        out_dir: Made where it does not exist.
+        runs: At least one, with unique labels; differences are relative to the first.
+        out_dir: Created if it does not exist.
         settings: What to show.
 
     Raises:
@@ -183,7 +183,7 @@ def _picture_blocks(
 
 
 def _latest_pictures(runs: Sequence[FinishedRun], limit: int) -> dict[str, dict[str, Path]]:
-    """Return by run the last pictures that all have under one name, else the last of each."""
+    """Return, by run, the last pictures whose names all runs share, else each run's last one."""
     shown = [set(run.pictures) for run in runs if run.pictures]
     if not shown or limit == 0:
         return {}
@@ -204,10 +204,10 @@ def _first(runs: Sequence[FinishedRun], method: str) -> dict[str, Path]:
 
 
 def _without_seed(label: str) -> str:
-    """Leave the seed out, also in the name of a training's folder within a label."""
+    """Remove the seed from a label, also inside the name of a run folder."""
     return " ".join(re.sub(r"(^|[ ,/])seed=\d+(?=[ ,/]|$)", "", label).split()) or "all"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort step_9 before step_10."""
+    """Return a sort key that puts step_9 before step_10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]

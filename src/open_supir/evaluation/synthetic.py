@@ -1,4 +1,4 @@
-"""Fixed degradations of benchmarks: Gaussian blur, bicubic reduction, Gaussian noise, JPEG."""
+"""Fixed degradations for benchmarks: Gaussian blur, bicubic reduction, Gaussian noise, JPEG."""
 
 import io
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from open_supir.base.images import resize, to_uint8, to_unit
 
 @dataclass(frozen=True, kw_only=True)
 class FixedDegradation:
-    """Blur, then reduce, then add noise, then compress; parts left at None or 1 do nothing.
+    """Blur, then reduce, then add noise, then compress; None or a scale of 1 skips a step.
 
     Attributes:
         blur: Standard deviation of the Gaussian blur, in pixels of the HQ image.
-        scale: Reduction by antialiased bicubic; sizes must divide.
+        scale: Reduction factor (antialiased bicubic); image sides must be multiples of it.
         noise: Standard deviation of the Gaussian noise, in [0, 255] units.
-        jpeg: Quality of JPEG compression (libjpeg, chroma halved).
+        jpeg: Quality of JPEG compression (libjpeg, 4:2:0 chroma).
     """
 
     blur: float | None = None
@@ -46,7 +46,7 @@ class FixedDegradation:
         """
         height, width = hq.shape[-2:]
         if height % self.scale or width % self.scale:
-            raise ValueError(f"{height}x{width} is no multiple of the scale {self.scale}")
+            raise ValueError(f"{height}x{width} is not a multiple of the scale {self.scale}")
         lq = hq if self.blur is None else _gaussian_blur(hq, self.blur)
         lq = resize(lq, (height // self.scale, width // self.scale))
         if self.noise is not None:
@@ -57,7 +57,7 @@ class FixedDegradation:
 
 
 def _gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Blur by a Gaussian cut off at four sigma, mirrored at the edges."""
+    """Blur with a Gaussian cut off at four sigma; edges are mirrored."""
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))

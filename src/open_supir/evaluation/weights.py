@@ -1,8 +1,8 @@
-"""Weight files of learned metrics: where they belong, which are missing, and no surprise downloads.
+"""Weight files of learned metrics: where they belong, which are missing, and explicit downloads.
 
-Libraries look below torch's hub folder (`$TORCH_HOME/hub`, by default `~/.cache/torch/hub`). Files
-are found by their official names there; pyiqa reads them with pickle, so take them from the stated
-addresses only.
+Libraries look for files with their official names below torch's hub folder (`$TORCH_HOME/hub`, by
+default `~/.cache/torch/hub`). pyiqa reads them with pickle, so download them only from the stated
+addresses.
 """
 
 import logging
@@ -27,11 +27,11 @@ class WeightFile:
     """One file that a metric loads.
 
     Attributes:
-        path: Official place, relative to torch's hub folder.
-        url: Where it comes from.
+        path: Official path, relative to torch's hub folder.
+        url: Download address.
         licence: Its terms, as its authors state them.
-        sha256: Digest the loader insists on (it would download again), None where it checks none.
-        is_repository: A repository in the cache of Hugging Face; `path` is its folder there.
+        sha256: Digest that the loader checks (and downloads again on mismatch); None if unchecked.
+        is_repository: It is a repository in the Hugging Face cache; `path` is its folder there.
     """
 
     path: str
@@ -43,14 +43,14 @@ class WeightFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A file that a metric needs and that is not there.
+    """A file that a metric needs and that is missing or wrong.
 
     Attributes:
-        file: Path relative to the folder looked in.
-        looked_in: torch's hub folder, or the cache of Hugging Face.
-        url: Where to get it.
+        file: Path relative to `looked_in`.
+        looked_in: torch's hub folder, or the Hugging Face cache.
+        url: Download address.
         licence: Its terms.
-        problem: "not found", or what is wrong with the file that is there.
+        problem: "not found", or what is wrong with the existing file.
     """
 
     file: str
@@ -67,23 +67,23 @@ class Missing:
 
 
 def pyiqa_file(name: str, licence: str) -> WeightFile:
-    """Name a file of pyiqa's collection; `licence` is that of the metric's authors."""
+    """Return a file of pyiqa's collection; `licence` is that of the metric's authors."""
     terms = f"{licence}; pyiqa's collection as a whole: CC BY-NC-SA 4.0"
     return WeightFile(path=f"pyiqa/{name}", url=PYIQA_URL + name, licence=terms)
 
 
 def torchvision_file(name: str) -> WeightFile:
-    """Name an ImageNet trunk of torchvision."""
+    """Return an ImageNet trunk of torchvision."""
     licence = "torchvision weights, BSD-3-Clause; trained on ImageNet"
     return WeightFile(path=f"checkpoints/{name}", url=TORCHVISION_URL + name, licence=licence)
 
 
 def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> list[Missing]:
-    """List those of `files` that are absent, or that their loader would refuse.
+    """Return the files that are absent or that their loader would reject.
 
     Args:
-        files: What a metric loads.
-        hub_dir: Where to look; torch's hub folder where None.
+        files: Files that a metric loads.
+        hub_dir: Where to look; None is torch's hub folder.
     """
     folder = Path(torch.hub.get_dir()) if hub_dir is None else hub_dir
     missing = []
@@ -110,10 +110,10 @@ def _missing(file: WeightFile, folder: Path, problem: str) -> Missing:
 
 
 def fetch(missing: Iterable[Missing]) -> None:
-    """Download missing files to where they belong; each appears whole or not at all.
+    """Download missing files to where they belong, each atomically.
 
     Raises:
-        OSError: An address cannot be reached; the message names it.
+        OSError: A download failed; the message names its address.
     """
     for file in missing:
         target = file.looked_in / file.file
@@ -132,7 +132,7 @@ def fetch(missing: Iterable[Missing]) -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep the Hugging Face libraries from the network inside the block."""
+    """Keep the Hugging Face libraries offline inside the block."""
     before = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
     import huggingface_hub.constants as constants

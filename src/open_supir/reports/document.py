@@ -1,7 +1,7 @@
 """One document, written as Markdown and as a self-contained HTML page by jinja2 templates.
 
-A document is a list of blocks; templates/ says how each looks. Pictures are files in the folder of
-the document: Markdown links them, HTML carries them inside.
+A document is a list of blocks, rendered by templates/. Pictures are files in the document's folder:
+Markdown links to them, HTML embeds them.
 """
 
 import re
@@ -17,12 +17,12 @@ from open_supir.reports.tables import markdown_table
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-SLIDES_BYTES = 13_000_000  # of the pictures of one page; base64 adds a third, 20 MB is the limit
+SLIDES_BYTES = 13_000_000  # all pictures of a page; base64 adds a third, the limit is 20 MB
 
 
 @dataclass(frozen=True)
 class Heading:
-    """A section title; level 1 is the document's."""
+    """A heading; level 1 is the document's title."""
 
     text: str
     level: int = 2
@@ -37,14 +37,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Listing:
-    """Lines of a list."""
+    """A bulleted list."""
 
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Code:
-    """Text that stands as it is."""
+    """A preformatted text."""
 
     text: str
     language: str = ""
@@ -52,7 +52,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts with marks as in `reports.tables`; notes stand below it."""
+    """A table of texts, with the markup of `reports.tables` and notes below it."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element; Markdown links the file that holds it, if there is one."""
+    """An SVG element; Markdown links to its file, if there is one."""
 
     svg: str
     caption: str = ""
@@ -70,15 +70,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Plots:
-    """Plots side by side, as many as the window is wide."""
+    """Plots side by side, as many as fit the window."""
 
     plots: Sequence[Plot]
-    width: int = 320  # of one, CSS pixels
+    width: int = 320  # of one plot, in CSS pixels
 
 
 @dataclass(frozen=True)
 class PictureGrid:
-    """Pictures in rows, a title over each column; None leaves a cell empty."""
+    """Rows of pictures with column titles; None leaves a cell empty."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[Path | None]]
@@ -87,15 +87,15 @@ class PictureGrid:
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """Small pictures with a line below each, marked as good or bad; only HTML shows them."""
+    """Thumbnails with captions, marked as good or bad; HTML only."""
 
-    pictures: Sequence[tuple[str, str]]  # data address, line
+    pictures: Sequence[tuple[str, str]]  # data URL, caption
     good: bool
 
 
 @dataclass(frozen=True)
 class Slide:
-    """One image: its pictures by method, and what is known of it."""
+    """One image: its pictures by method, and facts about it."""
 
     name: str
     pictures: Mapping[str, Path]
@@ -104,12 +104,12 @@ class Slide:
 
 @dataclass(frozen=True)
 class Slides:
-    """Cards with a before/after slider; two menus choose the methods of all. Only HTML shows them.
+    """Cards with a before/after slider; two menus choose the methods for all. HTML only.
 
     Attributes:
         methods: In the order of the menus.
-        left: Chosen first in the left menu.
-        right: Chosen first in the right menu.
+        left: Initial choice of the left menu.
+        right: Initial choice of the right menu.
         slides: The images.
     """
 
@@ -120,13 +120,13 @@ class Slides:
 
     @property
     def bytes_each(self) -> int:
-        """Return how large one picture may be for the page to stay within its limit."""
+        """Return the size limit of one picture that keeps the page within its limit."""
         return SLIDES_BYTES // max(1, sum(len(slide.pictures) for slide in self.slides))
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that a page shows on demand; only HTML shows them."""
+    """Blocks that a page shows on demand; HTML only."""
 
     title: str
     blocks: "Sequence[Block]"
@@ -141,29 +141,29 @@ Block = (
 
 
 def render_markdown(blocks: Sequence[Block], folder: Path = Path()) -> str:
-    """Write a document as Markdown, with links relative to `folder`."""
+    """Render a document as Markdown, with links relative to `folder`."""
     return render("document.md", blocks=blocks, folder=folder)
 
 
 def render_html(title: str, blocks: Sequence[Block], *, note: str = "") -> str:
-    """Write a document as one HTML page that needs no other file.
+    """Render a document as one self-contained HTML page.
 
     Args:
-        title: Of the window.
-        blocks: Of the document.
-        note: For programs, in the first line of the file.
+        title: Window title.
+        blocks: The document.
+        note: Machine-readable note in the first line of the file.
     """
     return render("document.html", title=title, blocks=blocks, note=note)
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of templates/; values are escaped in HTML."""
+    """Render a template of templates/; values are escaped in HTML."""
     return _environment().get_template(template).render(values)
 
 
 @cache
 def _environment() -> "Environment":
-    import jinja2  # here: only reports need it
+    import jinja2  # late: only reports need it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -183,7 +183,7 @@ def _environment() -> "Environment":
 
 
 def _inline(text: str) -> str:
-    """Escape a text for HTML and turn its marks and addresses into elements."""
+    """Escape a text for HTML and turn its markup and URLs into elements."""
     from markupsafe import Markup, escape
 
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
@@ -192,14 +192,14 @@ def _inline(text: str) -> str:
 
 
 def _breakable(text: str) -> str:
-    """Escape a text for HTML and let long names break after their signs."""
+    """Escape a text for HTML and allow line breaks after punctuation in long names."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([=_,/])", r"\1<wbr>", str(escape(text))))
 
 
 def _link(path: Path | None, folder: Path, caption: str = "") -> str:
-    """Return a Markdown image, or nothing without a path."""
+    """Return a Markdown image, or an empty string without a path."""
     if path is None:
         return ""
     return f"![{caption}]({path.relative_to(folder).as_posix().replace(' ', '%20')})"

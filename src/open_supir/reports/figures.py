@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe-Ito
 DASHES = ("-", "--", "-.", ":")
 BINS = 48
-LONG_LABEL = 40  # characters; two of them do not fit side by side
+LONG_LABEL = 40  # characters; two longer labels do not fit side by side
 
 
 def draw_curves(
@@ -25,8 +25,8 @@ def draw_curves(
 
     Args:
         title: Name of the scalar.
-        curves: Label -> (step, value), by step.
-        smooth: Width of the running mean; above 1 the raw curve shows faintly behind.
+        curves: Label -> (step, value), sorted by step.
+        smooth: Width of the running mean; above 1, the raw curve is drawn faintly behind it.
     """
     columns = 1 if max(map(len, curves)) > LONG_LABEL else 2
     figure, axes = _axes(5.6, 3.4 + 0.17 * math.ceil(len(curves) / columns))
@@ -52,12 +52,12 @@ def draw_curves(
 def draw_scatter(
     title: str, base: str, points: Mapping[str, Sequence[tuple[str, float, float]]]
 ) -> str:
-    """Draw one dot an image: a metric of each method over the same metric of `base`.
+    """Draw one dot per image: a metric of each method against the same metric of `base`.
 
-    A dot says its image and values when the mouse rests on it.
+    Hovering over a dot shows its image and values.
 
     Args:
-        title: Of the metric.
+        title: Title of the metric.
         base: Name of the method on the x axis.
         points: Method -> (image, x, y).
     """
@@ -80,9 +80,9 @@ def draw_scatter(
 
 
 def draw_histogram(values: np.ndarray, edges: Sequence[tuple[str, float]]) -> str:
-    """Draw how finite values are spread, with a line at each threshold (side, value).
+    """Draw the distribution of finite values, with a line at each threshold (side, value).
 
-    The highest half percent falls into the last bar.
+    The highest half percent is counted in the last bar.
     """
     low, high = np.quantile(values, [0, 0.995])
     low = min([low, *(value for _, value in edges)])
@@ -98,7 +98,7 @@ def draw_histogram(values: np.ndarray, edges: Sequence[tuple[str, float]]) -> st
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Return the mean of the last `width` values at each place, of fewer at the beginning."""
+    """Return the mean of the last `width` values at each point, or of fewer at the start."""
     sums = np.cumsum([0.0, *values])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - width, 0)
@@ -106,7 +106,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure  # here: only reports need it
+    from matplotlib.figure import Figure  # late: only reports need it
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
@@ -115,7 +115,7 @@ def _axes(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def _svg(figure: "Figure", hints: Sequence[str] = ()) -> str:
-    """Return the figure as an SVG element, the same at every call; dots get their hints."""
+    """Return the figure as an SVG element with hints on its dots; the output is deterministic."""
     from matplotlib import rc_context
 
     stream = io.BytesIO()
@@ -123,7 +123,7 @@ def _svg(figure: "Figure", hints: Sequence[str] = ()) -> str:
         none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(stream, format="svg", metadata=none)
     root = ElementTree.fromstring(stream.getvalue())
-    for element in root.iter():  # HTML knows SVG without name spaces
+    for element in root.iter():  # SVG within HTML has no XML namespaces
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
     dots = [use for group in root.iterfind(".//g[@id='dots']") for use in group.iter("use")]

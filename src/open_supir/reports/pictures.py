@@ -1,4 +1,4 @@
-"""Pictures within documents: carried inside a page, or copied beside it."""
+"""Pictures in documents: embedded in a page, or copied beside it."""
 
 import base64
 import io
@@ -12,14 +12,15 @@ from PIL import Image
 from open_supir.base.files import write_bytes
 
 SIDES = (1024, 768, 512, 384, 256, 160, 96)
-LARGE_FILE, LARGE_SIDE = 300_000, 768  # bytes, pixels: above, documents get a smaller copy
+LARGE_FILE, LARGE_SIDE = 300_000, 768  # bytes, pixels; larger files are reduced for documents
 
 
 def embed(path: Path, most: int = LARGE_FILE, *, alike: bool = False) -> str:
-    """Return a picture as a data address of at most `most` bytes before base64, if possible.
+    """Return a picture as a data URL of at most `most` bytes before base64, if possible.
 
-    The file itself where it is small enough; else a JPEG, smaller until it fits. `alike` turns
-    every picture into a JPEG of the largest side: nothing but the content tells them apart.
+    Files that are small enough are embedded as they are; others as a JPEG, reduced until it fits.
+    With `alike`, every picture becomes a JPEG of the largest side, so that nothing but the content
+    tells them apart.
     """
     content, kind = path.read_bytes(), mimetypes.guess_type(path.name)[0] or "image/png"
     if alike or len(content) > most:
@@ -32,12 +33,12 @@ def embed(path: Path, most: int = LARGE_FILE, *, alike: bool = False) -> str:
 
 
 def thumbnail(content: bytes, side: int) -> str:
-    """Return the content of an image file as the data address of a small JPEG."""
+    """Return the content of an image file as the data URL of a small JPEG."""
     return _address(_small_jpeg(_decode(content, side), side, quality=80), "image/jpeg")
 
 
 def publish(path: Path, folder: Path, name: str) -> Path:
-    """Copy a picture into `folder` as `name`, smaller where it is large, and return its place."""
+    """Copy a picture into `folder` as `name`, reduced if large, and return its path."""
     target = folder / (file_name(name.removesuffix(path.suffix)) + path.suffix.lower())
     content = path.read_bytes()
     if len(content) > LARGE_FILE:
@@ -48,14 +49,14 @@ def publish(path: Path, folder: Path, name: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """Return a name that every file system takes; distinct names stay distinct."""
+    """Return a name valid on every file system; distinct names stay distinct."""
     plain = re.sub(r"[^\w.=-]+", "_", name)[:60]
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
 def _decode(content: bytes, side: int) -> Image.Image:
     with Image.open(io.BytesIO(content)) as picture:
-        picture.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded no larger than needed
+        picture.draft("RGB", (2 * side, 2 * side))  # decode JPEGs no larger than needed
         return picture.convert("RGB")
 
 

@@ -1,6 +1,6 @@
 """Tables of texts as Markdown, LaTeX and CSV, written by pandas.
 
-`**x**` within a cell is bold, and `_x_` as a whole cell is underlined.
+A cell `**x**` is bold, a cell `_x_` is underlined.
 """
 
 import re
@@ -19,7 +19,7 @@ LATEX = str.maketrans({
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a Markdown table whose columns line up in a terminal; the first is left-aligned."""
+    """Write a Markdown table with padded columns; the first is left-aligned, others right."""
 
     def clean(text: str) -> str:
         return " ".join(text.split()).replace("|", "\\|")
@@ -30,7 +30,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a booktabs table for LaTeX."""
+    """Write a LaTeX table with booktabs rules."""
     frame = _frame(map(_latex, header), rows).map(_latex)
     columns = "l" + "r" * (len(frame.columns) - 1)
     table = frame.to_latex(index=False, escape=False, column_format=columns)
@@ -38,12 +38,12 @@ def latex_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write CSV text with Unix line ends; None is an empty cell."""
+    """Write CSV text with Unix line endings; None is an empty cell."""
     return _frame(header, rows).to_csv(index=False, lineterminator="\n")
 
 
 def _frame(header: Iterable[str], rows: Iterable[Sequence[object]]) -> "pd.DataFrame":
-    import pandas as pd  # here: half a second that only reports need
+    import pandas as pd  # late: takes half a second, and only reports need it
 
     return pd.DataFrame(list(map(list, rows)), columns=list(header), dtype=object)
 
