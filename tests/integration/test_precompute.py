@@ -82,7 +82,7 @@ def test_features_of_other_weights_stop_a_training_and_are_made_again(
     name = next(name for name in state if name.startswith("first_stage_model.encoder"))
     save_file(state | {name: state[name] + 0.5}, other)
     cfg.weights.vae = str(other)
-    with pytest.raises(StorageError, match="latents were made by other weights"):
+    with pytest.raises(StorageError, match="latents were made with other weights"):
         start()
     shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
     assert precompute(cfg) == len(shards)  # the latents; the text is as it was

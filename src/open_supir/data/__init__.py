@@ -3,8 +3,8 @@ from open_supir.data.dataset import SourceConfig
 from open_supir.data.demo import write_demo_shards
 from open_supir.data.samples import Batch, CropPolicy
 
-# The data module is not among them: it brings Lightning, which costs seconds of every process that
-# only reads or writes shards.
+# The data module is left out: importing it imports Lightning, which would cost every process that
+# only reads or writes shards several seconds.
 __all__ = [
     "Batch",
     "CaptionPolicy",

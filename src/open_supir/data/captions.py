@@ -1,7 +1,7 @@
-"""Caption policy: which words a sample is trained with.
+"""Caption policy: the text that a sample is trained with.
 
-Positives carry their caption, sometimes none, sometimes with the quality words appended. Negative
-samples carry the negative words, always: they give the negative prompt of guidance its meaning.
+Positives get their caption, sometimes with the quality words appended, and sometimes no text.
+Negative samples get the negative words, which teaches the network the negative prompt of guidance.
 """
 
 import math
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TokenCounter = Callable[[str], int]
-MAX_TOKENS = 75  # CLIP reads 77; the first and the last are its start and end marks
+MAX_TOKENS = 75  # CLIP reads 77, including its start and end tokens
 PIECES = re.compile(r"[A-Za-z]+|\d|[^\sA-Za-z\d]")
 
 
 def approximate_tokens(text: str) -> int:
-    """Count CLIP tokens roughly: one a digit or mark, one for each seven letters of a word."""
+    """Estimate CLIP tokens: one per digit or mark, one per seven letters of a word."""
     return sum(math.ceil(len(piece) / 7) for piece in PIECES.findall(text))
 
 
@@ -26,13 +26,13 @@ def approximate_tokens(text: str) -> int:
 class CaptionPolicy:
     """How captions are chosen, dropped and completed.
 
-    `min_visible`: a crop that shows less than this share of the image takes `partial` instead of
-    the full caption: "full", "short" (json key `caption_short`), "quadrant" (json key `captions`,
-    by quadrant), or "none". Where the json has no such caption, the first sentence stands in for
-    "short", and "quadrant" falls back to "short".
+    `min_visible`: a crop that shows less than this share of the image gets the caption that
+    `partial` selects: "full", "short" (json key `caption_short`), "quadrant" (json key `captions`,
+    by quadrant), or "none". If the json lacks it, "quadrant" falls back to "short", and "short" to
+    the first sentence.
     `budget`: "reserve" truncates the caption so that the quality words fit, "suffix_first" puts
-    them in front, "none" only appends, as the released code does, and loses them behind long
-    captions.
+    them in front, "none" only appends them, as the released code does, and so loses them after
+    long captions.
     """
 
     drop_prob: float = 0.1
@@ -59,7 +59,7 @@ class CaptionPolicy:
 
 
 class Caption(NamedTuple):
-    """The words of one sample, and whether its caption had to be shortened."""
+    """The text of one sample, and whether its caption was shortened."""
 
     text: str
     truncated: bool
@@ -76,21 +76,20 @@ def choose_caption(
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
     count_tokens: TokenCounter = approximate_tokens,
 ) -> Caption:
-    """Choose the words of a sample.
+    """Choose the text of a sample.
 
-    The same three random numbers are drawn whatever the policy, so that policies differ in nothing
-    but the words.
+    Every policy draws the same three random numbers, so that policies differ only in the text.
 
     Args:
         policy: The rules.
-        rng: Randomness of this sample alone.
+        rng: The random generator of this sample.
         caption: The caption of the whole image.
-        meta: The json of the sample; may hold `caption_short`, `captions` by quadrant, and, of a
-            negative sample, `content`: what it shows.
+        meta: The sample's json; may hold `caption_short`, `captions` by quadrant, and for a
+            negative sample `content`, a caption of what it shows.
         is_negative: Whether this is a negative sample.
-        visible: Share of the image that the crop shows.
-        box: Crop as shares of the image: top, left, height, width.
-        count_tokens: Counts the tokens of a text, without start and end marks.
+        visible: Share of the image's area that the crop shows.
+        box: The crop's top, left, height and width as shares of the image.
+        count_tokens: Counts the tokens of a text, without start and end tokens.
     """
     drop, quality, content = rng.random(3)
     if is_negative:
@@ -107,7 +106,7 @@ def choose_caption(
 
 
 def _content(meta: Mapping[str, Any]) -> str:
-    """What a negative sample shows, where its json says so."""
+    """Return the caption of what a negative sample shows; "" if its json has none."""
     content = meta.get("content")
     return content if isinstance(content, str) else ""
 
@@ -155,7 +154,7 @@ def _join(first: str, second: str) -> str:
 
 
 def truncate(text: str, room: int, count_tokens: TokenCounter) -> str:
-    """Shorten `text` to `room` tokens, at a sentence end, else at a comma, else at a word."""
+    """Shorten `text` to `room` tokens: at the end of a sentence, else at a comma or a word."""
     if count_tokens(text) <= room:
         return text
     for pattern in (r"(?<=[.!?])\s+", r",\s+", r"\s+"):

@@ -33,7 +33,7 @@ REASONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SkipLimits:
-    """When skips stop the run: more than `rate` of `window` samples of a rank.
+    """The run stops when a rank skips more than `rate` of `window` samples.
 
     Windows follow one another, so that a source that goes bad late in a run is noticed too.
     """
@@ -61,8 +61,8 @@ class LoaderCounters:
         self.skips = torch.zeros(MAX_WORKERS + 1, len(sources), len(REASONS), dtype=torch.int64)
         self.samples = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64)
         self.truncated = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64)
-        # Seen and skipped at the start of the window. Workers may move it at the same time, to
-        # places a few samples apart, which does no harm.
+        # Seen and skipped at the start of the window. Workers may move it at the same time, a few
+        # samples apart; that is harmless.
         self.window = torch.zeros(2, dtype=torch.int64)
         for table in (self.skips, self.samples, self.truncated, self.window):
             table.share_memory_()
@@ -74,7 +74,7 @@ class LoaderCounters:
         self.truncated[row] += truncated
 
     def count_skip(self, source: int, error: SampleError, place: Mapping[str, Any]) -> None:
-        """Count one skipped sample of source number `source`, and write it down while few.
+        """Count a skipped sample of source number `source`; record the first of each reason.
 
         Raises:
             StorageError: Too many samples were skipped.
@@ -97,7 +97,7 @@ class LoaderCounters:
             )
 
     def skipped(self) -> dict[str, int]:
-        """Return the skips as "source/reason" -> count, zeros left out."""
+        """Return the skips as "source/reason" -> count, without zeros."""
         totals = self.skips.sum(dim=0)
         return {
             f"{source}/{reason}": int(totals[i, j])
@@ -113,7 +113,7 @@ def _worker_row() -> int:
 
 
 def _append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, so that lines of several workers do not mix."""
+    """Append one JSON line in a single write, so that workers' lines do not interleave."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -29,35 +29,38 @@ STATE_VERSION = 1
 class RestorationDataModule(LightningDataModule):
     """Batches for training and validation; the state of the data is one integer.
 
-    The trainer must run with `use_distributed_sampler=False`: the order already knows its ranks.
+    The trainer must use `use_distributed_sampler=False`, because the order already accounts for
+    ranks.
 
     Args:
-        root: Folder with one subfolder of shards a source, or an fsspec address (s3://...).
+        root: Folder with one subfolder of shards per source, or an fsspec address (s3://...).
         sources: Name -> weight, folder and rules of each source.
         crop_size: Side of a training crop in pixels.
-        global_batch: Samples of one optimiser step, over all ranks and accumulation steps.
-        micro_batch: Samples a rank reads at a time; by default what is left of `global_batch`.
-        seed: Fixes the order and everything random about each sample.
+        global_batch: Samples per optimiser step, over all ranks and accumulation steps.
+        micro_batch: Samples per rank and batch; by default `global_batch` divided by ranks and
+            accumulation steps.
+        num_workers: Loader processes per rank; 0 loads in the process itself.
+        seed: Determines the order and all randomness of each sample.
         crop: How crops are cut.
         captions: How captions are chosen, unless a source has its own policy.
         count_tokens: Counts CLIP tokens; by default an estimate.
-        precomputed: What to read of what `src.precompute` stored: "latents", "text", or both.
-        reader: "index" reads at random and resumes exactly; "stream" reads tars without index.
-        prepare: Makes the shards when `root` does not exist; called with `root`.
+        precomputed: Which features from `src.precompute` to read: "latents", "text", or both.
+        reader: "index" has random access and resumes exactly; "stream" reads tars without an index.
+        prepare: Called with `root` to make the shards if it does not exist.
         heldout: Folder of validation photographs, never trained on.
-        heldout_lq: Folder of their low-quality partners; then held-out batches hold `lq`.
-        val_size: Number of validation samples; by default one for each photograph.
-        val_crop_size: Side of a validation crop; by default `crop_size`.
-        val_batch: Validation samples in a batch.
-        val_seed: Fixes the held-out crops and their seeds, so that runs of any `seed` are measured
-            on the same LQ images.
-        fraction: Share of the shards of each source; smaller ones are subsets of larger ones.
-        cycle: Positions in which every source has its exact share.
-        block_shards: Shards whose samples are shuffled together.
+        heldout_lq: Folder of their low-quality partners, which add `lq` to held-out batches.
+        val_size: Number of validation samples; by default one per photograph.
+        val_crop_size: Side of a validation crop in pixels; by default `crop_size`.
+        val_batch: Samples per validation batch.
+        val_seed: Determines the held-out crops and their seeds, so that runs with any `seed` are
+            measured on the same LQ images.
+        fraction: Share of each source's shards to use; smaller shares are subsets of larger ones.
+        cycle: Number of positions in which every source has its exact share.
+        block_shards: Number of shards whose samples are shuffled together.
         image_limits: Bounds on stored images, checked before decoding.
-        skip_limits: When skipped samples stop the run.
+        skip_limits: How many skipped samples stop the run.
         worker_timeout: Seconds after which a silent worker counts as stuck.
-        log_dir: Where `bad_samples.jsonl` goes; by default the trainer's folder.
+        log_dir: Folder for `bad_samples.jsonl`; by default the trainer's.
     """
 
     def __init__(
@@ -108,10 +111,10 @@ class RestorationDataModule(LightningDataModule):
             count_tokens=count_tokens,
         )
         self.precomputed = list(precomputed)
-        self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of the networks of this run
+        self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of this run's network
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
         if self.precomputed and reader == "stream":
-            raise ValueError("reader=stream cannot find what is precomputed; use reader=index")
+            raise ValueError("reader=stream cannot read precomputed features; use reader=index")
         self.reader, self.prepare, self.skip_limits = reader, prepare, skip_limits
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
@@ -130,7 +133,11 @@ class RestorationDataModule(LightningDataModule):
         return [source.captions or common for source in self.sources.values()]
 
     def prepare_data(self) -> None:
-        """Make the shards if there are none and it is known how; runs on one process a node."""
+        """Make the shards if `root` does not exist; runs in one process per node.
+
+        Raises:
+            FileNotFoundError: `root` does not exist, and `prepare` was not given.
+        """
         if isinstance(self.root, str) or self.root.is_dir():
             return
         if self.prepare is None:
@@ -166,7 +173,7 @@ class RestorationDataModule(LightningDataModule):
         return Path(self.trainer.default_root_dir) if self.trainer else Path(".")
 
     def train_dataloader(self) -> DataLoader:
-        """Return the endless loader of this rank, from the consumed samples on."""
+        """Return the endless loader of this rank, starting after the consumed samples."""
         if self.counters is None:
             raise RuntimeError("call setup('fit') before asking for training data")
         world = self.trainer.world_size if self.trainer else 1
@@ -208,7 +215,7 @@ class RestorationDataModule(LightningDataModule):
         return self._loader(dataset, batch_sampler=sampler, collate_fn=collate)
 
     def _stored(self, plan: DataPlan) -> list[Precomputed]:
-        """Open what is precomputed for each source; the first rank checks that it is all there."""
+        """Open the precomputed features of each source; the first rank checks them."""
         stored = []
         for folder, shards in zip(plan.folders, plan.shards, strict=True):
             stored.append(Precomputed(folder.folder, folder.entries, self.precomputed))
@@ -257,7 +264,7 @@ class RestorationDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Move a batch to the device, but leave `seed` on the CPU, where parameters are drawn."""
+        """Move a batch to the device, except `seed`: parameters are drawn on the CPU."""
         moved = super().transfer_batch_to_device(
             {k: v for k, v in batch.items() if k != "seed"}, device, dataloader_idx
         )
@@ -265,10 +272,10 @@ class RestorationDataModule(LightningDataModule):
         return {**moved, **images, "seed": batch["seed"]}  # type: ignore[typeddict-item]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the samples consumed by finished optimiser steps, and the plan they belong to.
+        """Return the number of samples consumed by finished optimiser steps, and their data plan.
 
-        What workers have read ahead does not count, so that a resumed run repeats nothing and
-        loses nothing. Empty where nothing is trained.
+        Samples that workers have read ahead do not count, so a resumed run neither repeats nor
+        loses any. Empty if nothing is trained.
         """
         if self.counters is None:
             return {}
@@ -283,10 +290,10 @@ class RestorationDataModule(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after `consumed` samples; does nothing where nothing is trained.
+        """Continue after `consumed` samples; does nothing if nothing is trained.
 
         Raises:
-            ValueError: The plan has changed; names what differs.
+            ValueError: The data plan has changed; the message lists the differences.
         """
         if self.counters is None or not state_dict:
             return
@@ -294,7 +301,7 @@ class RestorationDataModule(LightningDataModule):
         changed = plan_changes(state_dict["plan"], plan)
         if changed:
             raise ValueError(
-                f"cannot resume, the data plan has changed: {'; '.join(changed)}. Restore these "
+                f"cannot resume: the data plan has changed: {'; '.join(changed)}. Restore these "
                 f"settings, or start a new run from the weights"
             )
         if self.plan is None:
@@ -304,19 +311,19 @@ class RestorationDataModule(LightningDataModule):
 
 
 def prepare_worker(number: int) -> None:
-    """Keep the garbage collector of a forked worker off what it shares with its parent.
+    """Keep the garbage collector of a forked worker away from memory shared with its parent.
 
-    A collection writes to every object it looks at, and so copies the page it lies in.
+    A collection writes to every object it visits, and so copies its page.
     """
     gc.freeze()
 
 
 def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:
-    """Restate the batches of a resumed run in units of its own accumulation.
+    """Convert a resumed run's batch count to its own number of accumulation steps.
 
-    Lightning steps when its count of micro-batches is a multiple of the accumulation steps. The
-    count comes from the checkpoint: under another accumulation, or saved within a step, the first
-    optimiser step would see a part of its global batch only.
+    Lightning makes an optimiser step when its count of micro-batches is a multiple of the
+    accumulation steps. The count comes from the checkpoint: with another accumulation, or if it was
+    saved within a step, the first optimiser step would see only part of its global batch.
     """
     count = trainer.fit_loop.epoch_loop.batch_progress.current
     shift = count.ready // saved_accumulation * trainer.accumulate_grad_batches - count.ready

@@ -1,7 +1,7 @@
-"""Training dataset: position -> sample, with bad samples replaced by rule and counted.
+"""Training dataset: position -> sample; bad samples are counted and replaced by a fixed rule.
 
-Everything random about a sample comes from (seed, position). A bad sample at a position is replaced
-by another of its block of shards; positions never shift.
+All randomness of a sample comes from (seed, position). A bad sample is replaced by another one from
+its block of shards; positions never shift.
 """
 
 import json
@@ -31,7 +31,7 @@ ATTEMPTS = 8
 
 
 def position_seed(seed: int, position: int) -> int:
-    """Return the 63-bit seed of a position, for degradation and other work on the device."""
+    """Return the 63-bit seed of a position, for the degradation and other work on the device."""
     return keyed_hash("degradation", seed, position, size=8) >> 1
 
 
@@ -39,10 +39,10 @@ def position_seed(seed: int, position: int) -> int:
 class SourceConfig:
     """One source of the mixture.
 
-    `weight` is its share relative to the others (sample counts do as weights); `folder` lies below
-    the data root and is called as the source by default; `missing_caption` "skip" counts a sample
-    without caption as bad, "empty" trains it with ""; `captions` replaces the data module's policy;
-    `urls` are the tars that the stream reader reads instead of those in `folder`.
+    `weight` is its share relative to the others (sample counts will do); `folder` is relative to
+    the data root and defaults to the source's name; `missing_caption` "skip" counts a sample
+    without a caption as bad, "empty" trains it with ""; `captions` replaces the data module's
+    policy; `urls` are the tars that the stream reader reads instead of those in `folder`.
     """
 
     weight: float
@@ -61,7 +61,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReader:
-    """Turns a stored sample into a training sample: checks, decodes, crops, captions."""
+    """Turns a stored sample into a training sample: checks, decodes, crops and captions it."""
 
     crop_size: int
     crop: CropPolicy
@@ -73,7 +73,7 @@ class SampleReader:
     def __call__(
         self, raw: RawSample, name: str, config: SourceConfig, position: int
     ) -> tuple[Sample, bool]:
-        """Make the sample of `position` from `raw` of source `name`.
+        """Make the sample at `position` from `raw`, which comes from source `name`.
 
         Returns:
             The sample, and whether its caption was shortened.
@@ -110,7 +110,7 @@ class SampleReader:
 
 
 def read_caption(data: bytes | None, missing: str) -> str:
-    """Decode a caption strictly; `missing` says what an absent or empty one means."""
+    """Decode a caption strictly; if it is absent or empty, `missing` decides: "skip" or "empty"."""
     try:
         text = (data or b"").decode("utf-8").strip()
     except UnicodeDecodeError as error:
@@ -121,7 +121,7 @@ def read_caption(data: bytes | None, missing: str) -> str:
 
 
 def read_meta(data: bytes | None) -> dict[str, Any]:
-    """Parse the json of a sample; absent means empty."""
+    """Parse a sample's json; an absent one reads as empty."""
     if not data:
         return {}
     try:
@@ -147,16 +147,17 @@ class ShardDataset(Dataset[Sample]):
         shards: Sequence[np.ndarray],
         precomputed: Sequence[Precomputed] = (),
     ) -> None:
-        """Join order, storage and reader; `shards` maps the shards of each order to files.
+        """Combine order, storage and reader.
 
-        `precomputed`: for each source, what is stored beside its samples.
+        `shards` maps each source's shard numbers in its order to those in its folder;
+        `precomputed` holds one entry per source, or none.
         """
         self.mixture, self.folders, self.configs = mixture, folders, configs
         self.reader, self.counters, self.shards = reader, counters, shards
         self.precomputed = precomputed
 
     def __getitem__(self, position: int) -> Sample:
-        """Read the sample of `position`, or its first readable replacement.
+        """Read the sample at `position`, or its first readable replacement.
 
         Raises:
             StorageError: The storage failed, or every replacement was bad.
@@ -180,7 +181,7 @@ class ShardDataset(Dataset[Sample]):
             self.counters.count_sample(truncated=truncated)
             return sample
         raise StorageError(
-            f"{ATTEMPTS} bad samples in a row at position {position} of source {name!r}: a fault "
-            f"of the storage or of the whole source, not of one sample; "
+            f"{ATTEMPTS} bad samples in a row at position {position} of source {name!r}: the "
+            f"storage or the whole source is at fault, not one sample; "
             f"skipped so far: {self.counters.skipped()}"
         )

@@ -1,8 +1,8 @@
 """Dead-leaves images: occluding shapes with power-law sizes, photographic colours and textures.
 
-Such images share scale invariance, occlusion edges and the heavy-tailed gradients of photographs
-(Lee, Mumford and Huang, "Occlusion Models for Natural Images", IJCV 2001), and networks trained on
-them carry over to photographs (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021,
+Like photographs, they have scale invariance, occlusion edges and heavy-tailed gradients (Lee,
+Mumford and Huang, "Occlusion Models for Natural Images", IJCV 2001), and networks trained on them
+transfer to photographs (Baradad et al., "Learning to See by Looking at Noise", NeurIPS 2021,
 arXiv:2106.05963).
 """
 
@@ -13,15 +13,15 @@ import numpy as np
 from PIL import Image
 
 Rng = np.random.Generator
-OVERSAMPLE = 2  # drawn at twice the size, then averaged: smooth edges
+OVERSAMPLE = 2  # images are drawn at twice their size and averaged, for smooth edges
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeadLeaves:
-    """Draws dead-leaves images from the colours of photographs.
+    """Draws dead-leaves images in the colours of photographs.
 
-    `palettes` are (N, 3) float32 colours in [0, 1], one array a photograph; `textures` are (S, S)
-    float32 fields of zero mean and unit deviation, S at least twice the size of an image.
+    `palettes` are (N, 3) float32 colours in [0, 1], one array per photograph; `textures` are (S, S)
+    float32 fields with zero mean and unit deviation, with S at least twice the image size.
     """
 
     size: int
@@ -29,7 +29,7 @@ class DeadLeaves:
     textures: Sequence[np.ndarray]
 
     def draw(self, rng: Rng) -> tuple[np.ndarray, str]:
-        """Draw one image: (size, size, 3) uint8 and a caption."""
+        """Draw one image; returns (size, size, 3) uint8 and a caption."""
         side = self.size * OVERSAMPLE
         smallest = OVERSAMPLE * float(np.exp(rng.uniform(np.log(1.5), np.log(8))))
         shapes = str(rng.choice(["round", "angular", "mixed"]))
@@ -44,7 +44,7 @@ class DeadLeaves:
         return pixels, f"An abstract pattern of {grain} overlapping {words} in {colours}."
 
     def paint(self, rng: Rng, leaves: "Leaves", palette: np.ndarray) -> np.ndarray:
-        """Colour each leaf by a gradient between two near colours and by one of four textures."""
+        """Colour each leaf with a gradient between palette colours and one of four textures."""
         count, side = len(leaves.radius), len(leaves.owner)
         first = palette[rng.integers(len(palette), size=count)]
         second = palette[rng.integers(len(palette), size=count)]
@@ -68,7 +68,7 @@ class DeadLeaves:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaves:
-    """Which leaf is on top at each pixel, and the centre and radius of each leaf."""
+    """The topmost leaf at each pixel, and the centre and radius of each leaf."""
 
     owner: np.ndarray  # (S, S) int
     x: np.ndarray
@@ -77,14 +77,14 @@ class Leaves:
 
 
 def draw_shapes(rng: Rng, side: int, smallest: float, shapes: str) -> Leaves:
-    """Drop shapes of density radius^-3 on a plane until it is covered about three times.
+    """Drop shapes with radius density r^-3 onto a plane until it is covered about three times.
 
-    Leaf 0 is the ground, as wide as the image.
+    Leaf 0 is the background, as wide as the image.
     """
     largest = side / 2
     mean_area = 2 * np.pi * smallest**2 * np.log(largest / smallest)
     count = int(np.clip(3 * (side + 2 * smallest) ** 2 / mean_area, 40, 2500))
-    # Inverse of the distribution function of r^-3 between the two bounds.
+    # Inverse of the cumulative distribution of r^-3 between the two bounds.
     low, high = smallest**-2, largest**-2
     radius = (low - rng.random(count) * (low - high)) ** -0.5
     x, y = rng.uniform(0, side, count), rng.uniform(0, side, count)
@@ -115,7 +115,7 @@ def draw_shapes(rng: Rng, side: int, smallest: float, shapes: str) -> Leaves:
 
 
 def noise_texture(rng: Rng, size: int, slope: float) -> np.ndarray:
-    """Return a (size, size) field of amplitude frequency^-slope; zero mean, unit deviation."""
+    """Return a (size, size) field with amplitude frequency^-slope, zero mean, unit deviation."""
     spectrum = np.fft.rfft2(rng.standard_normal((size, size)))
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     frequency[0, 0] = 1
@@ -123,7 +123,7 @@ def noise_texture(rng: Rng, size: int, slope: float) -> np.ndarray:
 
 
 def photo_texture(image: Image.Image, size: int) -> np.ndarray:
-    """Return the fine detail of a photograph as a (size, size) field; zero mean, unit std."""
+    """Return a photograph's fine detail as a (size, size) field, zero mean, unit deviation."""
     grey = np.asarray(image.convert("L").resize((size, size), Image.Resampling.LANCZOS), np.float32)
     spectrum = np.fft.rfft2(grey)
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
@@ -136,7 +136,7 @@ def normalised(field: np.ndarray) -> np.ndarray:
 
 
 def _window(rng: Rng, texture: np.ndarray, side: int) -> np.ndarray:
-    """Cut a random window out of a texture, turned and mirrored at random."""
+    """Cut a random window out of a texture, and rotate and mirror it at random."""
     top, left = rng.integers(texture.shape[0] - side + 1), rng.integers(texture.shape[1] - side + 1)
     window = np.rot90(texture[top : top + side, left : left + side], int(rng.integers(4)))
     return window[:, ::-1] if rng.random() < 0.5 else window

@@ -1,8 +1,8 @@
-"""The embedded default: shards made from photographs that scikit-image's wheel ships.
+"""The embedded default: shards made from the photographs in scikit-image's wheel.
 
-Store images are 128 x 128 and stand for the 1024 x 1024 of a real data set: crops of photographs at
-several scales, dead-leaves images, and negative samples. Three photographs are held out and never
-enter training. Everything is a function of the seed.
+Stored images are 128 x 128 and stand in for the 1024 x 1024 of a real data set: crops of
+photographs at several scales, dead-leaves images, and negative samples. Three photographs are held
+out from training. Everything is a function of the seed.
 """
 
 import importlib.util
@@ -32,9 +32,9 @@ log = logging.getLogger(__name__)
 STORE_SIZE = 128
 PHOTOS_FILE = DEMO / "photos.json"
 NEGATIVE_WORDS = "blurry, over-smoothed, posterised, blocky, jpeg artifacts, low quality"
-CLOSE_UP = 0.55  # crops smaller than this share of the photograph take the caption of their region
-MOST_REDUCED = 4  # of photographs of one's own
-ANY_PHOTO = "a photograph"  # their caption
+CLOSE_UP = 0.55  # crops below this share of the photograph's side get the caption of their region
+MOST_REDUCED = 4  # greatest reduction of the user's own photographs
+ANY_PHOTO = "a photograph"  # caption of the user's own photographs
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 Rng = np.random.Generator
 
@@ -50,22 +50,22 @@ def write_demo_shards(
     shard_size: int = 100,
     seed: int = 0,
 ) -> None:
-    """Write photos/, dead_leaves/, negatives/ and heldout/ below `root`, whole or not at all.
+    """Write photos/, dead_leaves/, negatives/ and heldout/ below `root`, all or nothing.
 
     Args:
-        root: Folder to make; an existing one is left alone.
-        photos: Factor on the number of crops of each photograph (750 in all at 1).
-        folder: Photographs of your own, searched with its subfolders, that are used too: captioned
-            `ANY_PHOTO`, at native resolution and reduced by up to `MOST_REDUCED`.
-        folder_crops: Crops of each of these.
+        root: Folder to create; an existing one is left alone.
+        photos: Factor on the number of crops per photograph (750 crops in total at 1).
+        folder: Folder with more photographs, searched recursively; they are captioned `ANY_PHOTO`
+            and used at native resolution and reduced by up to `MOST_REDUCED`.
+        folder_crops: Crops per photograph of `folder`.
         dead_leaves: Number of dead-leaves images.
         negatives: Number of negative samples.
-        shard_size: Samples in a shard.
-        seed: Fixes every image.
+        shard_size: Samples per shard.
+        seed: Determines every image.
     """
     root, start = Path(root), time.perf_counter()
     if root.exists():
-        log.info("%s exists, nothing to make", root)
+        log.info("%s exists, nothing to do", root)
         return
     log.info("making demo shards in %s from the photographs of scikit-image", root)
     manifest = json.loads(PHOTOS_FILE.read_text(encoding="utf-8"))
@@ -83,27 +83,27 @@ def write_demo_shards(
                     temporary / name, samples, prefix=f"demo-{name}", shard_size=shard_size
                 )
         write_held_out(temporary / "heldout", manifest["held_out"])
-        if not root.exists():  # else another node was faster
+        if not root.exists():  # otherwise another node was faster
             os.replace(temporary, root)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     counts = f"{len(crops)} photo crops, {len(leaves)} dead leaves, {len(bad)} negatives"
-    log.info("%s made in %.1f s: %s", root, time.perf_counter() - start, counts)
+    log.info("made %s in %.1f s: %s", root, time.perf_counter() - start, counts)
 
 
 def photo_folder() -> Path:
     """Return the folder of photographs inside the installed scikit-image."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-image is not installed: the demo photographs ship with it")
+        raise FileNotFoundError("install scikit-image: the demo photographs ship with it")
     return Path(spec.origin).parent / "data"
 
 
 def folder_entries(folder: str | Path, count: int) -> list[dict[str, Any]]:
-    """Return entries, as photos.json has them, of the photographs below a folder.
+    """Return entries for the photographs below a folder, as in photos.json.
 
     Raises:
-        FileNotFoundError: There are none that are large enough.
+        FileNotFoundError: No photograph is large enough.
     """
     entries = []
     for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES):
@@ -119,17 +119,17 @@ def folder_entries(folder: str | Path, count: int) -> list[dict[str, Any]]:
 
 
 def load_photo(name: str) -> Image.Image:
-    """Open a photograph as sRGB: a path, or the name of one of scikit-image's, not downloaded."""
-    path = photo_folder() / name  # an absolute name stands for itself
+    """Open a photograph as sRGB, by path or by the name of one that scikit-image ships."""
+    path = photo_folder() / name  # an absolute name replaces the folder
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such photograph, or not shipped by this scikit-image")
+        raise FileNotFoundError(f"{path}: no such photograph, here or in scikit-image")
     return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
 
 
 def photo_crops(
     entries: list[dict[str, Any]], *, seed: int, factor: float
 ) -> Iterator[StoredSample]:
-    """Yield square crops of each photograph, sides spread evenly in their logarithm."""
+    """Yield square crops of each photograph, with log-uniform sides."""
     for entry in entries:
         name = Path(entry["file"]).stem
         own = Path(entry["file"]).is_absolute()
@@ -154,7 +154,7 @@ def photo_crops(
 
 
 def crop_caption(entry: dict[str, Any], top: int, left: int, side: int, short: int) -> str:
-    """Return the caption of the region under the middle of a close crop, else of the photograph."""
+    """Return the caption of the region at the centre of a close crop, else of the photograph."""
     y, x = top + side / 2, left + side / 2
     if side < CLOSE_UP * short:
         for region in entry["regions"]:
@@ -165,7 +165,7 @@ def crop_caption(entry: dict[str, Any], top: int, left: int, side: int, short: i
 
 
 def leaf_images(entries: list[dict[str, Any]], count: int, *, seed: int) -> Iterator[StoredSample]:
-    """Yield dead-leaves images with the colours and textures of the training photographs."""
+    """Yield dead-leaves images in the colours and textures of the training photographs."""
     rng = keyed_rng("demo leaves bank", seed)
     photos = [load_photo(entry["file"]) for entry in entries]
     palettes = [palette(rng, photo) for photo in photos]
@@ -192,7 +192,7 @@ def palette(rng: Rng, photo: Image.Image, count: int = 400) -> np.ndarray:
 
 
 def recoloured(rng: Rng, colours: np.ndarray) -> np.ndarray:
-    """Swap the channels of a palette and tint it: greens and blues that photographs lack."""
+    """Shuffle a palette's channels and tint it, for greens and blues that the photographs lack."""
     tint = rng.uniform(0.75, 1.15, size=(1, 3)).astype(np.float32)
     return (colours[:, rng.permutation(3)] * tint).clip(0, 1)
 
@@ -200,7 +200,7 @@ def recoloured(rng: Rng, colours: np.ndarray) -> np.ndarray:
 def negative_images(
     positives: list[StoredSample], count: int, *, seed: int
 ) -> Iterator[StoredSample]:
-    """Yield spoilt copies of positives, by one of four faults, with the negative words."""
+    """Yield copies of positives with one of four faults, captioned with the negative words."""
     rng = keyed_rng("demo negatives", seed)
     for number in range(count):
         origin = positives[int(rng.integers(len(positives)))]
@@ -222,7 +222,7 @@ FAULTS = ("blurry", "over-smoothed", "posterised", "blocky")
 
 
 def spoil(image: Image.Image, fault: str, rng: Rng) -> Image.Image:
-    """Spoil an image by one fault, at a random strength that is plain to see."""
+    """Give an image one fault, at a random but clearly visible strength."""
     if fault == "blurry":
         return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(1.5, 3.5))))
     if fault == "over-smoothed":
@@ -239,13 +239,13 @@ def spoil(image: Image.Image, fault: str, rng: Rng) -> Image.Image:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Encode as the store does: JPEG quality 95 without chroma subsampling."""
+    """Encode as a JPEG of quality 95 without chroma subsampling."""
     pixels = np.ascontiguousarray(np.asarray(image))
     return simplejpeg.encode_jpeg(pixels, quality=95, colorspace="RGB", colorsubsampling="444")
 
 
 def write_held_out(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the crops of the held-out photographs as PNG, with their captions beside them."""
+    """Write the crops of the held-out photographs as PNG, with captions in text files."""
     folder.mkdir(parents=True)
     for entry in entries:
         photo = load_photo(entry["file"])

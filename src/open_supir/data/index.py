@@ -1,8 +1,8 @@
 """Index of a tar: key, offset and size of each readable member, found without trusting the tar.
 
-Only plain files of an uncompressed tar count, with an allow-listed suffix, a plain key and a
-bounded size. The headers are walked one by one, because tarfile and webdataset both stop silently
-at a damaged header in the middle of an archive.
+Only plain files in an uncompressed tar count, with an allow-listed suffix, a plain key and a
+bounded size. The headers are walked one by one, because tarfile and webdataset silently stop at a
+damaged header in the middle of an archive.
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 BLOCK = 512
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,128}")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-# Kind of member by suffix, and the most bytes each may have.
+# The kind of a member by its suffix, and the maximum size of each kind in bytes.
 KINDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | {"txt": "text", "json": "meta"}
 SIZE_LIMITS = {"image": 32 << 20, "text": 16 << 10, "meta": 64 << 10}
 MAX_NAME_RECORD = 16 << 10
@@ -32,8 +32,9 @@ class TarIndex:
     """What is readable in one tar, and what is not.
 
     `rows` is a structured array (key, then offset and size of image, text and meta; size 0 means
-    absent), one row a sample in the order of the tar. `skipped` counts reasons; `examples` keeps
-    the first names of each reason. `damage` says where and why the walk had to stop, if it did.
+    absent) with one row per sample, in the order of the tar. `skipped` counts skips by reason;
+    `examples` keeps the first names for each reason. `damage` says where and why the walk stopped
+    early, or is None.
     """
 
     rows: np.ndarray
@@ -43,7 +44,7 @@ class TarIndex:
 
 
 def row_dtype(key_length: int) -> np.dtype:
-    """Return the dtype of index rows whose longest key has `key_length` bytes."""
+    """Return the dtype of index rows with keys of up to `key_length` bytes."""
     fields: list[tuple[str, str]] = [("key", f"S{max(1, key_length)}")]
     for kind in SIZE_LIMITS:
         fields += [(f"{kind}_offset", "<i8"), (f"{kind}_size", "<i4")]
@@ -51,14 +52,14 @@ def row_dtype(key_length: int) -> np.dtype:
 
 
 class TarDamage(ValueError):
-    """The headers of a tar end in damage; what came before is good."""
+    """The headers of a tar are damaged; what came before the damage is good."""
 
 
 def index_tar(path: str | Path, *, max_examples: int | None = MAX_EXAMPLES) -> TarIndex:
     """Walk the headers of an uncompressed tar and index its samples.
 
-    Memory and time are bounded by the number of headers: no member is read but for long-name
-    records of at most 16 KiB. Of each reason, `max_examples` names are kept; None keeps all.
+    Memory and time are bounded by the number of headers: the only members read are long-name
+    records, up to 16 KiB each. `max_examples` names are kept for each reason; None keeps all.
     """
     collector, damage = _Collector(max_examples), None
     with open(path, "rb", buffering=0) as file:
@@ -128,9 +129,9 @@ def walk_members(
     """Yield (name, offset, size) of every plain file in an uncompressed tar.
 
     Args:
-        read_at: Reads (offset, count); offsets only grow. Fewer bytes mean the end of the file.
-        skip: Called with (reason, name) for members that are no plain files.
-        end: Size of the tar, where it is known.
+        read_at: Reads (offset, count); offsets only increase. A short read means end of file.
+        skip: Called with (reason, name) for members that are not plain files.
+        end: Size of the tar in bytes, if known.
 
     Raises:
         TarDamage: The tar is compressed, truncated or damaged.
@@ -163,7 +164,7 @@ def walk_members(
 
 
 def _extended(info: tarfile.TarInfo, record: bytes) -> tuple[str | None, bool, bool]:
-    """Read a GNU or pax record: (name, whether it sets a size, whether it is sparse)."""
+    """Read a GNU or pax record; returns (name, whether it sets a size, whether it is sparse)."""
     if info.type == tarfile.GNUTYPE_LONGNAME:
         return record.rstrip(b"\0").decode("utf-8", "surrogateescape"), False, False
     path = re.search(rb"\d+ path=([^\n]*)\n", record)
@@ -172,7 +173,7 @@ def _extended(info: tarfile.TarInfo, record: bytes) -> tuple[str | None, bool, b
 
 
 def _check_tail(read_at: Callable[[int, int], bytes], offset: int) -> None:
-    """After the end marker only zeros may follow."""
+    """Refuse anything but zeros after the end-of-archive block."""
     while chunk := read_at(offset, 1 << 20):
         if chunk.strip(b"\0"):
             raise TarDamage(f"data after the end-of-archive block at byte {offset}")

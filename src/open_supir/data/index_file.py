@@ -1,4 +1,4 @@
-"""Index files, `NAME.index.npy` beside `NAME.tar`: read whole or row by row, never unpickled."""
+"""Index files, `NAME.index.npy` next to `NAME.tar`: read whole or by row, never unpickled."""
 
 import functools
 import io
@@ -16,7 +16,7 @@ def read_index(files: Files, tar: str, count: int) -> np.ndarray:
     """Read the whole index of the file `tar`, which must have `count` rows.
 
     Raises:
-        StorageError: There is no index, or it is not one of such a tar.
+        StorageError: The index is missing, unreadable or of another length.
     """
     name = tar.removesuffix(".tar") + INDEX_SUFFIX
     try:
@@ -28,10 +28,10 @@ def read_index(files: Files, tar: str, count: int) -> np.ndarray:
 
 
 def open_index(files: Files, tar: str, count: int) -> Callable[[int], np.void]:
-    """Return a reader of single rows: processes share the pages of a local index, and copy none.
+    """Return a reader of single rows; processes share the cached pages of a local index.
 
     Raises:
-        StorageError: There is no index, or it is not one of a tar of `count` samples.
+        StorageError: The index is missing or unreadable, or does not have `count` rows.
     """
     if files.per_request:
         return read_index(files, tar, count).__getitem__
@@ -53,10 +53,10 @@ def open_index(files: Files, tar: str, count: int) -> Callable[[int], np.void]:
 
 @functools.lru_cache(16)
 def _npy_layout(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    """Read the header of an .npy file of version 1; most indexes of a folder have the same."""
+    """Read the header of an .npy file of version 1; the indexes of a folder mostly share one."""
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("not of version 1.0")
+        raise ValueError("not an .npy file of version 1.0")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     return dtype, shape
 

@@ -1,6 +1,6 @@
-"""Inspection of folders of shards: what is whole, what would be skipped, and why.
+"""Inspection of shard folders: what is intact, what would be skipped, and why.
 
-Also builds what is missing: indexes and manifests for tars that others made.
+Also builds missing indexes and manifests, for tars made by other tools.
 """
 
 import logging
@@ -34,10 +34,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectSettings:
-    """How thorough an inspection is, and what it may write.
+    """How thorough an inspection is, and whether it may write files.
 
-    `samples_per_shard` images of each shard are decoded, spread at random but always the same ones;
-    -1 decodes all. `hash` reads every byte. `build` writes missing indexes and manifests.
+    `samples_per_shard` images of each shard are decoded, chosen at random but the same every time;
+    -1 decodes all. `hash` compares the sha256 of every tar. `build` writes missing indexes and
+    manifests.
     """
 
     samples_per_shard: int = 20
@@ -55,11 +56,11 @@ class InspectSettings:
 
 @dataclass
 class FolderReport:
-    """What one folder of shards holds.
+    """The contents of one folder of shards.
 
-    `faults` are shards that would stop a run or lose samples unseen; `skipped` counts, by reason,
-    samples and members that training passes over; `decoded` of the `samples` were decoded, and
-    `bad` of those refused.
+    `faults` are shards that would stop a run or silently lose samples; `skipped` counts by reason
+    the samples and members that training skips; `decoded` of the `samples` were decoded, and `bad`
+    of those were refused.
     """
 
     folder: Path
@@ -73,7 +74,7 @@ class FolderReport:
     built: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, where: str) -> None:
-        """Count one thing that training passes over."""
+        """Count one sample or member that training skips."""
         self.skipped[reason] += 1
         names = self.examples.setdefault(reason, [])
         if len(names) < 5:
@@ -81,10 +82,10 @@ class FolderReport:
 
 
 def shard_folders(root: str | Path) -> list[Path]:
-    """List the folders at and below `root` that hold tars or a manifest, sorted.
+    """List `root` and the folders below it that hold tars or a manifest, sorted.
 
     Raises:
-        FileNotFoundError: `root` is no folder, or there is no tar in it.
+        FileNotFoundError: `root` is not a folder, or there are no tars in it.
     """
     root = Path(root)
     if not root.is_dir():
@@ -96,7 +97,7 @@ def shard_folders(root: str | Path) -> list[Path]:
 
 
 def inspect_folder(folder: Path, settings: InspectSettings) -> FolderReport:
-    """Inspect one folder of shards, and build what is missing where that is allowed."""
+    """Inspect one folder of shards, and build what is missing if `settings.build` allows it."""
     report = FolderReport(folder)
     try:
         listed = {e.name: e for e in read_manifest(folder)}
@@ -143,13 +144,13 @@ def _inspect_shard(
         return None
     entry = (listed or {}).get(path.name)
     if listed and entry is None:
-        report.faults.append(f"{path.name}: not listed in {MANIFEST}, not read")
+        report.faults.append(f"{path.name}: not listed in {MANIFEST}, so training ignores it")
         return None
     if entry is not None and not _agrees(path, entry, index, settings, report):
         return None
     if not _has_index(path, index):
         if not settings.build:
-            report.faults.append(f"{path.name}: no index that fits")
+            report.faults.append(f"{path.name}: its index is missing or does not match")
             return None
         save_index(path, index)
         report.built.append(index_path(path).name)
@@ -169,7 +170,7 @@ def _agrees(
     size = path.stat().st_size
     if (size, len(index.rows)) != (entry.bytes, entry.count):
         report.faults.append(
-            f"{path.name}: {size} bytes and {len(index.rows)} samples, but {MANIFEST} says "
+            f"{path.name}: {size} bytes and {len(index.rows)} samples, but {MANIFEST} lists "
             f"{entry.bytes} and {entry.count}"
         )
         return False
@@ -195,7 +196,7 @@ def _statistics(index: TarIndex) -> dict[str, Any]:
 
 
 def _decode(folder: ShardFolder, settings: InspectSettings, report: FolderReport) -> None:
-    """Decode some samples of each shard by the rules of training."""
+    """Decode some samples of each shard under the rules of training."""
     for number, entry in enumerate(folder.entries):
         for sample in _chosen(entry, settings.samples_per_shard):
             try:

@@ -1,10 +1,11 @@
-"""Decode only those rows of a JPEG that a crop needs; needs restart markers at row ends.
+"""Decodes only the rows of a JPEG that a crop needs, if the rows end in restart markers.
 
-A baseline JPEG must be read from its start: entropy coding hides where rows begin. Restart markers
-(ITU-T T.81, B.1.1.5 and E.1.4) at the end of each row of blocks show them, and reset the coder. The
-wanted rows with a header of fitting height are then a whole JPEG for any decoder: the pixels are
-exactly those of a full decode. `encode_jpeg` writes such files, some hundred bytes larger; Pillow
-calls it `restart_marker_rows=1`. Other JPEG files are fine too, and are decoded whole.
+A baseline JPEG must be read from its start, because entropy coding hides where rows begin. Restart
+markers (ITU-T T.81, B.1.1.5 and E.1.4) at the end of each row of blocks show where they begin and
+reset the coder. The wanted rows, with the height in the header adjusted, are then a complete JPEG
+for any decoder, and the pixels are exactly those of a full decode. `encode_jpeg` writes such files
+with Pillow's `restart_marker_rows=1`; they are a few hundred bytes larger. Other JPEG files are
+decoded whole.
 """
 
 import io
@@ -21,16 +22,16 @@ CHUNK = 1 << 16
 
 
 class _Layout(NamedTuple):
-    """Where things lie in a baseline JPEG whose rows of blocks end in restart markers."""
+    """The layout of a baseline JPEG whose rows of blocks end in restart markers."""
 
     height: int
-    height_offset: int  # of the height in the frame header
+    height_offset: int  # byte offset of the height in the frame header
     scan: int  # first byte of entropy-coded data
     unit: int  # pixel rows between restart markers
 
 
 def encode_jpeg(pixels: np.ndarray, *, quality: int = QUALITY) -> bytes:
-    """Encode (H, W, 3) uint8 for the store: full chroma, restart markers at the ends of rows."""
+    """Encode (H, W, 3) uint8 for storage: full chroma, a restart marker after each block row."""
     data = io.BytesIO()
     options = {"quality": quality, "subsampling": 0, "restart_marker_rows": 1}
     Image.fromarray(pixels).save(data, "JPEG", **options)
@@ -40,7 +41,7 @@ def encode_jpeg(pixels: np.ndarray, *, quality: int = QUALITY) -> bytes:
 def decode_rows(data: bytes, top: int, bottom: int) -> np.ndarray:
     """Decode rows `top` to `bottom` of a JPEG to (bottom - top, W, 3) uint8, strictly.
 
-    Damage in the rows left out goes unseen, but for a file that ends early.
+    Damage in the other rows goes unnoticed, except for a truncated file.
 
     Raises:
         ValueError: The file is damaged.
@@ -48,7 +49,7 @@ def decode_rows(data: bytes, top: int, bottom: int) -> np.ndarray:
     layout = _layout(data)
     if layout is None or not data.endswith(END):
         return simplejpeg.decode_jpeg(data, colorspace="RGB")[top:bottom]
-    # One unit more on each side: where chroma is subsampled, its interpolation looks over the edge.
+    # One more unit on each side, because upsampling subsampled chroma looks beyond the edge.
     first = max(0, top // layout.unit - 1)
     last = min(-(-layout.height // layout.unit), -(-bottom // layout.unit) + 1)
     whole = first == 0 and last * layout.unit >= layout.height
@@ -60,7 +61,7 @@ def decode_rows(data: bytes, top: int, bottom: int) -> np.ndarray:
 
 
 def _layout(data: bytes) -> _Layout | None:
-    """Read the headers; None if rows cannot be found in this file."""
+    """Read the headers; None if this file does not allow finding rows."""
     offset, height, width, height_offset, interval, components = 2, 0, 0, 0, 0, 0
     block = (8, 8)
     while True:
@@ -81,18 +82,18 @@ def _layout(data: bytes) -> _Layout | None:
         elif marker == SCAN:
             break
         offset += 2 + size
-    # The blocks of a lone component are not interleaved: its sampling factors do not count.
+    # The blocks of a single component are not interleaved, so its sampling factors do not matter.
     rows, columns = (8, 8) if components == 1 else block
     per_row = -(-width // columns)
     if not height or not interval or not per_row or interval % per_row:
         return None
     if data[offset + 4] != components:
-        return None  # one scan a component
+        return None  # one scan per component
     return _Layout(height, height_offset, offset + 2 + size, rows * (interval // per_row))
 
 
 def _splice(data: bytes, layout: _Layout, first: int, last: int) -> bytearray | None:
-    """Make a JPEG of units `first` to `last`; None if their markers are not all in order."""
+    """Make a JPEG of units `first` to `last`; None if markers are missing or out of order."""
     units = -(-layout.height // layout.unit)
     ends = _restart_markers(data, layout.scan, min(last, units - 1))
     if len(ends) < min(last, units - 1):
@@ -105,7 +106,7 @@ def _splice(data: bytes, layout: _Layout, first: int, last: int) -> bytearray | 
     struct.pack_into(">H", part, layout.height_offset, kept)
     start = len(part)
     part += data[begin:end]
-    numbers = np.frombuffer(part, np.uint8)  # restart markers count on from 0, modulo 8
+    numbers = np.frombuffer(part, np.uint8)  # restart markers must count from 0, modulo 8
     numbers[start + inner - begin + 1] = 0xD0 + np.arange(len(inner)) % 8
     del numbers
     part += END
@@ -113,7 +114,7 @@ def _splice(data: bytes, layout: _Layout, first: int, last: int) -> bytearray | 
 
 
 def _restart_markers(data: bytes, scan: int, count: int) -> np.ndarray:
-    """Find the first `count` restart markers, or fewer if they are not numbered in order."""
+    """Find the first `count` restart markers; returns fewer if they are missing or out of order."""
     codes, found, total, offset = np.frombuffer(data, np.uint8), [], 0, scan
     while total < count and offset < len(data) - 1:
         piece = codes[offset : offset + CHUNK + 1]

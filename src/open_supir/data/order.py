@@ -1,10 +1,10 @@
 """The order of training data as a pure function: position -> (source, shard, sample).
 
-Position p = 0, 1, 2, ... counts the samples that a run has consumed. Each cycle of positions holds
-every source exactly as often as its weight says; within a source, shards are permuted per epoch and
-samples within blocks of shards. Nothing depends on ranks, workers or micro-batches, so the state of
-the data is the integer `consumed`, and every topology with the same global batch sees the same
-global batches.
+Position p = 0, 1, 2, ... counts the samples that a run has consumed. In each cycle of positions,
+every source occurs exactly in proportion to its weight. Within a source, shards are permuted per
+epoch, and samples within blocks of shards. Nothing depends on ranks, workers or micro-batches, so
+the state of the data is the integer `consumed`, and every topology with the same global batch sees
+the same global batches.
 """
 
 import functools
@@ -22,7 +22,7 @@ NEIGHBOUR_STRIDE = 7919  # prime: steps through a whole block unless the block i
 
 
 class Place(NamedTuple):
-    """Where a sample lies: number of the source, its epoch, shard in source, sample in shard."""
+    """The location of a sample: source number, epoch, shard in the source, sample in the shard."""
 
     source: int
     epoch: int
@@ -41,7 +41,7 @@ class SourceOrder:
         self.name, self.block, self.seed = name, block, seed
         self.counts = np.asarray(counts, dtype=np.int64)
         if len(self.counts) == 0 or self.counts.min() < 1 or block < 1:
-            raise ValueError(f"source {name!r}: needs shards of at least one sample and block >= 1")
+            raise ValueError(f"source {name!r} needs shards of at least one sample and block >= 1")
         self.size = int(self.counts.sum())
         self._epoch = functools.lru_cache(4)(self._permute_shards)
         self._block = functools.lru_cache(4)(self._permute_block)
@@ -59,7 +59,7 @@ class SourceOrder:
         return order.astype(np.uint32)  # half the memory, in every worker
 
     def locate(self, index: int, attempt: int = 0) -> tuple[int, int, int]:
-        """Find (epoch, shard, sample) of `index`; `attempt` > 0 is another sample of its block."""
+        """Find (epoch, shard, sample) of `index`; `attempt` > 0 gives others from its block."""
         epoch, rest = divmod(index, self.size)
         order, starts, edges = self._epoch(epoch)
         block = int(np.searchsorted(edges, rest, "right")) - 1
@@ -103,7 +103,7 @@ class Mixture:
         return ids, ranks
 
     def locate(self, position: int, attempt: int = 0) -> Place:
-        """Find the sample of `position`; `attempt` > 0 names replacements, of the same block."""
+        """Find the sample at `position`; `attempt` > 0 gives replacements from the same block."""
         number, rest = divmod(position, self.cycle)
         ids, ranks = self._pattern(number)
         source = int(ids[rest])
@@ -119,28 +119,30 @@ class Mixture:
 
 
 def exact_quotas(names: Sequence[str], weights: Sequence[float], cycle: int) -> np.ndarray:
-    """Share `cycle` positions by weight, largest remainders first; every source gets at least one.
+    """Divide `cycle` positions among the sources by weight, largest remainders first.
 
     Raises:
-        ValueError: A weight is not positive, or too small for one position a cycle.
+        ValueError: A weight is not positive, or too small for one position per cycle.
     """
     shares = np.asarray(weights, dtype=np.float64)
     if len(shares) == 0 or not np.all(np.isfinite(shares)) or shares.min() <= 0:
-        raise ValueError(f"weights of sources must be positive, got {list(weights)}")
+        raise ValueError(f"source weights must be positive, got {list(weights)}")
     exact = shares / shares.sum() * cycle
     quotas = np.floor(exact).astype(np.int64)
     for source in np.argsort(quotas - exact, kind="stable")[: cycle - int(quotas.sum())]:
         quotas[source] += 1
     if quotas.min() < 1:
         name = names[int(quotas.argmin())]
-        raise ValueError(f"source {name!r} has less than one position in a cycle of {cycle}")
+        raise ValueError(
+            f"source {name!r} gets less than one position in a cycle of {cycle}; raise its weight"
+        )
     return quotas
 
 
 def nested_fraction(names: Sequence[str], fraction: float) -> list[int]:
-    """Choose a fraction of the shards so that smaller fractions are subsets of larger ones.
+    """Choose a fraction of the shards; smaller fractions are subsets of larger ones.
 
-    The choice depends on the names alone, so that runs with different seeds use the same data.
+    The choice depends only on the names, so that runs with different seeds use the same data.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}")
@@ -149,9 +151,9 @@ def nested_fraction(names: Sequence[str], fraction: float) -> list[int]:
 
 
 class StepSampler(Sampler[list[int]]):
-    """Endless batch sampler of one rank: lists of positions, from `consumed` on.
+    """Endless batch sampler of one rank: lists of positions, starting at `consumed`.
 
-    Step t takes positions [t * global_batch, (t + 1) * global_batch), dealt in micro-batches over
+    Step t takes positions [t * global_batch, (t + 1) * global_batch), split into micro-batches over
     accumulation steps and ranks.
     """
 

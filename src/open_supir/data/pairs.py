@@ -1,7 +1,7 @@
 """Validation and benchmark images: a folder of HQ photographs, or paired HQ and LQ folders.
 
-These readers take any ordinary image file (see `images.read_image`), unlike the training reader.
-Captions come from a text file of the same name beside the HQ image.
+Unlike the training reader, these readers accept any ordinary image file (see `images.read_image`).
+A caption comes from the text file next to the HQ image that has the same name.
 
 Shapes: B batch, H W crop size; LQ images have the size of their HQ image.
 """
@@ -36,8 +36,8 @@ class PairBatch(Batch):
 class FolderDataset(Dataset[Sample]):
     """Fixed crops of the images in a folder, each with a fixed seed.
 
-    Sample i shows image i modulo the number of images: first the centre of each, then other places
-    of it. Images with a side shorter than the crop are enlarged.
+    Sample i shows image i modulo the number of images: the first crop of an image is its centre,
+    later ones are elsewhere. Images with a side shorter than the crop are enlarged.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class FolderDataset(Dataset[Sample]):
         return self.make_sample(path, read_image(path), index)
 
     def make_sample(self, path: Path, image: Tensor, index: int) -> Sample:
-        """Crop (3, H, W) uint8 and describe it; the size conditioning is the actual one."""
+        """Make a sample of a crop of a (3, H, W) uint8 image, with its actual size conditioning."""
         original = image.shape[-2:]
         image = enlarge(image, self.size)
         top, left = self.corner(image, index)
@@ -71,7 +71,7 @@ class FolderDataset(Dataset[Sample]):
         )
 
     def corner(self, image: Tensor, index: int) -> tuple[int, int]:
-        """Return top and left of the crop of sample `index`."""
+        """Return the top and left of sample `index`'s crop."""
         spare = (image.shape[-2] - self.size, image.shape[-1] - self.size)
         if index < len(self.paths):
             return spare[0] // 2, spare[1] // 2
@@ -80,12 +80,12 @@ class FolderDataset(Dataset[Sample]):
 
 
 class PairDataset(Dataset[PairSample]):
-    """Paired folders: every HQ image with the LQ image of the same file name (suffixes may differ).
+    """Paired folders: HQ images with the LQ images of the same file name (suffixes may differ).
 
-    An LQ image of another size (super-resolution benchmarks) is enlarged to the HQ size.
+    An LQ image of another size (super-resolution benchmarks) is resized to the HQ size.
 
     Raises:
-        ValueError: Images without a partner, or two of the same name.
+        ValueError: An HQ image has no partner, or two have the same name.
     """
 
     def __init__(
@@ -128,11 +128,11 @@ def collate_pairs(samples: Sequence[PairSample]) -> PairBatch:
 
 
 def enlarge(image: Tensor, size: int) -> Tensor:
-    """Resize a (3, H, W) image up if its shorter side is below `size`."""
+    """Enlarge a (3, H, W) image if its shorter side is below `size`."""
     return resize_short_side(image, size) if min(image.shape[-2:]) < size else image
 
 
 def caption_beside(path: Path) -> str:
-    """Read the caption from the text file beside an image; "" if there is none."""
+    """Read the caption from the text file next to an image; "" if there is none."""
     text = path.with_suffix(".txt")
     return text.read_text(encoding="utf-8").strip() if text.is_file() else ""

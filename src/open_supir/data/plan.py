@@ -1,4 +1,4 @@
-"""The plan of a run's data: which shards, in what proportion; and whether it is still the same."""
+"""The data plan of a run: which shards, in what proportion, and whether that has changed."""
 
 import hashlib
 import logging
@@ -19,7 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class DataPlan:
-    """The order and the storage of every source; `shards` maps shards of the order to files."""
+    """The order and storage of every source.
+
+    `shards` maps each source's shard numbers in its order to those in its folder.
+    """
 
     mixture: Mixture
     folders: Sequence[ShardFolder]
@@ -27,7 +30,7 @@ class DataPlan:
     settings: Mapping[str, Any]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that fixes the order, as plain values that can be compared."""
+        """Return everything that determines the order, as plain values to compare."""
         values = dict(self.settings)
         for i, order in enumerate(self.mixture.sources):
             entries = [self.folders[i].entries[s] for s in self.shards[i]]
@@ -53,8 +56,8 @@ def make_plan(
 
     Raises:
         FileNotFoundError: A folder or a manifest is missing.
-        ValueError: A manifest is damaged or lists no samples; a weight is out of range.
-        StorageError: With `check`, a tar is missing, or differs from manifest or index.
+        ValueError: A manifest is damaged or lists no samples, or a weight is out of range.
+        StorageError: With `check`, a tar is missing or does not match its manifest or index.
     """
     orders, folders, shards = [], [], []
     for name, config in sources.items():
@@ -83,7 +86,7 @@ def make_plan(
 
 
 def plan_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two fingerprints, as "key: old -> new"."""
+    """List the differences between two fingerprints, as "key: old -> new"."""
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in dict.fromkeys([*old, *new])

@@ -1,9 +1,10 @@
-"""Precomputed latents and text features: one safetensors file a shard and kind, beside its tar.
+"""Precomputed latents and text features: one safetensors file per shard and kind, next to the tar.
 
-`NAME.latents.safetensors` holds, for N samples, `latents` (N, z, h, w) of whole images and `valid`
-(N,); `NAME.text.safetensors` holds, for K texts a sample, `keys` (N, K), `context` (N, K, T, D) and
-`pooled` (N, K, P), and the same without N for texts that any sample may have. `src.precompute`
-writes them; each tells in its metadata the sha256 of its tar and what made it.
+For N samples, `NAME.latents.safetensors` holds `latents` (N, z, h, w) of whole images and `valid`
+(N,). With K texts per sample, `NAME.text.safetensors` holds `keys` (N, K), `context` (N, K, T, D)
+and `pooled` (N, K, P), and the same without N, named `constant_...`, for texts that any sample may
+have. `src.precompute` writes both; their metadata holds the sha256 of the tar and the fingerprint
+of the network.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from open_supir.data.storage import StorageError, is_remote
 
 KINDS = ("latents", "text")
 MAX_OPEN = 64
-MADE_BY = "recipe"  # what files on disk call the fingerprint of their networks
+MADE_BY = "recipe"  # key of the fingerprint in the files' metadata
 
 
 def text_key(text: str) -> int:
@@ -43,7 +44,7 @@ def possible_texts(
     meta: Mapping[str, Any],
     is_negative: bool,
 ) -> list[str]:
-    """Return the two texts that a policy can give a sample, besides `constant_texts`."""
+    """Return the two texts that a policy may give this sample, besides `constant_texts`."""
     if is_negative:
         content = meta.get("content")
         pairs = [(content if isinstance(content, str) else "", policy.negative_words)] * 2
@@ -53,7 +54,7 @@ def possible_texts(
 
 
 def constant_texts(policies: Sequence[CaptionPolicy], count_tokens: TokenCounter) -> list[str]:
-    """Return the texts that samples have whatever their caption: none, and the negative words."""
+    """Return the texts that do not depend on the sample: the empty one and the negative words."""
     words = [compose("", p.negative_words, p, count_tokens).text for p in policies]
     return list(dict.fromkeys(["", *words]))
 
@@ -61,28 +62,28 @@ def constant_texts(policies: Sequence[CaptionPolicy], count_tokens: TokenCounter
 def check_policies(
     kinds: Sequence[str], crop: CropPolicy, captions: Sequence[CaptionPolicy]
 ) -> None:
-    """Refuse policies under which what was stored is not what a sample needs.
+    """Refuse policies under which samples need other features than the stored ones.
 
     Raises:
-        ValueError: Names the key and the value that is needed.
+        ValueError: A policy does not fit; the message names the key and the value it needs.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise ValueError(f"precomputed may hold {', '.join(KINDS)}, got {unknown[0]!r}")
+        raise ValueError(f"precomputed may list {', '.join(KINDS)}, got {unknown[0]!r}")
     cut = crop.area or crop.whole or crop.flip_prob or crop.shuffle_channels
     if "latents" in kinds and cut:
         raise ValueError(
-            "precomputed latents are of whole, unflipped images: they need crop.native=1 "
+            "precomputed latents show whole, unflipped images: they need crop.native=1 "
             "crop.area=0 crop.whole=0 crop.flip_prob=0 crop.shuffle_channels=0"
         )
     if "text" in kinds and any(policy.min_visible for policy in captions):
-        raise ValueError("precomputed text has no captions by crop: it needs min_visible=0")
+        raise ValueError("precomputed text does not depend on the crop: it needs min_visible=0")
 
 
 def fingerprint(network: nn.Module, **settings: int) -> str:
-    """Return the settings and 16 digits of the weights that features are made by.
+    """Return the settings and a 16-digit hash of the weights of the network that makes features.
 
-    Of each tensor 64 values count, as bfloat16, so that the precision it is held in does not.
+    The hash covers 64 values of each tensor, as bfloat16, so it does not depend on the precision.
     """
     state = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(network.state_dict().items()):
@@ -93,21 +94,21 @@ def fingerprint(network: nn.Module, **settings: int) -> str:
 
 
 def column_path(tar: Path, kind: str) -> Path:
-    """Return where what was precomputed for `tar` lies."""
+    """Return the path of the features of `tar`."""
     return tar.with_suffix(f".{kind}.safetensors")
 
 
 def write_columns(
     tar: Path, kind: str, tensors: Mapping[str, Tensor], *, sha256: str, made_by: str
 ) -> None:
-    """Write what was precomputed for a shard, whole or not at all."""
+    """Write the features of a shard atomically."""
     with replacing(column_path(tar, kind)) as temporary:
         save_file(dict(tensors), temporary, metadata={"tar": sha256, MADE_BY: made_by})
-        temporary.chmod(0o644)  # save_file makes it private; others' jobs read it too
+        temporary.chmod(0o644)  # save_file makes it private, but other users' jobs read it too
 
 
 def read_metadata(tar: Path, kind: str) -> dict[str, str]:
-    """Return what a file says of itself; empty where there is none that can be read."""
+    """Return a file's metadata; empty if the file is missing or unreadable."""
     try:
         with safe_open(column_path(tar, kind), framework="pt") as file:
             return file.metadata() or {}
@@ -116,30 +117,31 @@ def read_metadata(tar: Path, kind: str) -> dict[str, str]:
 
 
 def is_current(tar: Path, kind: str, *, sha256: str, made_by: str) -> bool:
-    """Say whether what was precomputed for a shard is of this tar and by these networks."""
+    """Return whether the features of a shard are for this tar and by this network."""
     return read_metadata(tar, kind) == {"tar": sha256, MADE_BY: made_by}
 
 
 class Precomputed:
-    """What was precomputed for the samples of one folder; at most `MAX_OPEN` files stay open."""
+    """The precomputed features of one folder; at most `MAX_OPEN` files stay open."""
 
     def __init__(
         self, folder: str | Path, entries: Sequence[ShardEntry], kinds: Sequence[str]
     ) -> None:
         if is_remote(folder):
-            raise ValueError(f"{folder}: precomputed files are read from local folders only")
+            raise ValueError(f"{folder}: precomputed files can only be read from local folders")
         self.folder, self.entries, self.kinds = Path(folder), list(entries), list(kinds)
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def check(self, shards: Sequence[int], wanted: Mapping[str, str]) -> None:
-        """See that the files of these shards are there, belong to the tars, and are made as wanted.
+        """Check that the files of `shards` exist, match their tars and carry the right fingerprint.
 
         Args:
-            shards: Their numbers.
-            wanted: Kind -> fingerprint; of a kind that is not named, all files must have the same.
+            shards: Numbers of the shards.
+            wanted: Kind -> fingerprint. Files of other kinds must agree on one fingerprint.
 
         Raises:
-            StorageError: One is missing, or of another version of its tar, or made otherwise.
+            StorageError: A file is missing, belongs to another version of its tar, or has another
+                fingerprint.
         """
         for kind in self.kinds:
             makers = set()
@@ -148,24 +150,27 @@ class Precomputed:
                 found = read_metadata(self.folder / entry.name, kind)
                 if found.get("tar") != entry.sha256:
                     raise StorageError(
-                        f"{column_path(self.folder / entry.name, kind)}: missing, damaged or of "
-                        f"another version of the tar; python -m src.precompute writes it"
+                        f"{column_path(self.folder / entry.name, kind)}: missing, damaged, or for "
+                        f"another version of the tar; run python -m src.precompute"
                     )
                 makers.add(found.get(MADE_BY))
             if kind in wanted and makers - {wanted[kind]}:
                 raise StorageError(
-                    f"{self.folder}: {kind} were made by other weights, or for another crop size, "
-                    f"than this run's; python -m src.precompute writes them again"
+                    f"{self.folder}: {kind} were made with other weights, or for another crop "
+                    f"size, than this run uses; run python -m src.precompute"
                 )
             if len(makers) > 1:
-                raise StorageError(f"{self.folder}: {kind} by {len(makers)} different networks")
+                raise StorageError(
+                    f"{self.folder}: {kind} were made by {len(makers)} different networks; "
+                    f"run python -m src.precompute"
+                )
 
     def read(self, shard: int, sample: int, caption: str) -> dict[str, Tensor]:
         """Return `latents` (z, h, w), and `context` (T, D) and `pooled` (P,) of `caption`.
 
         Raises:
-            SampleError: There are no latents of this sample.
-            StorageError: The text is none of those that were precomputed.
+            SampleError: This sample has no latents.
+            StorageError: The text was not precomputed.
         """
         found = {}
         if "latents" in self.kinds:
@@ -187,7 +192,7 @@ class Precomputed:
                 }
         raise StorageError(
             f"{self.folder / self.entries[shard].name}: the text of sample {sample} was not "
-            f"precomputed; captions or their policy have changed, run python -m src.precompute"
+            f"precomputed: captions or their policy have changed; run python -m src.precompute"
         )
 
     def _file(self, kind: str, shard: int) -> Any:

@@ -1,4 +1,4 @@
-"""What a training sample holds: strict decoding, crops, SDXL size conditioning, collation.
+"""Training samples: strict decoding, crops, SDXL size conditioning, collation.
 
 Shapes: B batch, H W crop size. Pixel arrays are (H, W, 3) uint8 until `collate`.
 """
@@ -33,8 +33,8 @@ class Batch(TypedDict):
     source: list[str]
     key: list[str]
     seed: Tensor  # (B,) int64 on the CPU, from (run seed, position)
-    latents: NotRequired[Tensor]  # (B, z, h, w) of hq, where they are precomputed
-    context: NotRequired[Tensor]  # (B, T, D) of the captions, where they are precomputed
+    latents: NotRequired[Tensor]  # (B, z, h, w) of hq, if precomputed
+    context: NotRequired[Tensor]  # (B, T, D) of the captions, if precomputed
     pooled: NotRequired[Tensor]  # (B, P), with context
 
 
@@ -54,7 +54,7 @@ class Sample(TypedDict):
 
 
 class SampleError(ValueError):
-    """One sample is bad: it is skipped and counted under `reason`."""
+    """A sample is bad; it is skipped and counted under `reason`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -63,7 +63,7 @@ class SampleError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """Bounds that are checked from the header, before any pixel is decoded."""
+    """Bounds on the image size, checked in the header before any pixel is decoded."""
 
     min_side: int = 64
     max_side: int = 8192
@@ -72,13 +72,13 @@ class ImageLimits:
     def check(self, height: int, width: int) -> None:
         """Raise SampleError unless an image of this size is within the bounds."""
         if min(height, width) < self.min_side:
-            raise SampleError("too small", f"{height}x{width}, least side {self.min_side}")
+            raise SampleError("too small", f"{height}x{width}, minimum side {self.min_side}")
         if max(height, width) > self.max_side or height * width > self.max_pixels:
             raise SampleError("too large", f"{height}x{width}")
 
 
 class TrainingImage(NamedTuple):
-    """An image whose header was checked; `rows(top, bottom)` decodes (bottom - top, W, 3) uint8."""
+    """An image with a checked header; `rows(top, bottom)` decodes (bottom - top, W, 3) uint8."""
 
     height: int
     width: int
@@ -86,11 +86,11 @@ class TrainingImage(NamedTuple):
 
 
 def open_training_image(data: bytes, limits: ImageLimits) -> TrainingImage:
-    """Check a normalised 8-bit RGB or grey image, and make ready to decode rows of it.
+    """Check the header of a normalised 8-bit RGB or grey image and prepare to decode its rows.
 
-    The magic bytes decide the format, the header is checked first, and anything that the builder of
-    a dataset should have normalised (CMYK, alpha, palette, 16 bit, EXIF rotation, foreign colour
-    profile) is refused, not repaired.
+    The magic bytes decide the format. Whatever the dataset builder should have normalised (CMYK,
+    alpha, palette, 16 bit, EXIF rotation, colour profiles other than sRGB) is refused, not
+    repaired.
 
     Raises:
         SampleError: The image is refused or damaged; `rows` raises it too.
@@ -140,7 +140,7 @@ def _open_jpeg(data: bytes, limits: ImageLimits) -> TrainingImage:
 
 
 def _decode_by_pillow(data: bytes, name: str, limits: ImageLimits) -> np.ndarray:
-    """PNG and WebP: the header gives size and mode, then Pillow decodes."""
+    """Check size and mode of a PNG or WebP image in the header, then decode it with Pillow."""
     if name == "PNG":
         _check_png_header(data, limits)
     try:
@@ -158,7 +158,7 @@ def _decode_by_pillow(data: bytes, name: str, limits: ImageLimits) -> np.ndarray
 
 def _check_png_header(data: bytes, limits: ImageLimits) -> None:
     if len(data) < 33 or data[12:16] != b"IHDR":
-        raise SampleError("damaged image", "PNG without header")
+        raise SampleError("damaged image", "PNG without a header")
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     limits.check(height, width)
     if depth != 8 or colour not in (0, 2):
@@ -186,15 +186,15 @@ def _as_sample_error(error: Exception) -> SampleError:
 
 @dataclass(frozen=True, kw_only=True)
 class CropPolicy:
-    """How a training crop is cut, and what SDXL's size conditioning is told about it.
+    """How training crops are cut, and the size conditioning that SDXL gets with them.
 
-    The three weights are the odds of each way: `native` cuts a crop out at full resolution, `area`
-    cuts a square of `area_min` to 1 of the image and shrinks it, `whole` shrinks the largest
+    Three methods are weighted against each other: `native` cuts at full resolution, `area` cuts a
+    square that covers `area_min` to 1 of the image and shrinks it, `whole` shrinks the largest
     square.
-    `size_condition` says what the network is told: "actual", "constant" (always `constant_size`,
-    as at inference) or "mix" (constant with probability `constant_prob`).
-    `shuffle_channels` is the probability of permuting red, green and blue: for stage 1 on few
-    photographs, which lack most colours; captions are no longer true of the result.
+    `size_condition` is "actual", "constant" (always `constant_size`, as at inference) or "mix"
+    (constant with probability `constant_prob`).
+    `shuffle_channels` is the probability of permuting red, green and blue. It is meant for stage 1
+    on few photographs, which lack most colours; captions no longer fit the result.
     """
 
     native: float = 0.6
@@ -226,19 +226,19 @@ class CropPolicy:
 
 
 class Crop(NamedTuple):
-    """A crop, its size conditioning, and the share of the image that it shows."""
+    """A crop, its size conditioning, and the part of the image that it shows."""
 
     pixels: np.ndarray  # (size, size, 3) uint8
     sizes: np.ndarray  # (6,) float32
-    visible: float
-    box: tuple[float, float, float, float]  # top, left, height, width, as shares, before the flip
+    visible: float  # share of the image's area
+    box: tuple[float, float, float, float]  # top, left, height, width in [0, 1], before the flip
 
 
 def crop_sample(image: TrainingImage, size: int, policy: CropPolicy, rng: Rng) -> Crop:
-    """Cut one training crop of `size` x `size` out of an image; decodes only the rows it needs.
+    """Cut one training crop of `size` x `size` pixels; only the rows it needs are decoded.
 
-    Crop coordinates are in pixels of the image after the resize and after the flip, as SDXL counts
-    them (arXiv:2307.01952, section 2.2).
+    Crop coordinates are in pixels of the resized and flipped image, as in SDXL (arXiv:2307.01952,
+    section 2.2).
 
     Raises:
         SampleError: The image is smaller than the crop, or damaged.
@@ -263,7 +263,7 @@ def crop_sample(image: TrainingImage, size: int, policy: CropPolicy, rng: Rng) -
         pixels = np.array(small)
     pixels = np.ascontiguousarray(pixels)
     if rng.random() < policy.flip_prob:
-        # torch flips 17 times faster than numpy copies a reversed view of three-byte pixels
+        # torch flips 17 times faster than numpy copies a reversed view of three-byte pixels.
         pixels, left = torch.from_numpy(pixels).flip(1).numpy(), width - side - left
     sizes = size_condition(policy, rng, (height, width), (top, left), side, size)
     if policy.shuffle_channels and rng.random() < policy.shuffle_channels:
@@ -279,7 +279,7 @@ def size_condition(
     side: int,
     size: int,
 ) -> np.ndarray:
-    """Return original (h, w), crop (top, left), target (h, w); every pair height first."""
+    """Return (6,) float32: original (h, w), crop (top, left), target (h, w)."""
     constant = {"actual": 0.0, "constant": 1.0, "mix": policy.constant_prob}[policy.size_condition]
     if rng.random() < constant:
         full = policy.constant_size
@@ -290,8 +290,8 @@ def size_condition(
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples into a batch; `hq` stays (B, H, W, 3) in memory, seen as (B, 3, H, W)."""
-    # default_collate stacks in shared memory where it runs in a worker: one copy less.
+    """Stack samples into a batch; `hq` is a (B, 3, H, W) view of (B, H, W, 3) memory."""
+    # In a worker, default_collate stacks into shared memory, which saves a copy.
     pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])
     batch = Batch(
         hq=pixels.permute(0, 3, 1, 2),

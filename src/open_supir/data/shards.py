@@ -1,8 +1,8 @@
-"""Shards: plain WebDataset tars with an index each and one manifest a folder.
+"""Shards: plain WebDataset tars, each with an index, and one manifest per folder.
 
 A folder of shards holds `NAME.tar` (members `KEY.jpg|png|webp`, `KEY.txt`, `KEY.json`),
 `NAME.index.npy` (see index.py) and `manifest.json`. Tars are written under a temporary name and
-renamed; the manifest comes last, so a folder with a manifest is whole.
+renamed; the manifest is written last, so a folder with a manifest is complete.
 """
 
 import json
@@ -25,11 +25,11 @@ from open_supir.data.storage import MAX_OPEN, LocalFiles, StorageError, is_remot
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 CAPTION_BIN = 16
-MAX_GAP = 64 << 10  # bytes between members that are read for nothing rather than by a request more
+MAX_GAP = 64 << 10  # bytes between members that are worth reading to save a request
 
 
 class RawSample(NamedTuple):
-    """One sample as stored; nothing is decoded or checked yet. Absent members are None."""
+    """One sample as stored, neither decoded nor checked. Absent members are None."""
 
     key: str
     image: bytes
@@ -64,7 +64,7 @@ class StoredSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardEntry:
-    """What the manifest says of one shard."""
+    """The manifest's entry for one shard."""
 
     name: str
     count: int
@@ -74,7 +74,7 @@ class ShardEntry:
 
 
 def image_suffix(data: bytes) -> str:
-    """Name an encoded image by its magic bytes: jpg, png or webp."""
+    """Return jpg, png or webp, by the magic bytes of an encoded image."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -85,16 +85,16 @@ def image_suffix(data: bytes) -> str:
 
 
 def write_shard(path: str | Path, samples: Iterable[StoredSample]) -> ShardEntry:
-    """Write one tar and its index, whole or not at all; return its manifest entry.
+    """Write one tar and its index, all or nothing; returns its manifest entry.
 
-    The bytes depend on the samples alone. An existing shard of that name is replaced.
+    The bytes depend only on the samples. An existing shard of that name is replaced.
 
     Raises:
-        ValueError: A sample breaks the rules for keys, formats or sizes, or a key comes twice.
+        ValueError: A sample breaks the rules for keys, formats or sizes, or a key occurs twice.
     """
     path = Path(path)
     if path.suffix != ".tar" or not KEY_PATTERN.fullmatch(path.stem):
-        raise ValueError(f"shard names are [A-Za-z0-9_-]+.tar, got {path.name}")
+        raise ValueError(f"shard names must match [A-Za-z0-9_-]+.tar, got {path.name}")
     statistics = _Statistics()
     with replacing(path) as temporary:
         with open(temporary, "wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:
@@ -104,7 +104,7 @@ def write_shard(path: str | Path, samples: Iterable[StoredSample]) -> ShardEntry
         index = index_tar(temporary)
         if index.damage or index.skipped or len(index.rows) != statistics.count:
             reason = index.damage or dict(index.skipped)
-            raise ValueError(f"{path.name}: the written tar does not read back whole: {reason}")
+            raise ValueError(f"{path.name}: the tar does not read back as written: {reason}")
         entry = describe_shard(temporary, index, name=path.name, statistics=statistics.summary())
         save_index(path, index)
     return entry
@@ -113,7 +113,7 @@ def write_shard(path: str | Path, samples: Iterable[StoredSample]) -> ShardEntry
 def write_shards(
     folder: str | Path, samples: Iterable[StoredSample], *, prefix: str, shard_size: int = 1000
 ) -> list[ShardEntry]:
-    """Write `samples` in order as PREFIX-000000.tar ... of `shard_size` each, then the manifest."""
+    """Write `samples` in order as PREFIX-000000.tar ..., `shard_size` each, then the manifest."""
     folder, entries = Path(folder), []
     for number, batch in enumerate(_batches(iter(samples), shard_size)):
         entries.append(write_shard(folder / f"{prefix}-{number:06d}.tar", batch))
@@ -127,7 +127,7 @@ def _batches(samples: Iterator[StoredSample], size: int) -> Iterator[list[Stored
 
 
 def write_manifest(folder: str | Path, entries: Sequence[ShardEntry]) -> None:
-    """Write `manifest.json` of a folder, sorted by shard name; the last thing a builder does."""
+    """Write a folder's `manifest.json`, sorted by shard name; a builder calls this last."""
     ordered = sorted(entries, key=lambda e: e.name)
     content = {"version": MANIFEST_VERSION, "shards": [asdict(e) for e in ordered]}
     write_text(Path(folder) / MANIFEST, json.dumps(content, indent=1))
@@ -136,11 +136,11 @@ def write_manifest(folder: str | Path, entries: Sequence[ShardEntry]) -> None:
 def read_manifest(folder: str | Path, *, statistics: bool = True) -> list[ShardEntry]:
     """Read the manifest of a local folder or an fsspec address.
 
-    Without `statistics` 20,000 shards take 10 MB of memory instead of hundreds.
+    Without `statistics`, 20,000 shards take 10 MB of memory instead of hundreds.
 
     Raises:
-        FileNotFoundError: No folder, or no manifest in it.
-        ValueError: The manifest is damaged, of another version, or lists no samples.
+        FileNotFoundError: The folder or its manifest does not exist.
+        ValueError: The manifest is damaged, has another version, or lists no samples.
     """
     path = f"{folder}/{MANIFEST}"
     try:
@@ -157,7 +157,7 @@ def read_manifest(folder: str | Path, *, statistics: bool = True) -> list[ShardE
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged manifest ({error})") from error
     if any(not KEY_PATTERN.fullmatch(e.name.removesuffix(".tar")) for e in entries):
-        raise ValueError(f"{path}: a shard name is no plain [A-Za-z0-9_-]+.tar")
+        raise ValueError(f"{path}: a shard name does not match [A-Za-z0-9_-]+.tar")
     entries = [e for e in entries if e.count > 0]
     if not entries:
         raise ValueError(f"{path}: no samples in this folder")
@@ -171,7 +171,7 @@ def _without_statistics(node: dict[str, Any]) -> dict[str, Any]:
 def describe_shard(
     path: str | Path, index: TarIndex, *, name: str, statistics: dict[str, Any]
 ) -> ShardEntry:
-    """Make the manifest entry of a finished tar: size and sha256 are read from the file."""
+    """Make the manifest entry of a finished tar; size and sha256 come from the file."""
     path = Path(path)
     return ShardEntry(
         name=name,
@@ -183,18 +183,18 @@ def describe_shard(
 
 
 def index_path(tar: str | Path) -> Path:
-    """Return where the index of `tar` lies."""
+    """Return the path of the index of `tar`."""
     return Path(tar).with_suffix(INDEX_SUFFIX)
 
 
 def save_index(tar: str | Path, index: TarIndex) -> None:
-    """Write the index of `tar` beside it."""
+    """Write the index of `tar` next to it."""
     with replacing(index_path(tar)) as temporary, open(temporary, "wb") as file:
         np.save(file, index.rows, allow_pickle=False)
 
 
 def load_index(tar: str | Path, *, count: int) -> np.ndarray:
-    """Read the index of a local `tar`, 36 bytes and the key a sample; it must have `count` rows."""
+    """Read the index of a local `tar`, which must have `count` rows of 36 bytes and the key."""
     return read_index(LocalFiles(Path(tar).parent), Path(tar).name, count)
 
 
@@ -208,7 +208,7 @@ class ShardFolder:
         self, folder: str | Path, entries: Sequence[ShardEntry], *, max_open: int = MAX_OPEN
     ) -> None:
         self.folder, self.entries, self.max_open = folder, list(entries), max_open
-        # Arrays, because reading from lists of objects makes every worker copy their pages.
+        # Arrays, because reading a list of objects makes every worker copy its pages.
         self._names = np.array([entry.name.encode() for entry in entries], dtype="S")
         self._counts = np.array([entry.count for entry in entries], dtype=np.int64)
         self.files = open_files(folder)
@@ -252,7 +252,7 @@ class ShardFolder:
         return self._index(shard)(sample)["key"].decode("ascii", "replace")
 
     def check_sizes(self) -> None:
-        """Compare the size of every tar with the manifest.
+        """Compare the size of every tar with that in the manifest.
 
         Raises:
             StorageError: A tar is missing or has another size.
@@ -267,10 +267,10 @@ class ShardFolder:
                 )
 
     def check_indexes(self, *, limit: int = 100) -> None:
-        """Read one sample's header in one shard of 100, at least one and at most `limit` shards.
+        """Check the last sample's header in every 100th shard, in at least one and at most `limit`.
 
         Raises:
-            StorageError: An index does not belong to its tar.
+            StorageError: An index does not match its tar.
         """
         count = min(limit, -(-len(self.entries) // 100))
         for shard in np.linspace(0, len(self.entries) - 1, count, dtype=int).tolist():
@@ -281,12 +281,12 @@ class ShardFolder:
                 found = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
             except tarfile.HeaderError:
                 found = tarfile.TarInfo()
-            # Long names stand in a record of their own and are cut in the header.
+            # Long names have a record of their own and are truncated in the header.
             stem, key = found.name.removeprefix("./").partition(".")[0], row["key"].decode("ascii")
             if found.size != size or (len(key) < 90 and stem != key):
                 raise StorageError(
                     f"{self.folder}/{name}: sample {key!r} is not where the index says; "
-                    f"remove the index, and python -m src.check builds it anew"
+                    f"delete the index, then run python -m src.check to rebuild it"
                 )
 
     def _index(self, shard: int) -> Callable[[int], np.void]:
@@ -311,7 +311,7 @@ class ShardFolder:
 
 
 class _Statistics:
-    """Collects what the manifest records of a shard."""
+    """Collects the statistics of a shard for the manifest."""
 
     def __init__(self) -> None:
         self.count = 0

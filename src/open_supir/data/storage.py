@@ -1,7 +1,7 @@
-"""Where shards lie: a local folder, read by `os.pread`, or object storage, by range requests.
+"""Storage of shards: a local folder, read by `os.pread`, or object storage, by range requests.
 
 Object storage is any fsspec address (`s3://bucket/data`, `gs://...`, `https://...`) whose driver is
-installed. Reads that fail are tried again before they count.
+installed. Failed reads are retried.
 """
 
 import os
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class StorageError(OSError):
-    """The storage failed, not one sample: stops the run."""
+    """The storage failed, not just one sample; stops the run."""
 
     def __str__(self) -> str:
-        """Return the one line of the message, also where a DataLoader put a traceback before it."""
+        """Return the one-line message, without the traceback that a DataLoader prepends."""
         text = super().__str__()
         return (
             text.rstrip().splitlines()[-1].partition("StorageError: ")[2] if "\n" in text else text
@@ -28,12 +28,12 @@ class StorageError(OSError):
 
 
 class Files(Protocol):
-    """Read-only files of one folder; copies in other processes make their own connections."""
+    """Read-only files of one folder; copies in other processes open their own connections."""
 
-    per_request: bool  # whether every read costs a request, so that one large beats three small
+    per_request: bool  # whether each read is a request, so that one large read beats three small
 
     def read(self, name: str) -> bytes:
-        """Read a whole file; FileNotFoundError if there is none."""
+        """Read a whole file; FileNotFoundError if it does not exist."""
         ...
 
     def read_at(self, name: str, offset: int, size: int) -> bytes:
@@ -41,11 +41,11 @@ class Files(Protocol):
         ...
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes of every file in the folder, by name."""
+        """Return the size in bytes of every file in the folder, by name."""
         ...
 
     def close(self) -> None:
-        """Let go of everything that is open."""
+        """Close all open files and connections."""
         ...
 
 
@@ -60,12 +60,12 @@ def below(root: str | Path, name: str) -> str | Path:
 
 
 def open_files(folder: str | Path) -> Files:
-    """Give access to the files of a local folder or an fsspec address."""
+    """Open a local folder or an fsspec address."""
     return RemoteFiles(str(folder)) if is_remote(folder) else LocalFiles(Path(folder))
 
 
 class LocalFiles:
-    """A folder of this machine, or one that is mounted; keeps at most `max_open` files open."""
+    """A local or mounted folder; keeps at most `max_open` files open."""
 
     per_request = False
 
@@ -106,7 +106,7 @@ class LocalFiles:
 
 
 class RemoteFiles:
-    """A folder of object storage, by fsspec; every read is one request."""
+    """A folder in object storage, read through fsspec; every read is one request."""
 
     per_request = True
 
@@ -115,7 +115,7 @@ class RemoteFiles:
         self._connection: tuple[int, Any, str] | None = None
 
     def _connect(self) -> tuple[Any, str]:
-        """Return the file system and the folder in it; each process has its own connection."""
+        """Return the file system and the folder's path; each process has its own connection."""
         if self._connection is None or self._connection[0] != os.getpid():
             try:
                 import fsspec  # only for object storage
@@ -123,7 +123,7 @@ class RemoteFiles:
                 system, path = fsspec.core.url_to_fs(self.address)
             except (ImportError, ValueError) as error:
                 raise StorageError(
-                    f"{self.address}: no driver for this address ({error})"
+                    f"{self.address}: no driver for this address is installed ({error})"
                 ) from error
             self._connection = (os.getpid(), system, path)
         return self._connection[1:]
@@ -157,7 +157,7 @@ class RemoteFiles:
 
 
 def exactly(read: Callable[[], bytes], where: str, offset: int, size: int) -> bytes:
-    """Read until `size` bytes come, at most four times."""
+    """Read until exactly `size` bytes arrive, in at most four attempts."""
 
     def attempt() -> bytes:
         data = read()
@@ -169,18 +169,18 @@ def exactly(read: Callable[[], bytes], where: str, offset: int, size: int) -> by
 
 
 def again(action: Callable[[], T], where: str) -> T:
-    """Run `action`, again after a while if it fails; a missing file is told at once.
+    """Run `action` and retry it after a pause if it fails, but not if a file is missing.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        StorageError: It failed every time.
+        StorageError: Every attempt failed.
     """
     for wait in (*RETRY_SECONDS, None):
         try:
             return action()
         except FileNotFoundError:
             raise
-        except Exception as error:  # drivers of object storage raise classes of their own
+        except Exception as error:  # object storage drivers raise their own exception classes
             if wait is None:
                 raise StorageError(f"{where}: read failed ({error})") from error
             time.sleep(wait)

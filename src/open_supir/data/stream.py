@@ -1,8 +1,8 @@
-"""Streaming tars without an index, by webdataset with resampling: the fallback reader.
+"""The fallback reader: streams tars without an index, by webdataset with resampling.
 
-For tars that cannot be read at random. It keeps the weights of the sources only on average, draws
-shards with replacement, and cannot be resumed exactly: a resumed run draws anew. The same rules for
-members hold as for indexed tars; urls are paths or fsspec addresses, and no shell is ever run.
+It is for tars that do not allow random access. Source weights hold only on average, shards are
+drawn with replacement, and a resumed run draws new samples. The rules for members are those of
+indexed tars; urls are paths or fsspec addresses, and no shell is ever run.
 """
 
 import functools
@@ -32,7 +32,7 @@ MAX_FAILURES = 8
 
 
 class StreamDataset(IterableDataset[Sample]):
-    """Endless samples of several sources, read from whole tars one after the other."""
+    """Endless samples of several sources, read sequentially from whole tars."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class StreamDataset(IterableDataset[Sample]):
         world: int = 1,
         buffer: int = 1000,
     ) -> None:
-        """Stream `urls` of each source; `start` varies the draw of a resumed run."""
+        """Stream the `urls` of each source; `start` changes what a resumed run draws."""
         self.urls, self.names, self.configs = urls, list(names), list(configs)
         self.reader, self.counters, self.start = reader, counters, start
         self.rank, self.world, self.buffer = rank, world, buffer
@@ -99,9 +99,9 @@ def raw_samples(
     report: Callable[[str, str, str], None],
     open_url: Callable[[str], IO[bytes]] | None = None,
 ) -> Iterator[tuple[str, RawSample]]:
-    """Yield (url, encoded sample) endlessly from shards drawn with replacement, then shuffled.
+    """Yield (url, encoded sample) endlessly, from shards drawn with replacement and shuffled.
 
-    `report(url, reason, detail)` is told what is passed over.
+    `report(url, reason, detail)` is called for whatever is skipped.
     """
     for url in urls:
         check_url(url)
@@ -112,10 +112,10 @@ def raw_samples(
 
 
 def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
-    """List the tars of a source: its `urls`, or all in its folder.
+    """List the tars of a source: its `urls`, or all tars in its folder.
 
     Raises:
-        FileNotFoundError: There are none.
+        FileNotFoundError: There are no tars.
     """
     folder = below(root, config.folder or name)
     urls = list(config.urls or [])
@@ -131,13 +131,13 @@ def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
 
 
 def check_url(url: str) -> None:
-    """Refuse addresses that would run a command or rewrite themselves."""
+    """Refuse addresses that would run a command or be rewritten."""
     if re.match(r"[A-Za-z][\w+.-]*:", url) and not re.match(r"[A-Za-z][\w+.-]*(::\w+)*://", url):
-        raise ValueError(f"shard address {url!r}: only paths and scheme:// addresses are read")
+        raise ValueError(f"shard address {url!r}: only paths and scheme:// addresses are allowed")
 
 
 def open_plain(url: str) -> IO[bytes]:
-    """Open a local path, or an fsspec address if fsspec is installed."""
+    """Open a local path, or an fsspec address, which needs fsspec."""
     if "://" not in url:
         return open(url, "rb")
     import fsspec  # only for object storage
@@ -146,7 +146,7 @@ def open_plain(url: str) -> IO[bytes]:
 
 
 class _Reader:
-    """Pipeline stage: {"url": ...} -> (url, RawSample); a damaged tar is left where it breaks."""
+    """Pipeline stage: {"url": ...} -> (url, RawSample); reads a damaged tar up to the damage."""
 
     def __init__(
         self, open_url: Callable[[str], IO[bytes]], report: Callable[[str, str, str], None]
@@ -163,23 +163,23 @@ class _Reader:
                         found += 1
                         yield url, raw
             except (OSError, EOFError, TarDamage) as error:
-                log.warning("%s: left after %d samples: %s", url, found, error)
-                self.report(url, "damaged tar", f"left after {found} samples: {error}")
+                log.warning("%s: stopped after %d samples: %s", url, found, error)
+                self.report(url, "damaged tar", f"stopped after {found} samples: {error}")
             failures = 0 if found else failures + 1
             if failures > MAX_FAILURES:
-                raise StorageError(f"{failures} shards in a row without a sample, last {url}")
+                raise StorageError(f"{failures} shards in a row have no samples, the last is {url}")
 
 
 def tar_samples(
     file: IO[bytes], refuse: Callable[[str, str], None] = lambda reason, detail: None
 ) -> Iterator[RawSample]:
-    """Group the plain members of an uncompressed tar stream by key, as webdataset lays them out.
+    """Group the plain members of an uncompressed tar stream by key, as webdataset does.
 
-    Members that break the rules for names, kinds and sizes are passed over unread; those that cost
-    a sample its image, caption or json are told to `refuse(reason, detail)`.
+    Members that break the rules for names, kinds and sizes are skipped unread; `refuse(reason,
+    detail)` is called for those that deprive a sample of its image, caption or json.
 
     Raises:
-        TarDamage: The tar is compressed, truncated or damaged; what came before was yielded.
+        TarDamage: The tar is compressed, truncated or damaged; all samples before were yielded.
     """
     forward = _Forward(file)
     key, parts = "", {}
@@ -203,7 +203,7 @@ def tar_samples(
 
 
 class _Forward:
-    """Reads a stream at growing offsets; what lies between is read and dropped."""
+    """Reads a stream at increasing offsets; bytes in between are read and dropped."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.position = file, 0
@@ -220,7 +220,7 @@ class _Forward:
 
 
 def _ignore(reason: str, name: str) -> None:
-    log.debug("passed over %r: %s", name, reason)
+    log.debug("skipped %r: %s", name, reason)
 
 
 def _raw(key: str, parts: dict[str, bytes]) -> RawSample:
