@@ -40,7 +40,7 @@ def test_steps_by_name() -> None:
     assert steps_of(["filter", "select"]) == ("filter", "select")
     with pytest.raises(ValueError, match="unknown step 'captions'; known: all, filter"):
         steps_of("captions")
-    with pytest.raises(ValueError, match="step names none"):
+    with pytest.raises(ValueError, match="step is empty"):
         steps_of([])
 
 
@@ -102,7 +102,7 @@ def test_a_name_alone_is_a_list_of_one() -> None:
         ("negatives.source=positive", "'positive' twice"),
         ("shards.shard_size=0", "shard_size >= 1"),
         ("shards.source=a/b", "got 1000 and 'a/b'"),
-        ("dedup.against=[1]", "dedup.against takes names"),
+        ("dedup.against=[1]", "dedup.against must be names"),
         ("dedup.max_distance=x", "wrong type"),
     ],
 )

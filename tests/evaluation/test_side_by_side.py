@@ -136,7 +136,7 @@ def test_ablation_command_prints_the_table_and_leaves_no_other_files(
     )
     assert failed.returncode != 0
     assert "Traceback" not in failed.stderr
-    assert failed.stderr.strip().splitlines()[-1].endswith("train first, or give runs=")
+    assert failed.stderr.strip().splitlines()[-1].endswith("train first, or set runs=")
 
 
 def test_pictures_of_runs_whose_labels_hold_points_stand_apart(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def test_torchrun_shares_a_folder_and_one_bad_file_stops_nobody(
     assert ended.stderr.count("error: 1 failed:") == 1, ended.stderr
     (tmp_path / "in/4.png").unlink()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
-    assert again.returncode == 0 and "0 to restore, 3 done already" in again.stdout
+    assert again.returncode == 0 and "0 to restore, 3 already done" in again.stdout
 
 
 def test_nothing_is_written_through_links_in_the_output(run, tmp_path: Path) -> None:

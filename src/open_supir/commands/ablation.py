@@ -1,7 +1,7 @@
 """Compare finished runs: tables, curves and pictures.
 
-Takes the newest sweep, or runs='runs/zerosft/multirun/*'. Writes Markdown, HTML and CSV, and prints
-the tables.
+Compares the newest sweep, or those named, as runs='runs/zerosft/multirun/*'. Writes Markdown, HTML
+and CSV, and prints the tables.
 """
 
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def compare(cfg: DictConfig) -> str:
-    """Find the runs that the configuration names, write the report, and return its tables.
+    """Find the configured runs, write the report, and return its tables.
 
     Raises:
         FileNotFoundError: A named run does not exist, or there are no runs.
@@ -27,7 +27,7 @@ def compare(cfg: DictConfig) -> str:
     named = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs or [])
     sweep = [] if named else newest_sweep(root)
     if not named and not root.is_dir():
-        raise FileNotFoundError(f"no runs: there is no folder {root}; train first, or give runs=")
+        raise FileNotFoundError(f"no runs: there is no folder {root}; train first, or set runs=")
     paths = find_runs(named or sweep or [root])
     if not paths:
         places = ", ".join(named) or str(root)
@@ -37,13 +37,13 @@ def compare(cfg: DictConfig) -> str:
         )
     if sweep:
         places = ", ".join(map(str, sweep))
-        log.info("comparing the newest sweep, %s; choose others by runs=[...]", places)
+        log.info("comparing the newest sweep, %s; choose other runs with runs=[...]", places)
     runs = label_runs([read_run(path) for path in paths])
     if cfg.baseline is not None:
         if not any(cfg.baseline in run.label for run in runs):
             labels = ", ".join(run.label for run in runs)
             raise ValueError(f"no run is labelled {cfg.baseline!r}; labels: {labels}")
-        runs.sort(key=lambda run: cfg.baseline not in run.label)  # stable: the rest keeps its order
+        runs.sort(key=lambda run: cfg.baseline not in run.label)  # stable: keeps the others' order
     settings = ComparisonSettings(**OmegaConf.to_container(cfg.show, resolve=True))  # type: ignore[arg-type]
     tables = write_comparison(runs, Path(cfg.output), settings)
     log.info("report: %s", Path(cfg.output) / "report.html")

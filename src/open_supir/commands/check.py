@@ -13,7 +13,7 @@ from open_supir.data.inspection import FolderReport, inspect_folders, verdict
 
 
 def overview(reports: Sequence[FolderReport]) -> Table:
-    """Lay out what each folder holds, folders by their own names."""
+    """Tabulate what each folder holds."""
     columns = ("folder", "shards", "samples", "decoded", "refused", "skipped", "faults", "built")
     table = Table(*columns)
     for r in reports:
@@ -23,7 +23,7 @@ def overview(reports: Sequence[FolderReport]) -> Table:
 
 
 def reasons(reports: Sequence[FolderReport]) -> Table:
-    """Lay out what training would pass over, and why."""
+    """Tabulate what training would skip, and why."""
     table = Table("folder", "reason", "count", "for example")
     for r in reports:
         for reason, count in r.skipped.most_common():
@@ -33,7 +33,7 @@ def reasons(reports: Sequence[FolderReport]) -> Table:
 
 @command("check")
 def main(cfg: DictConfig) -> None:
-    """Print the tables; exit with status 1 if the data must not be trained on."""
+    """Print the tables; exit with status 1 if the data is not fit for training."""
     reports = inspect_folders(cfg.data.root, instantiate(cfg.settings, _convert_="all"))
     console = Console()
     console.print(overview(reports))

@@ -7,8 +7,8 @@ from open_supir.base.cli import command, plain
 
 @command("convert")
 def main(cfg: DictConfig) -> None:
-    """Run the conversion or inspection that the command line asks for."""
-    from open_supir.checkpoints import inspect_checkpoint  # torch: seconds, not for --help
+    """Run the requested conversion or inspection."""
+    from open_supir.checkpoints import inspect_checkpoint  # imports torch: too slow for --help
     from open_supir.checkpoints.convert import convert
     from open_supir.networks.conditioner import vocabulary
 

@@ -1,7 +1,7 @@
 """Build a training set from photographs: input=FOLDER output=FOLDER.
 
-Filters, scores, deduplicates, captions, makes negative samples and writes shards. It continues
-where it was stopped and repeats nothing that is done. `step=NAME` runs one step.
+Filters, scores, deduplicates and captions them, makes negative samples and writes shards. Continues
+where it was stopped and repeats no finished work. `step=NAME` runs one step.
 """
 
 import logging
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @command("curate")
 def main(cfg: DictConfig) -> None:
-    """Run the command line; exit status 1 if units failed."""
+    """Run the command line; exit with status 1 if units failed."""
     try:
         curate(cfg)
     except (UnitsFailed, OpenError, ImportError) as error:
@@ -37,14 +37,14 @@ def main(cfg: DictConfig) -> None:
 
 
 def curate(cfg: DictConfig) -> None:
-    """Run the steps that a configuration asks for."""
+    """Run the configured steps."""
     settings = settings_of(cfg)
     runner = instantiate(cfg.runner, _convert_="all")
     Pipeline(settings, runner).run(steps_of(cfg.step))
 
 
 def steps_of(name: Any) -> tuple[str, ...]:
-    """Return the steps that a name or a list of names stands for.
+    """Return the steps for a name or a list of names.
 
     Raises:
         ValueError: There is no such step.
@@ -54,25 +54,25 @@ def steps_of(name: Any) -> tuple[str, ...]:
         if one not in STEPS:
             raise ValueError(f"unknown step {one!r}; known: all, {', '.join(STEPS)}")
     if not names:
-        raise ValueError(f"step names none; known: all, {', '.join(STEPS)}")
+        raise ValueError(f"step is empty; known: all, {', '.join(STEPS)}")
     return names
 
 
 def settings_of(cfg: DictConfig) -> PipelineSettings:
-    """Build the settings of the pipeline from a configuration; loads nothing.
+    """Build the pipeline settings from a configuration; loads no networks.
 
     Raises:
-        ValueError: A value is out of range, or of the wrong type.
+        ValueError: A value is out of range or has the wrong type.
     """
     try:
         return _settings_of(cfg)
-    except TypeError as error:  # a word where a number is wanted
-        raise ValueError(f"a setting is of the wrong type: {error}") from error
+    except TypeError as error:  # a word instead of a number
+        raise ValueError(f"a setting has the wrong type: {error}") from error
 
 
 def _settings_of(cfg: DictConfig) -> PipelineSettings:
     paths = name_inputs(_plain(cfg.input))
-    for name in ("output", "shards_dir"):  # workers may run in other folders
+    for name in ("output", "shards_dir"):  # workers may have another working directory
         cfg[name] = os.path.abspath(Path(cfg[name]).expanduser())
     filter_step = FilterStep(**_plain(cfg.filter))
     return PipelineSettings(
@@ -102,11 +102,11 @@ def _settings_of(cfg: DictConfig) -> PipelineSettings:
 
 
 def _licences(licence: Any, sources: Iterable[str]) -> dict[str, str]:
-    """Return source name -> licence from one licence for all, or from one each."""
+    """Return source name -> licence, given one licence for all or one each."""
     if licence is None or licence == "":
         return {}
     if isinstance(licence, list):
-        raise ValueError(f"licence must be one licence, or {{source: licence}}; got {licence}")
+        raise ValueError(f"licence must be one licence or {{source: licence}}, got {licence}")
     each = licence if isinstance(licence, dict) else dict.fromkeys(sources, licence)
     return {name: str(value) for name, value in each.items() if value is not None}
 
@@ -155,10 +155,10 @@ def _negatives(node: DictConfig) -> NegativeStep:
 
 
 def _several(value: Any, key: str) -> tuple[str, ...]:
-    """Return the names of a list; a name alone is a list of one."""
+    """Return the names in a list; a single name counts as a list of one."""
     values = () if value is None else (value,) if isinstance(value, str) else tuple(_plain(value))
     if not all(isinstance(one, str) and one for one in values):
-        raise ValueError(f"{key} takes names, got {values}")
+        raise ValueError(f"{key} must be names, got {values}")
     return values
 
 

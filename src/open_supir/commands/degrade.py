@@ -1,8 +1,8 @@
 """Make low-quality images: input=FOLDER output=FOLDER degradation=supir_q seed=0.
 
-Writes one PNG per image, `parameters.jsonl` with one row per image, and `degradation.yaml`, the
-ranges and switches in use. The same seed makes the same images again, and so do the rows, which may
-be edited: input=FOLDER output=OTHER parameters=FOLDER/parameters.jsonl.
+Writes one PNG per image, `parameters.jsonl` with one row per image, and `degradation.yaml` with the
+ranges and switches used. The same seed reproduces the images; so do the rows, which may be edited:
+input=FOLDER output=OTHER parameters=FOLDER/parameters.jsonl.
 """
 
 import logging
@@ -22,10 +22,10 @@ RANGES = "degradation.yaml"
 
 @command("degrade")
 def main(cfg: DictConfig) -> None:
-    """Run the command line; exit status 1 if any image failed."""
+    """Run the command line; exit with status 1 if any image failed."""
     source, target = Path(cfg.input).expanduser(), Path(cfg.output).expanduser()
     if source.resolve() == target.resolve():
-        raise ValueError(f"input and output are both {source}; LQ would replace the originals")
+        raise ValueError(f"input and output are both {source}: LQ would overwrite the originals")
     pipeline = instantiate(cfg.degradation, _convert_="all")
     rows = None if cfg.parameters is None else read_rows(Path(cfg.parameters).expanduser())
     device = pick_device(cfg.device)

@@ -1,9 +1,9 @@
 """Measure a checkpoint, or outputs of other systems, on a benchmark.
 
-Compares the newest checkpoint with either encoder alone and with doing nothing, on the images of a
-protocol; the table goes into the checkpoint's run folder. Outputs of other systems (outputs=DIR)
-and spandrel models enter the same table. report=DIR rebuilds tables from records alone, study=DIR
-runs a blinded preference study.
+Compares the newest checkpoint with each of its encoders alone and with the unprocessed LQ, on the
+images of a protocol, and writes the table to the checkpoint's run folder. Outputs of other systems
+(outputs=DIR) and spandrel models join the same table. report=DIR only rebuilds tables from records;
+study=DIR runs a blinded preference study.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def _training_degradation(cfg: DictConfig, trained: DictConfig) -> "TrainingDegr
 def _require_what_no_run_says(
     cfg: DictConfig, protocol: Any, model: "Model | None", trained: DictConfig
 ) -> None:
-    """Refuse to guess what a run folder's configuration would say, where there is none."""
+    """Require the settings that a run folder would supply, if there is none."""
     if trained:
         return
     needed = ["data_root", "output"]
@@ -117,9 +117,9 @@ def _require_what_no_run_says(
 
 
 def _sweep_folder(cfg: DictConfig, trained: DictConfig) -> Path | None:
-    """Return where a job of a multirun writes: eval/ in a run folder of its own, else None.
+    """Return the output folder of a multirun job, eval/ in its own run folder; otherwise None.
 
-    `ablation` reads that folder as a run; its configuration is that of the training, with the
+    `ablation` reads that folder as a run. Its configuration is the training's, with the
     evaluation's under `evaluation`.
     """
     from hydra.core.hydra_config import HydraConfig

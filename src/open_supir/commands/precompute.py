@@ -1,7 +1,7 @@
 """Store latents and text features next to the shards, for faster training.
 
-Give the arguments of the run that will use them, with data.precomputed=[latents,text]. Features
-that exist already and were made the same way from the same tar are kept.
+Pass the same arguments as to the run that will use them, with data.precomputed=[latents,text].
+Existing features that were made the same way from the same tar are kept.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def precompute(cfg: DictConfig) -> int:
     """Write all files that are missing or out of date; returns how many."""
     kinds = list(cfg.data.precomputed)
     if not kinds:
-        raise ValueError("nothing to precompute; say data.precomputed=[latents,text]")
+        raise ValueError("nothing to precompute; set data.precomputed=[latents,text]")
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     data.prepare_data()
     data.setup("fit")

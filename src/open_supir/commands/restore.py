@@ -1,7 +1,8 @@
 """Restore photographs: input=FILE_OR_FOLDER output=FOLDER.
 
-Keeps the tree of the input folder, skips what is done, and continues where it was stopped. A bad
-file costs one line of output; the others are restored. Under torchrun each process takes its share.
+Keeps the folder structure of the input, skips finished images, and continues where it was stopped.
+A bad file is reported in one line, and the others are restored. Under torchrun, each process takes
+its share.
 """
 
 import logging
@@ -22,18 +23,18 @@ log = logging.getLogger(__name__)
 
 @command("restore")
 def main(cfg: DictConfig) -> None:
-    """Run the command line; exit status 1 if any image failed."""
+    """Run the command line; exit with status 1 if any image failed."""
     failed = restore(cfg)
     if failed:
         sys.exit(f"error: {len(failed)} failed:\n" + "\n".join(failed))
 
 
 def restore(cfg: DictConfig) -> list[str]:
-    """Restore every image of the input into the output folder; returns one line a failure.
+    """Restore every image of the input into the output folder; returns one line per failure.
 
-    Under torchrun the first process returns everyone's failures, the others none.
+    Under torchrun, the first process returns the failures of all processes, and the others none.
     """
-    from open_supir.inference.processes import this_process  # torch: seconds, not for --help
+    from open_supir.inference.processes import this_process  # imports torch: too slow for --help
 
     with this_process() as process:
         return process.gathered(_restore_share(cfg, process))
@@ -65,9 +66,9 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     build_captioner = partial(instantiate, cfg.captioner, _convert_="all")
     texts = build_captioner() if cfg.captioner._target_.endswith("FileCaptioner") else None
     left = jobs_left(jobs, key, texts=texts, overwrite=cfg.overwrite, dry_run=cfg.dry_run)
-    failed = unreadable if process.rank == 0 else []  # all processes have found the same
+    failed = unreadable if process.rank == 0 else []  # all processes find the same files
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d done already", len(left), len(jobs) - len(left))
+        log.info("%d to restore, %d already done", len(left), len(jobs) - len(left))
         return failed
 
     captioner = cached(texts or build_captioner(), cfg.caption_cache)

@@ -1,6 +1,7 @@
 """Train a stage: experiment=robust_encoder, then experiment=zerosft.
 
-Composes, builds, loads the base weights and fits. What a step does is in training/*_module.py.
+Builds what the configuration describes, loads the base weights and trains. The training steps are
+in training/*_module.py.
 """
 
 import logging
@@ -25,7 +26,7 @@ from open_supir.training.trained_parts import TrainedParts
 
 log = logging.getLogger(__name__)
 
-# What rebuilds the networks without the run's configuration, by `build`.
+# The parts from which `build` can rebuild the networks without the run's configuration.
 ARCHITECTURE = ("unet", "control", "connector", "vae", "conditioner", "denoiser")
 
 
@@ -36,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
         return replay(cfg.replay, Path(cfg.run_dir))
     if OmegaConf.is_missing(cfg, "name"):
         known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-        raise ValueError(f"name an experiment, as experiment=zerosft; known: {', '.join(known)}")
+        raise ValueError(f"set an experiment, e.g. experiment=zerosft; known: {', '.join(known)}")
     return train(cfg)
 
 

@@ -1,7 +1,7 @@
 """Restore photographs in the browser, on this machine (extra `web`).
 
-The page answers the loopback address only, asks no other host, and takes no paths on the server;
-uploads and results lie in a temporary folder that ends with the process.
+By default the page is served on the loopback address only. It contacts no other host and accepts no
+paths on the server. Uploads and results are kept in a temporary folder that is deleted on exit.
 """
 
 import os
@@ -31,10 +31,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
-    """Start the page; returns it. Options go to Gradio's launch.
+    """Start the page and return it; `options` are passed to Gradio's launch.
 
     Raises:
-        ValueError: Gradio is not installed, or the host can be reached from other machines and no
+        ValueError: Gradio is not installed, or `host` is reachable from other machines and no
             password is set.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -48,7 +48,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
 
     password = os.environ.get(PASSWORD)
     if cfg.host not in LOOPBACK and not password:
-        raise ValueError(f"host={cfg.host} can be reached by others: set {PASSWORD} first")
+        raise ValueError(f"host={cfg.host} is reachable by others: set {PASSWORD} first")
     quieten_readers()
     page = build_page(build_studio(cfg, folder), write_examples(folder))
     page.queue(max_size=cfg.queue, default_concurrency_limit=1)
@@ -65,7 +65,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
 
 
 def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
-    """Load the networks and the presets."""
+    """Load the model and the presets."""
     from hydra import compose
     from hydra.utils import instantiate
 

@@ -122,7 +122,7 @@ def load_photo(name: str) -> Image.Image:
     """Open a photograph as sRGB, by path or by the name of one that scikit-image ships."""
     path = photo_folder() / name  # an absolute name replaces the folder
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such photograph, here or in scikit-image")
+        raise FileNotFoundError(f"{path} does not exist; other scikit-image versions may ship it")
     return Image.fromarray(read_image(path).permute(1, 2, 0).numpy())
 
 
