@@ -1,15 +1,9 @@
 """Counted operations of a training step."""
 
 import pytest
-import torch
 
 from open_supir.networks.sdxl import sdxl_architecture
-from open_supir.training.flops import count_flops, step_flops
-
-
-def test_products_are_counted_with_two_operations_each() -> None:
-    a, b = torch.ones(3, 5, device="meta"), torch.ones(5, 7, device="meta")
-    assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+from open_supir.training.flops import step_flops
 
 
 def test_full_size_agrees_with_an_independent_count() -> None:

@@ -6,12 +6,11 @@ as is usual for model FLOPs utilisation (MFU). Text towers, degradation and elem
 are left out too: 2 % at SDXL's size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from lightning.fabric.utilities import measure_flops
 
 from open_supir.networks import AutoencoderKL, ControlledUNet
 from open_supir.networks.build import build_on_meta
@@ -38,15 +37,17 @@ def step_flops(architecture: Mapping[str, Any], *, stage: str, crop: int) -> Ste
     vae: AutoencoderKL = build_on_meta(architecture["vae"]).requires_grad_(False)
     image = torch.empty(1, 3, crop, crop, device="meta")
     z = vae.encode(image)
-    encode = count_flops(lambda: vae.encode(image))
+    encode = measure_flops(vae, lambda: vae.encode(image))
     if stage == "robust_encoder":
         vae.encoder.requires_grad_(True)
-        return StepFlops(count_flops(lambda: _backward(vae.decode(vae.encode(image)))), encode)
+        trained = measure_flops(vae, lambda: vae.decode(vae.encode(image)), torch.sum)
+        return StepFlops(trained, encode)
     parts = {part: build_on_meta(architecture[part]) for part in ("unet", "control", "connector")}
     network = ControlledUNet(**parts)
     cond = meta_conditioning(architecture["unet"], rows=1)
     t = torch.zeros(1, device="meta")
-    return StepFlops(count_flops(lambda: _backward(network(z, t, cond, z))), 2 * encode)
+    trained = measure_flops(network, lambda: network(z, t, cond, z), torch.sum)
+    return StepFlops(trained, 2 * encode)
 
 
 def meta_conditioning(unet: Mapping[str, Any], *, rows: int, tokens: int = 77) -> Conditioning:
@@ -54,14 +55,3 @@ def meta_conditioning(unet: Mapping[str, Any], *, rows: int, tokens: int = 77) -
     with torch.device("meta"):
         context = torch.empty(rows, tokens, unet["context_dim"])
         return Conditioning(context, torch.empty(rows, unet["vector_dim"]))
-
-
-def count_flops(call: Callable[[], Any]) -> float:
-    """Return the operations of one call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def _backward(out: Tensor) -> None:
-    out.sum().backward()

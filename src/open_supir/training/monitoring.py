@@ -27,8 +27,9 @@ PEAK_TFLOPS = {
 class Throughput(pl.Callback):
     """Logs images a second, the share of time spent waiting for data, memory, skips and MFU.
 
-    FLOPs are counted once, on networks without memory (flops.py). MFU is what the
-    device does of them in a second against its peak.
+    FLOPs are counted once, on networks without memory (flops.py); MFU is their rate over the
+    device's peak. Lightning's ThroughputMonitor knows neither the wait for data nor validation, and
+    its peaks of newer cards include sparsity, which would halve the MFU.
 
     Args:
         every: Steps between two figures.
