@@ -7,14 +7,14 @@ STAMP  := $(VENV)/.stamp
 newest = $$(ls -t runs/$(1)/*/checkpoints/last.ckpt | head -n 1)
 SHIPPED := data/demo/robust_encoder.safetensors
 DEMO := data/shards/demo
-# Stage 1 of `make train` goes on from the shipped encoder: fewer steps, at a lower rate.
+# Stage 1 of `make train` continues from the shipped encoder: fewer steps, at a lower rate.
 FURTHER := max_steps=2400 val_every=1200 optim.lr=5e-4
 PACK   := dtype=float16 overwrite=true license=Apache-2.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train eval test test-all lint types bench demo-data demo-prior clean
 
-help:  ## print the targets
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## build .venv from pyproject.toml and constraints.txt (one to three minutes)
@@ -27,31 +27,31 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-train: $(STAMP)  ## stage 1 and stage 2 at tiny scale, then the metric table (under 10 minutes)
+train: $(STAMP)  ## train both stages at tiny scale, then print the metric table (under 10 minutes)
 	$(PY) -m src.train experiment=robust_encoder weights.robust_encoder=$(SHIPPED) $(FURTHER)
 	$(PY) -m src.train experiment=zerosft
 	$(PY) -m src.evaluate
 
-eval: $(STAMP)  ## the metric table of the newest checkpoint
+eval: $(STAMP)  ## print the metric table of the newest checkpoint
 	$(PY) -m src.evaluate
 
-test: $(STAMP)  ## the quick tests (about 7 minutes on two cores)
+test: $(STAMP)  ## run the quick tests (about 7 minutes on two cores)
 	$(PY) -m pytest -m "not slow"
 
-test-all: $(STAMP)  ## every test
+test-all: $(STAMP)  ## run all tests
 	$(PY) -m pytest
 
-lint: $(STAMP)  ## ruff, then the type checker
+lint: $(STAMP)  ## run ruff and the type checker
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m pyright
 
-types: $(STAMP)  ## the type checker alone
+types: $(STAMP)  ## run only the type checker
 	$(PY) -m pyright
 
-bench: $(STAMP)  ## the benchmarks, small
+bench: $(STAMP)  ## run the benchmarks at small scale
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
 
-demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation pipeline (a minute); photos=DIR adds a folder's
+demo-data: $(STAMP)  ## rebuild the embedded default's shards with the curation pipeline (a minute); photos=DIR adds a folder's
 	rm -rf $(DEMO)-work
 	$(PY) -c "from open_supir.data import write_demo_shards as w; w('$(DEMO)-work/candidates', folder='$(photos)' or None)"
 	@for source in photos dead_leaves negatives; do \
@@ -61,7 +61,7 @@ demo-data: $(STAMP)  ## the embedded default's shards anew, through the curation
 
 # With photos=DIR the prior is trained on data/shards/prior, which holds the demo's samples and DIR's.
 PRIOR_DATA = data.root=$(if $(photos),data/shards/prior,$(DEMO))
-demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and pack it (an hour); photos=DIR adds a folder's
+demo-prior: $(STAMP)  ## retrain and pack the tiny prior of the embedded default (an hour); photos=DIR adds a folder's
 	@if [ -n "$(photos)" ]; then $(MAKE) demo-data DEMO=data/shards/prior "photos=$(photos)"; fi
 	$(PY) -m src.train experiment=vae $(PRIOR_DATA)
 	$(PY) -m src.train experiment=prior $(PRIOR_DATA)
@@ -73,5 +73,5 @@ demo-prior: $(STAMP)  ## train the tiny prior of the embedded default anew, and 
 	$(PY) -m src.convert "input=$(call newest,robust_encoder)" $(PACK) \
 		output=$(SHIPPED) format=supir
 
-clean:  ## delete the environment, caches and demo shards; runs/ stays
+clean:  ## delete the environment, caches and demo shards, but not runs/
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache data/shards

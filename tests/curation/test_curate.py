@@ -97,7 +97,7 @@ def test_a_name_alone_is_a_list_of_one() -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("licence=[CC0]", "one licence, or"),
+        ("licence=[CC0]", "one licence or"),
         ("negatives.count=-1", "negatives.count must be at least 0, got -1"),
         ("negatives.source=positive", "'positive' twice"),
         ("shards.shard_size=0", "shard_size >= 1"),

@@ -1,4 +1,4 @@
-"""Training: the two stages of SUPIR, the tiny prior, and what keeps a run alive and visible."""
+"""Training: SUPIR's two stages, the tiny prior, and fault tolerance and monitoring of runs."""
 
 from open_supir.training.prior_module import PriorModule, VAEModule
 from open_supir.training.robust_encoder_module import RobustEncoderModule

@@ -1,4 +1,4 @@
-"""Ranks: how the processes of a run come to one decision, at the same step, without a device."""
+"""Ranks: lets the processes of a run agree on a decision at the same step, on the CPU."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class Ranks:
-    """Small all-reduces between the hosts of all ranks.
+    """Small all-reduces over all ranks, on the CPU.
 
-    They go over a gloo group of their own: no GPU is waited for, and a decision can be made in the
-    middle of a step. Without distributed processes each call returns what it was given.
+    They use their own gloo group, so they never wait for a GPU and work in the middle of a step.
+    Without distributed processes, each call returns its arguments.
     """
 
     def __init__(self) -> None:
         self._group: Any = None
 
     def join(self) -> None:
-        """Make the group; every rank calls this at the same place."""
+        """Create the group; every rank must call this at the same point."""
         if self._group is None and dist.is_available() and dist.is_initialized():
             self._group = dist.new_group(backend="gloo")
 
@@ -27,7 +27,7 @@ class Ranks:
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, *values: float) -> list[float]:
-        """Return the largest over all ranks."""
+        """Return the maxima over all ranks."""
         return self._reduce(values, dist.ReduceOp.MAX)
 
     @property

@@ -1,7 +1,7 @@
-"""Base weights: what each training stage starts from, and where it comes from.
+"""Base weights: what each training stage starts from, and from which files.
 
-What is loaded whole was built without memory (conf/module says which parts), and gets its memory
-here, tensor by tensor.
+Parts that are loaded completely are built without memory (conf/module lists them) and get it here,
+tensor by tensor.
 """
 
 import logging
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """A base file, the setting that names it, and the keys of no part that it may hold."""
+    """A base file, the setting that names it, and patterns of extra keys that it may hold."""
 
     path: str
     key: str
     ignored: tuple[str, ...]
 
     def load(self, parts: dict[str, nn.Module], dtype: torch.dtype, **more: Any) -> Load:
-        """Return what loads parts from it; `more` as in `load_parts`."""
+        """Return a `Load` of parts from this file; `more` as in `load_parts`."""
         return Load(
             path=self.path, key=self.key, parts=parts, dtype=dtype, ignored=self.ignored, **more
         )
@@ -41,7 +41,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
 
     Returns:
-        The files that were used, by key of `weights`; they go into the checkpoint's recipe.
+        The files used, by key of `weights`; they are stored in the checkpoint's recipe.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
@@ -99,7 +99,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
 
 
 def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
-    """Go on from the UNet and the text towers of another prior, if one is named."""
+    """Start from the UNet and text towers of another prior, if `path` is given."""
     if path is None:
         return []
     log.info("UNet and text towers start from %s", path)
@@ -109,9 +109,9 @@ def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
 
 
 def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -> Load:
-    """Start adaptor and connector from a file of such, else the adaptor from SDXL's encoder.
+    """Start adaptor and connector from the file `supir`, or else the adaptor from SDXL's encoder.
 
-    Both are held in float32, whatever the file's type: they are what is trained.
+    Both are trained, and so held in float32 whatever the file's dtype.
     """
     trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
     if supir is not None:
@@ -128,20 +128,20 @@ def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -
 def find_robust_encoder(
     wanted: str | None, runs_dir: str, *, supir: str | None, shipped: str | None
 ) -> str | None:
-    """Return the robust encoder's file: as wanted, else of the file that adaptor and connector come
-    from, else the newest run's, else the shipped one.
+    """Find the robust encoder's file: `wanted`, else `supir` if it holds one, else the newest run's
+    checkpoint, else `shipped`.
 
     Args:
-        wanted: A file; "clean" for the ordinary encoder; None to look for one.
-        runs_dir: Where runs are.
+        wanted: A file; "clean" for the ordinary encoder; None to search for one.
+        runs_dir: Folder of all runs.
         supir: The file that adaptor and connector come from, if any.
-        shipped: The file that comes with the prior, if any.
+        shipped: The file that ships with the prior, if any.
 
     Returns:
         A path, or None for the ordinary encoder.
 
     Raises:
-        FileNotFoundError: Nothing was found.
+        FileNotFoundError: No robust encoder was found.
     """
     if wanted == "clean":
         log.info("robust encoder: none, the ordinary encoder (weights.robust_encoder=clean)")
@@ -158,12 +158,12 @@ def find_robust_encoder(
         return str(newest)
     if shipped is None:
         raise FileNotFoundError(
-            f"no robust encoder: {runs_dir} holds no stage 1. Run "
+            f"no robust encoder: {runs_dir} has no stage 1 checkpoint. Run "
             "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for "
             "the ordinary encoder)"
         )
     log.info(
-        "robust encoder: no stage 1 in %s, the one shipped with the prior, %s", runs_dir, shipped
+        "robust encoder: no stage 1 in %s, so the one shipped with the prior, %s", runs_dir, shipped
     )
     return shipped
 
@@ -171,7 +171,7 @@ def find_robust_encoder(
 def _robust_encoder_loads(
     path: str | None, robust_encoder: RobustEncoder, vae: Source, *, dtype: torch.dtype
 ) -> list[Load]:
-    """Start as a copy of the VAE's encoder; then take that of a file, if one is named. `quant_conv`
+    """Start from a copy of the VAE's encoder, then load the file `path`, if given; `quant_conv`
     stays the VAE's.
     """
     parts: dict[str, nn.Module] = {"robust_encoder": robust_encoder}
@@ -184,10 +184,10 @@ def _robust_encoder_loads(
 def _frozen_dtype(name: str, precision: str) -> torch.dtype:
     dtype = parse_dtype(name)
     if dtype == torch.float16:
-        raise ValueError("weights.frozen_dtype=float16: SDXL's VAE overflows in it; use bfloat16")
+        raise ValueError("weights.frozen_dtype=float16: SDXL's VAE overflows; use bfloat16")
     if dtype != torch.float32 and precision != "bf16-mixed":
         raise ValueError(
             f"weights.frozen_dtype={name} needs trainer.precision=bf16-mixed, got {precision}: "
-            "trained parts stay float32, and it is autocast that lets both work together"
+            "trained parts stay float32, and only autocast lets them work with the frozen ones"
         )
     return dtype

@@ -1,4 +1,4 @@
-"""What a person watches: a progress bar and validation pictures."""
+"""What the user watches during training: a progress bar and validation pictures."""
 
 import logging
 import time
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class ValidationPictures(pl.Callback):
-    """Writes a grid of the first validation images, one row an image, and logs it.
+    """Writes and logs a grid of the first validation images, one row per image.
 
-    The module's `pictures(batch)` says what the columns are. Beside the PNG lies a text file with a
-    line a row: how its LQ was made, and its caption.
+    The module's `pictures(batch)` supplies the columns. A text file next to the PNG has one line
+    per row: how its LQ was made, and its caption.
 
     Args:
         dirpath: Folder of the PNG files, named by step.
-        num_images: Rows.
+        num_images: Number of rows.
     """
 
     def __init__(self, dirpath: str, num_images: int) -> None:
@@ -48,12 +48,12 @@ class ValidationPictures(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the grid of the first batch."""
-        # the parts of a sharded network work only together
+        # All ranks must run a sharded network together.
         takes_part = trainer.is_global_zero or getattr(pl_module, "is_sharded", False)
         if batch_idx or trainer.sanity_checking or not takes_part:
             return
         batch = first_rows(batch, self.num_images)
-        with trainer.precision_plugin.val_step_context():  # hooks run outside of autocast
+        with trainer.precision_plugin.val_step_context():  # hooks run outside autocast
             columns: dict[str, Tensor] = pl_module.pictures(batch)
         if not trainer.is_global_zero:
             return
@@ -73,7 +73,7 @@ class ValidationPictures(pl.Callback):
                 writer.add_image(f"val/{' | '.join(columns)}", grid, step)
                 if lines:
                     writer.add_text("val/degradation", "\n\n".join(lines), step)
-            elif hasattr(logger, "log_image"):  # Weights & Biases; MLflow takes the file
+            elif hasattr(logger, "log_image"):  # Weights & Biases; MLflow gets the file
                 wandb: Any = logger
                 wandb.log_image("val/pictures", [str(path)], caption=["\n".join(lines)])
             elif isinstance(logger, MLFlowLogger):
@@ -81,10 +81,10 @@ class ValidationPictures(pl.Callback):
 
 
 class TrainingProgress(ProgressBar):
-    """One line: steps, loss, images a second, time left. Off a terminal: a log line now and then.
+    """A bar with steps, loss, images per second and time left; without a terminal, log lines.
 
     Args:
-        log_every_s: Seconds between two log lines where there is no terminal.
+        log_every_s: Seconds between two log lines without a terminal.
     """
 
     def __init__(self, log_every_s: float = 30.0) -> None:
@@ -98,7 +98,7 @@ class TrainingProgress(ProgressBar):
         self.log_every_s = float("inf")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar at the step that a resumed run starts from."""
+        """Open the bar, at the step that a resumed run starts from."""
         self._bar = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -125,7 +125,7 @@ class TrainingProgress(ProgressBar):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Advance; the loss is read from the device a few times a second at most."""
+        """Advance; the loss is read from the device at most twice a second."""
         now = time.perf_counter()
         wait = 0.5 if self._live else self.log_every_s
         if self._bar is None or (

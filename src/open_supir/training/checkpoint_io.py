@@ -1,8 +1,8 @@
-"""Checkpoints that are whole and verified: streamed, flushed, renamed, and sealed by a manifest.
+"""Verified checkpoints: streamed, flushed, renamed, and sealed with a manifest.
 
-Beside `step_0001000.ckpt` lies `step_0001000.ckpt.json` with its size and sha256. The manifest is
-written last, so that a checkpoint without one was never finished; and a file that does not match
-its own is damaged: neither torch.load nor safetensors notices a flipped bit.
+Next to `step_0001000.ckpt` is `step_0001000.ckpt.json` with its size and sha256. The manifest is
+written last, so a checkpoint without one was never finished, and a checkpoint that does not match
+its manifest is damaged. Neither torch.load nor safetensors notices a flipped bit.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from open_supir.base.files import flush, remove_leftovers, replacing, sha256_of, write_text
 
 MANIFEST_VERSION = 1
-SPARE_BYTES = 64 << 20  # of free disk beyond two checkpoints: logs and pictures go on
+SPARE_BYTES = 64 << 20  # free disk space beyond two checkpoints, for logs and pictures
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints that can be trusted, and reads what their manifests confirm.
+    """Writes checkpoints atomically, with a manifest.
 
-    Lightning's own writer stages in the system's temporary folder and moves across file systems,
-    which is not atomic, and holds the file in memory. This one streams to a temporary name beside
-    the target, flushes it to disk, renames, and writes the manifest last.
+    Lightning's own writer holds the file in memory, stages it in the system's temporary folder and
+    moves it across file systems, which is not atomic. This one streams to a temporary name next to
+    the target, flushes it to disk, renames it, and writes the manifest last.
     """
 
     def save_checkpoint(
@@ -37,7 +37,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`, then its manifest.
 
         Raises:
-            OSError: The disk is too full or the folder cannot be written; nothing is left of it.
+            OSError: The disk is too full or the folder is not writable; nothing is left behind.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         if free < needed:
             raise OSError(
                 f"{target}: {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB needed (twice the "
-                "checkpoint). Make room, then go on with ckpt_path=last"
+                "checkpoint). Free some space, then resume with ckpt_path=last"
             )
         with replacing(target) as temporary:
             with open(temporary, "wb") as file:
@@ -55,7 +55,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # needs write and flush only
                 size = file.tell()
             flush(temporary)
-            # a manifest of an older file of this name must not outlive it
+            # The manifest of an older file of this name must not outlive it.
             manifest_path(target).unlink(missing_ok=True)
         recipe = checkpoint.get("recipe", {})
         manifest = {
@@ -79,25 +79,25 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, location: storage,
         weights_only: bool | None = True,
     ) -> dict[str, Any]:
-        """Read a checkpoint as data: nothing in it is ever executed.
+        """Read a checkpoint as plain data; nothing in it is ever executed.
 
-        The caller has verified it: see `verify`.
+        The caller is responsible for verifying it; see `verify`.
         """
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Delete a checkpoint, its manifest first."""
+        """Delete a checkpoint's manifest, then the checkpoint."""
         manifest_path(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
 
 
 def manifest_path(checkpoint: Path) -> Path:
-    """Return where the manifest of a checkpoint is."""
+    """Return the path of a checkpoint's manifest."""
     return checkpoint.with_name(checkpoint.name + ".json")
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's manifest, or None if it has none that can be read."""
+    """Return a checkpoint's manifest, or None if it is missing or damaged."""
     try:
         manifest = json.loads(manifest_path(checkpoint).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -106,13 +106,13 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def verify(checkpoint: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return what is wrong, or None.
+    """Compare a checkpoint with its manifest; returns what is wrong, or None.
 
     Reads the whole file.
     """
     manifest = read_manifest(checkpoint)
     if manifest is None:
-        return "no manifest, so its writing was never finished"
+        return "no manifest, so it was never finished"
     if not checkpoint.is_file():
         return "the file is missing"
     size = checkpoint.stat().st_size
@@ -125,7 +125,7 @@ def verify(checkpoint: Path) -> str | None:
 
 
 def committed(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder that have a manifest, the newest first."""
+    """Return the checkpoints in a folder that have a manifest, newest first."""
     found = []
     for path in folder.glob("*.ckpt"):
         manifest = None if path.is_symlink() else read_manifest(path)
@@ -135,7 +135,7 @@ def committed(folder: Path) -> list[Path]:
 
 
 def tensor_bytes(content: Any) -> int:
-    """Return the bytes of all tensors in nested dicts, lists and tuples."""
+    """Return the total bytes of all tensors in nested dicts, lists and tuples."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, Mapping):
@@ -146,7 +146,7 @@ def tensor_bytes(content: Any) -> int:
 
 
 class _HashingWriter:
-    """A file to write to that hashes what passes, so that a checkpoint is not read back."""
+    """Hashes a file while writing it, so that the checkpoint need not be read back."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()

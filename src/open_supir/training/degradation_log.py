@@ -1,4 +1,4 @@
-"""What the degradation did, in a run's logs."""
+"""Logs what the degradation did during a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from open_supir.degradation import DegradationParams, DegradationPipeline
 
 
 class DegradationLog(pl.Callback):
-    """Logs histograms of the parameters drawn, and how far LQ is from HQ.
+    """Logs histograms of the drawn parameters, and the distance of LQ from HQ.
 
-    Between two figures only the seeds are kept: parameters are drawn from them again, all at once,
-    and LQ is made again for the last batch. So training steps do nothing for the log, and the
-    device is read once in `every` steps. Modules without a `DegradationPipeline` log nothing.
+    Training steps only keep their seeds. Every `every` batches, all parameters are drawn from them
+    again at once, LQ is remade for the last batch, and the device is read once. Modules
+    without a `DegradationPipeline` log nothing.
 
     Args:
-        every: Steps between two figures.
+        every: Batches between two logs.
     """
 
     def __init__(self, every: int) -> None:
@@ -36,7 +36,7 @@ class DegradationLog(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
-        """Log, every so many steps, on the first rank."""
+        """Log every `every` batches, on the first rank."""
         degradation = pipeline_of(pl_module)
         if degradation is None or not trainer.is_global_zero:
             return
@@ -64,13 +64,13 @@ class DegradationLog(pl.Callback):
 
 
 def pipeline_of(module: Any) -> DegradationPipeline | None:
-    """Return a module's degradation, if it has one whose parameters can be drawn again."""
+    """Return a module's degradation if its parameters can be drawn again, else None."""
     degradation = getattr(module, "degradation", None)
     return degradation if isinstance(degradation, DegradationPipeline) else None
 
 
 def describe(module: Any, batch: Mapping[str, Any]) -> list[str]:
-    """Return one line a sample: what `module` does to make its LQ; nothing if it makes none."""
+    """Return one line per sample that says how `module` makes its LQ; none if it makes no LQ."""
     degradation = pipeline_of(module)
     if degradation is None:
         return []
@@ -80,7 +80,7 @@ def describe(module: Any, batch: Mapping[str, Any]) -> list[str]:
 
 
 def as_table(params: DegradationParams) -> str:
-    """Return the shares of each choice as a Markdown table."""
+    """Return how often each option was chosen, as a Markdown table."""
     lines = [f"| {len(params)} samples | |", "|---|---|"]
     for name, shares in params.shares().items():
         words = ", ".join(f"{option} {share:.1%}" for option, share in shares.items())

@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained parameters only."""
+"""Exponential moving average of the trained parameters."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 class TrainedEMA(pl.Callback):
-    """Keeps an fp32 average of what is trained; validation and exported weights use it.
+    """Keeps an fp32 average of the trained parameters; validation and exported weights use it.
 
-    The average ramps up: at update n its decay is min(decay, (1 + n) / (10 + n)).
+    The decay ramps up: at update n it is min(decay, (1 + n) / (10 + n)).
 
     Args:
-        decay: Of the average, per optimiser step.
-        every: Optimiser steps between two updates; the decay is raised to their number.
-        device: "cpu" keeps the average off the device, for a copy of the weights at each update;
-            None keeps it where the parameters are.
+        decay: Decay per optimiser step.
+        every: Optimiser steps between two updates; each update uses decay ** every.
+        device: "cpu" keeps the average off the device, at the cost of a copy of the weights per
+            update; None keeps it where the parameters are.
 
     Raises:
         ValueError: `decay` is not in [0, 1), or `every` is not positive.
@@ -31,22 +31,22 @@ class TrainedEMA(pl.Callback):
         self._swapped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the current parameters, unless a checkpoint has brought an average."""
+        """Start from the current parameters, unless a checkpoint brought an average."""
         for name, parameter in self._trained(pl_module).items():
             own = _local(parameter)
             average = self.average.get(name)
             if average is None:
                 average = own
-            elif average.shape != own.shape:  # a whole average, for a sharded parameter
+            elif average.shape != own.shape:  # a whole average of a sharded parameter
                 average = _local(_shard_like(average.to(own.device), parameter))
             self.average[name] = average.float().clone().to(self.device or own.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Move the average after every so many optimiser steps."""
+        """Update the average every `every` optimiser steps."""
         if trainer.global_step == self.updates or trainer.global_step % self.every:
-            return  # an accumulation step: nothing has changed
+            return  # within an accumulation, or not due
         self.updates = trainer.global_step
         updates = self.updates // self.every
         decay = min(self.decay**self.every, (1 + updates) / (10 + updates))
@@ -58,13 +58,13 @@ class TrainedEMA(pl.Callback):
         torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validate the average."""
+        """Swap the average in for validation."""
         if trainer.state.fn == "fit" and self.average:
             self._swap(pl_module)
             self._swapped = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on training the raw parameters."""
+        """Swap the raw parameters back in for training."""
         if self._swapped:
             self._swap(pl_module)
             self._swapped = False
@@ -72,7 +72,7 @@ class TrainedEMA(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store the average beside the raw parameters, as `ema`; whole, if they are sharded."""
+        """Store the average as `ema`, next to the raw parameters; unsharded if they are sharded."""
         checkpoint["ema"] = {
             name: _whole(self.average[name], parameter).cpu()
             for name, parameter in self._trained(pl_module).items()
@@ -82,7 +82,7 @@ class TrainedEMA(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take the stored average."""
+        """Load the stored average."""
         self.average = dict(checkpoint.get("ema", {}))
         self.updates = int(checkpoint.get("global_step", 0))
 
@@ -100,13 +100,13 @@ class TrainedEMA(pl.Callback):
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """Return the values that this rank holds: a shard of a sharded parameter, else all of it."""
+    """Return the values on this rank: the shard of a sharded parameter, else the whole one."""
     parameter = parameter.detach()
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]
 
 
 def _whole(shard: Tensor, parameter: Tensor) -> Tensor:
-    """Return all values of a parameter's average, of which `shard` is this rank's part."""
+    """Return the whole average of a parameter, of which `shard` is this rank's part."""
     if not hasattr(parameter, "to_local"):
         return shard.clone()
     from torch.distributed.tensor import DTensor
@@ -122,7 +122,7 @@ def _whole(shard: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """Return `whole`, sharded as `parameter` is."""
+    """Return `whole`, sharded like `parameter`."""
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]

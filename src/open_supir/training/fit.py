@@ -1,4 +1,4 @@
-"""Fit: what happens between a built run and its summary."""
+"""Fit: trains what was built, and writes the run's summary."""
 
 import logging
 import subprocess
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def start_process(seed: int) -> None:
-    """Seed everything, and hide what a user need not read: all but the first rank's log, too."""
+    """Seed everything; silence irrelevant warnings and the logs of all ranks but the first."""
     if rank_zero_only.rank != 0:
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -48,7 +48,7 @@ def make_ready(
     checkpointing: Checkpointing,
     compile: Compilation,
 ) -> None:
-    """Set what module, data and trainer must know of each other, and the networks' switches."""
+    """Apply the networks' switches, and what module, data and trainer must know of each other."""
     if datamodule.precomputed and isinstance(module, SupirModule):
         size = datamodule.sample_reader.crop_size
         datamodule.made_by = {
@@ -78,9 +78,9 @@ def fit(
 
     Args:
         module, datamodule, trainer: As built.
-        run_dir: Gets summary.json.
-        about: What the summary says first: the experiment and its stage.
-        resumed: The checkpoint to go on from; None validates the untrained module first.
+        run_dir: Folder for summary.json.
+        about: First entries of the summary: the experiment and its stage.
+        resumed: The checkpoint to resume from; None validates the untrained module first.
         requeue: Requeue the Slurm job after a stop signal.
 
     Raises:
@@ -108,7 +108,7 @@ def fit(
         }
         write_summary(run_dir, summary)
     for name, value in untrained.items():
-        if name in metrics:  # not so where a signal came before the first validation
+        if name in metrics:  # it is not if a signal came before the first validation
             words = "%s: %.4f untrained, %.4f after %d steps"
             log.info(words, name, value, metrics[name], trainer.global_step)
     end_if_interrupted(trainer, requeue=requeue)
@@ -116,14 +116,14 @@ def fit(
 
 
 def keep_earlier_metrics(run_dir: Path, resumed: str | None) -> None:
-    """Set aside the CSV of a run that goes on in its own folder: the logger starts a new one."""
+    """Rename the CSV of a run resumed in its own folder, because the logger starts a new one."""
     metrics = run_dir / "csv/metrics.csv"
     if resumed is not None and rank_zero_only.rank == 0 and metrics.is_file():
         metrics.replace(metrics.with_name(f"metrics_until_{Path(resumed).stem}.csv"))
 
 
 def git_commit() -> str | None:
-    """Return the commit of this code, where it is a git repository."""
+    """Return the commit of this code; None outside a git repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

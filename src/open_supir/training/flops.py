@@ -1,9 +1,9 @@
 """Floating point operations of a training step, counted on networks without memory.
 
-What is counted are the products and sums of matrix multiplications, convolutions and attention
-(two operations each), once a step: work done again because of activation checkpointing is left out,
-as is usual for model FLOPs utilisation (MFU). Text towers, degradation and element-wise operations
-are left out too: 2 % at SDXL's size.
+The multiplications and additions of matrix products, convolutions and attention count (two
+operations each), once per step: recomputation due to activation checkpointing is left out, as is
+usual for model FLOPs utilisation (MFU). So are text towers, degradation and element-wise
+operations, which are 2 % at SDXL's size.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from open_supir.networks.conditioner import Conditioning
 class StepFlops(NamedTuple):
     """Operations of one image's training step."""
 
-    trained: float  # forward and backward passes of what has a graph, and what feeds it
-    frozen: float  # encodes without a graph
+    trained: float  # forward and backward passes of the networks with a graph
+    frozen: float  # encoder passes without a graph
 
 
 def step_flops(architecture: Mapping[str, Any], *, stage: str, crop: int) -> StepFlops | None:
     """Count one image's training step.
 
     Args:
-        architecture: What `build` understands, by part: a checkpoint's recipe has it.
-        stage: supir or robust_encoder; for others None is returned.
+        architecture: What `build` accepts, by part, as in a checkpoint's recipe.
+        stage: supir or robust_encoder; others return None.
         crop: Side of the crop in pixels.
     """
     if stage not in ("supir", "robust_encoder"):
@@ -51,7 +51,7 @@ def step_flops(architecture: Mapping[str, Any], *, stage: str, crop: int) -> Ste
 
 
 def meta_conditioning(unet: Mapping[str, Any], *, rows: int, tokens: int = 77) -> Conditioning:
-    """Return conditioning of the UNet's widths that holds no memory."""
+    """Return conditioning of the UNet's widths, without memory."""
     with torch.device("meta"):
         context = torch.empty(rows, tokens, unet["context_dim"])
         return Conditioning(context, torch.empty(rows, unet["vector_dim"]))

@@ -1,4 +1,4 @@
-"""StepGuard: a step that is not finite changes nothing, and every odd step can be replayed."""
+"""StepGuard: skips steps that are not finite, and records odd steps so they can be replayed."""
 
 import json
 import logging
@@ -17,29 +17,29 @@ from open_supir.training.agreement import Ranks
 
 log = logging.getLogger(__name__)
 
-RECORD_LIMIT = 100  # of a run; by then somebody should have looked
-SPIKE_MEMORY = 0.99  # decay of the running mean and variance that a spike is measured against
+RECORD_LIMIT = 100  # records per run; by then somebody should have looked
+SPIKE_MEMORY = 0.99  # decay of the running mean and variance that spikes are measured against
 SPIKE_WARMUP = 100  # steps before the first alarm
 
 
 class StepGuard(pl.Callback):
-    """Looks at loss and gradients before every optimiser step, and logs both.
+    """Checks loss and gradients before every optimiser step, and logs both.
 
     `train/loss` is the mean over all micro-batches and ranks: the loss of the global batch.
 
-    A loss or gradient that is not finite on any rank: no rank updates anything; the step is counted
-    and recorded. After `stop_after` such steps in a row training ends, on all ranks together and
-    without a checkpoint, so that the last good ones stay. A loss far above its recent mean is an
-    alarm: logged and recorded, no more.
+    If a loss or gradient is not finite on any rank, no rank updates anything, and the step is
+    counted and recorded. After `stop_after` such steps in a row, training ends on all ranks
+    together and without a checkpoint, so that the last good ones are kept. A loss far above its
+    recent mean is only logged and recorded.
 
     A record is a JSON file of one step on one rank: keys, sources and seeds of its samples, losses,
-    gradient norms, and the checkpoint to replay it from (`python -m src.train replay=FILE`).
+    gradient norms, and the run folder (`python -m src.train replay=FILE` replays it).
 
     Args:
         dirpath: Folder of the records.
-        stop_after: Steps in a row that are not finite.
-        spike: Deviations above the mean that raise the alarm; None for never.
-        every: Steps between two logs of the gradients' norms by part.
+        stop_after: Number of steps in a row that are not finite.
+        spike: Deviations above the mean that count as a spike; None for no such check.
+        every: Steps between two logs of the gradient norms by part.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StepGuard(pl.Callback):
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Meet the other ranks."""
+        """Join the group of all ranks."""
         self.ranks.join()
 
     def on_train_batch_start(
@@ -67,19 +67,19 @@ class StepGuard(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
-        """Note what this step sees; of its samples only names and seeds are kept."""
+        """Keep the names and seeds of this step's samples."""
         self._batches.append({k: batch[k] for k in ("key", "source", "seed") if k in batch})
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Note the loss of a micro-batch."""
+        """Keep the loss of a micro-batch."""
         self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Judge the step; drop its gradients if they are not finite.
+        """Check the step; drop its gradients if they are not finite.
 
         Raises:
             FloatingPointError: Too many steps in a row were not finite.
@@ -93,7 +93,7 @@ class StepGuard(pl.Callback):
         norms = {part: math.sqrt(v) for part, v in zip(squares, values, strict=True)}
         total = math.sqrt(sum(values))
         bad = not (finite and math.isfinite(total))
-        # each micro-batch's loss has been divided by their number already
+        # Lightning has already divided each micro-batch's loss by their number.
         any_bad, loss = self.ranks.sum(float(bad), loss)
         loss /= self.ranks.count
         if any_bad:
@@ -110,11 +110,11 @@ class StepGuard(pl.Callback):
         self._losses.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts and running figures, as plain numbers."""
+        """Return counts and running statistics, as plain numbers."""
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Load counts and running statistics."""
         for name in _STATE:
             setattr(self, name, state_dict[name])
 
@@ -122,20 +122,20 @@ class StepGuard(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, norms: Mapping[str, float]
     ) -> None:
         for parameter in module.parameters():
-            parameter.grad = None  # optimisers pass over parameters without one
+            parameter.grad = None  # optimisers skip parameters without a gradient
         self.skipped += 1
         self.in_a_row += 1
         self._record(trainer, "not finite", norms)
         log.warning(
-            "step %d: loss or gradient not finite; nothing is updated (%d in a row)",
+            "step %d: loss or gradient not finite; skipping the update (%d in a row)",
             trainer.global_step,
             self.in_a_row,
         )
         if self.in_a_row >= self.stop_after:
             raise FloatingPointError(
-                f"{self.in_a_row} steps in a row had a loss or gradient that is not finite, the "
-                f"last is step {trainer.global_step}; stopped, no checkpoint was overwritten. What "
-                f"they saw is in {self.folder}; python -m src.train replay=FILE looks closer"
+                f"loss or gradient not finite in {self.in_a_row} steps in a row, the last of them "
+                f"step {trainer.global_step}; stopped without overwriting a checkpoint. Records "
+                f"are in {self.folder}; replay one with python -m src.train replay=FILE"
             )
 
     def _watch(self, trainer: pl.Trainer, loss: float, norms: Mapping[str, float]) -> None:
@@ -149,7 +149,7 @@ class StepGuard(pl.Callback):
             self.spikes += 1
             self._record(trainer, "loss spike", norms)
             log.warning(
-                "step %d: loss %.4g, but lately %.4g +- %.4g",
+                "step %d: loss %.4g, but recently %.4g +- %.4g",
                 trainer.global_step,
                 loss,
                 self.mean,
@@ -191,9 +191,9 @@ _STATE = ("in_a_row", "skipped", "spikes", "records", "mean", "variance", "seen"
 
 
 def squared_norms(module: torch.nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """Return the squared gradient norm of each trained part, and whether they are of shards only.
+    """Return the squared gradient norm of each trained part, and whether it covers only a shard.
 
-    A part is the first two names of a parameter: network.control, network.connector.
+    A part is named by the first two components of its parameters' names, as network.control.
     """
     by_part: dict[str, list[Tensor]] = defaultdict(list)
     is_sharded = False

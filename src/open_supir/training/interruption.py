@@ -1,8 +1,8 @@
-"""Interruption: signals become flags; all ranks stop after the same step, with a checkpoint.
+"""Interruption: after a signal, all ranks stop at the end of the same step, with a checkpoint.
 
-Lightning 2.6 talks to the other ranks inside its signal handler, which races with the collectives
-of the step: two ranks that get SIGTERM hang more often than not. Here a handler only notes the
-signal, and the ranks agree at the end of each step.
+Lightning 2.6 communicates with the other ranks inside its signal handler, which races with the
+collectives of the step: two ranks that get SIGTERM hang more often than not. Here, a handler only
+records the signal, and the ranks agree at the end of each step.
 """
 
 import logging
@@ -18,15 +18,15 @@ from open_supir.training.agreement import Ranks
 
 log = logging.getLogger(__name__)
 
-# ctrl-C, what schedulers send before they kill (Slurm's --signal is often one of the USR's)
+# Ctrl-C, and what schedulers send before they kill (Slurm's --signal is often USR1 or USR2).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopOnSignal(pl.Callback):
-    """Turns a signal to any rank into a stop of all, at the end of the step.
+    """Stops all ranks at the end of the step when any rank gets a signal.
 
-    The checkpoint is written by `SaveCheckpoints`, which sees that training is to stop. A second
-    ctrl-C ends the program at once.
+    `SaveCheckpoints` notices that training is to stop, and writes the checkpoint. A second ctrl-C
+    ends the program at once.
 
     Attributes:
         received: The signal that stopped training, the same on every rank; None before.
@@ -39,9 +39,9 @@ class StopOnSignal(pl.Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Keep Lightning's handlers out, and install ours for training.
+        """Disable Lightning's signal handlers, and install ours for training.
 
-        Lightning has no switch for them, nor for the broadcast before every batch that goes with
+        Lightning has no switch for them, nor for the broadcast before every batch that belongs to
         them and waits for the device.
         """
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -51,36 +51,36 @@ class StopOnSignal(pl.Callback):
                 self._previous[number] = signal.signal(number, self._note)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Meet the other ranks."""
+        """Join the group of all ranks."""
         self.ranks.join()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Stop, once any rank has a signal and the optimiser step is complete."""
+        """Stop once any rank has a signal and the optimiser step is complete."""
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         number = int(self.ranks.max(self._noted or 0)[0])
         if number and self.received is None:
             self.received = signal.Signals(number)
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # the checkpoint is what the little time left is for
+            trainer.limit_val_batches = 0  # the little time left is for the checkpoint
             log.warning(
-                "%s: stopping after step %d with a checkpoint; go on with ckpt_path=last",
+                "%s: stopping after step %d with a checkpoint; resume with ckpt_path=last",
                 self.received.name,
                 trainer.global_step,
             )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the previous handlers back."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
 
     @property
     def exit_code(self) -> int | None:
-        """What a shell reports for a program ended by the signal: 130 for ctrl-C, 143 for SIGTERM;
-        None where no signal came.
+        """The exit code for the signal, as a shell reports it: 130 for ctrl-C, 143 for SIGTERM;
+        None if there was no signal.
         """
         return None if self.received is None else 128 + self.received
 
@@ -91,10 +91,10 @@ class StopOnSignal(pl.Callback):
 
 
 def requeue_slurm_job() -> None:
-    """Put this Slurm job back into its queue; it goes on with `ckpt_path=auto`.
+    """Requeue this Slurm job, which then resumes with `ckpt_path=auto`.
 
     Raises:
-        ValueError: This is no Slurm job.
+        ValueError: This is not a Slurm job.
         subprocess.CalledProcessError: Slurm refused.
     """
     job = os.environ.get("SLURM_JOB_ID")
@@ -107,7 +107,7 @@ def requeue_slurm_job() -> None:
 
 
 def end_if_interrupted(trainer: pl.Trainer, *, requeue: bool) -> None:
-    """Leave with the signal's exit code, if one stopped training.
+    """Exit with the signal's exit code if a signal stopped training.
 
     Raises:
         SystemExit: 130 for ctrl-C, 143 for SIGTERM, and so on.
@@ -116,5 +116,5 @@ def end_if_interrupted(trainer: pl.Trainer, *, requeue: bool) -> None:
         if isinstance(callback, StopOnSignal) and callback.exit_code is not None:
             if requeue and trainer.is_global_zero and callback.received != signal.SIGINT:
                 requeue_slurm_job()
-            trainer.strategy.barrier("end")  # a launcher ends the others once one rank has ended
+            trainer.strategy.barrier("end")  # launchers kill the other ranks once one exits
             raise SystemExit(callback.exit_code)

@@ -1,4 +1,4 @@
-"""What a trainer wants to know of a running experiment: speed, waiting, memory, losses by kind."""
+"""Monitoring of a run: speed, waiting for data, memory, losses by kind of sample, skips."""
 
 import resource
 import time
@@ -12,7 +12,7 @@ from open_supir.data.counters import REASONS, LoaderCounters
 from open_supir.training.agreement import Ranks
 from open_supir.training.flops import step_flops
 
-# Dense bf16 matrix rate in TFLOP/s, by a part of the device's name (vendors' data sheets)
+# Dense bf16 matrix rate in TFLOP/s, by part of the device's name (vendors' data sheets).
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100": 989.0,
@@ -25,15 +25,16 @@ PEAK_TFLOPS = {
 
 
 class Throughput(pl.Callback):
-    """Logs images a second, the share of time spent waiting for data, memory, skips and MFU.
+    """Logs images per second, the share of time spent waiting for data, peak memory and MFU.
 
-    FLOPs are counted once, on networks without memory (flops.py); MFU is their rate over the
-    device's peak. Lightning's ThroughputMonitor knows neither the wait for data nor validation, and
-    its peaks of newer cards include sparsity, which would halve the MFU.
+    FLOPs are counted once, on networks without memory (flops.py); MFU is their rate divided by the
+    device's peak. Lightning's ThroughputMonitor knows nothing of data waits and validation, and its
+    peaks for newer cards include sparsity, which would halve the MFU.
 
     Args:
-        every: Steps between two figures.
-        peak_tflops: Of one device; None to look its name up, and to log no MFU if it is unknown.
+        every: Steps between two logs.
+        peak_tflops: Peak rate of one device; None looks it up by the device's name, and logs no MFU
+            if that is unknown.
     """
 
     def __init__(self, every: int, *, peak_tflops: float | None = None) -> None:
@@ -70,7 +71,7 @@ class Throughput(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
-        """Log, every so many steps."""
+        """Count the images; log every `every` steps."""
         self.images += len(batch["hq"]) * trainer.world_size
         self.last_end = time.perf_counter()
         if trainer.global_step % self.every or trainer.fit_loop.epoch_loop._should_accumulate():
@@ -96,12 +97,12 @@ class Throughput(pl.Callback):
 class LossBreakdown(pl.Callback):
     """Logs the loss by noise level, by source and for negative samples, over all ranks.
 
-    Reads what a training step returns beside its loss: `losses` (B,) and, in stage 2, `sigma` (B,).
-    Sums stay on the device between two figures.
+    Uses what a training step returns besides its loss: `losses` (B,) and, in stage 2, `sigma` (B,).
+    Sums stay on the device between two logs.
 
     Args:
-        every: Steps between two figures; each covers all samples since the last.
-        edges: Noise levels that part the bins.
+        every: Steps between two logs; each covers all samples since the last one.
+        edges: Noise levels between the bins.
     """
 
     def __init__(self, every: int, edges: Sequence[float] = (0.1, 0.3, 1.0, 3.0)) -> None:
@@ -111,7 +112,7 @@ class LossBreakdown(pl.Callback):
         self._sums: torch.Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Name what is told apart: the bins, then the sources of the data."""
+        """Name the groups: noise level bins, sources, negative and positive samples."""
         self.ranks.join()
         bounds = [0.0, *self.edges, float("inf")]
         bins = [f"sigma/{a:g}-{b:g}" for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -129,7 +130,7 @@ class LossBreakdown(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
-        """Add a batch; log, every so many steps."""
+        """Add a batch; log every `every` steps."""
         if not isinstance(outputs, Mapping) or "losses" not in outputs or self._sums is None:
             return
         losses = outputs["losses"].float()
@@ -163,10 +164,10 @@ class LossBreakdown(pl.Callback):
 
 
 class DataCounters(pl.Callback):
-    """Logs how many samples were read, and skipped for which reason, over all ranks.
+    """Logs how many samples were read, and how many were skipped for each reason, over all ranks.
 
     Args:
-        every: Steps between two figures.
+        every: Steps between two logs.
     """
 
     def __init__(self, every: int) -> None:
@@ -174,13 +175,13 @@ class DataCounters(pl.Callback):
         self.ranks = Ranks()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Meet the other ranks."""
+        """Join the group of all ranks."""
         self.ranks.join()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Log, every so many steps."""
+        """Log every `every` steps."""
         counters: LoaderCounters | None = getattr(trainer.datamodule, "counters", None)  # type: ignore[attr-defined]
         if counters is None or trainer.global_step % self.every:
             return
@@ -203,7 +204,7 @@ class DataCounters(pl.Callback):
 
 
 def step_tflop(recipe: Mapping[str, Any], *, crop: int) -> float:
-    """Return the TFLOP of one sample's training step; 0 for stages that are not counted."""
+    """Return the TFLOP of one sample's training step; 0 for stages that cannot be counted."""
     if "architecture" not in recipe:
         return 0.0
     flops = step_flops(recipe["architecture"], stage=recipe["stage"], crop=crop)
@@ -211,7 +212,7 @@ def step_tflop(recipe: Mapping[str, Any], *, crop: int) -> float:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Return the most memory used so far: of the GPU, or of this process on a CPU."""
+    """Return the peak memory so far in GB: of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

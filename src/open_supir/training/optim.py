@@ -16,24 +16,24 @@ Kind = Literal["adamw", "adamw_8bit"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """AdamW with a linear warm-up, then a constant rate or a cosine to `final_lr_ratio`.
+    """AdamW with a linear warm-up, then a constant rate or a cosine down to `final_lr_ratio`.
 
     Attributes:
-        lr: Peak learning rate. It does not depend on the number of devices: the global batch is
-            fixed.
-        weight_decay: Of matrices and kernels; norms and biases have none.
-        betas: Of Adam.
+        lr: Peak learning rate. It does not depend on the number of devices, because the global
+            batch is fixed.
+        weight_decay: Weight decay of matrices and kernels; norms and biases have none.
+        betas: Adam's betas.
         warmup_steps: Steps from 0 to `lr`.
-        decay: What happens after the warm-up.
-        decay_steps: Step at which the cosine ends; needed by cosine only.
-        final_lr_ratio: Where the cosine ends, as a share of `lr`.
-        kind: "adamw", fused; or "adamw_8bit", whose state takes a quarter of the memory
-            (bitsandbytes).
-        start_steps: Parts that join later: beginning of their parameters' names -> step at which
-            their warm-up starts. Until then they stay as they are.
+        decay: The schedule after the warm-up.
+        decay_steps: Step at which the cosine ends; only cosine needs it.
+        final_lr_ratio: Final value of the cosine, as a share of `lr`.
+        kind: "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the
+            memory.
+        start_steps: Parts that join later: prefix of their parameters' names -> step at which their
+            warm-up starts. Until then they do not change.
 
     Raises:
-        ValueError: A value is out of its range, or cosine lacks its end.
+        ValueError: A value is out of range, or `decay_steps` is missing for cosine.
     """
 
     lr: float
@@ -62,7 +62,7 @@ class OptimSettings:
             raise ValueError("decay=cosine needs decay_steps, the step at which it ends")
 
     def factor(self, step: int, start: int = 0) -> float:
-        """Return the share of `lr` in use at `step`: warm-up from step `start` on, times the decay.
+        """Return the share of `lr` used at `step`: the warm-up from `start` on, times the decay.
 
         The decay is the same for all parameters, whenever they join.
         """
@@ -77,25 +77,24 @@ class OptimSettings:
         return warmup * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine)
 
     def start_of(self, name: str) -> int:
-        """Return the step at which the parameter of that name joins."""
+        """Return the step at which the named parameter joins."""
         return max((s for part, s in self.start_steps.items() if name.startswith(part)), default=0)
 
 
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return AdamW over the named parameters that require a gradient, and its schedule, one call a
-    step.
+    """Return AdamW over the named parameters that require a gradient, and its per-step schedule.
 
     Raises:
-        ValueError: Nothing is trainable, or `start_steps` names nothing that is.
+        ValueError: Nothing is trainable, or `start_steps` matches no trained parameter.
     """
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     if not trained:
-        raise ValueError("no parameter requires a gradient; nothing to train")
+        raise ValueError("no parameter requires a gradient: nothing to train")
     for part in settings.start_steps:
         if not any(name.startswith(part) for name, _ in trained):
-            raise ValueError(f"start_steps names {part!r}, but no trained parameter begins so")
+            raise ValueError(f"start_steps: no trained parameter's name starts with {part!r}")
     groups: list[dict[str, Any]] = []
     for start in sorted({settings.start_of(name) for name, _ in trained}):
         joined = [p for name, p in trained if settings.start_of(name) == start]
@@ -109,7 +108,7 @@ def build_optimizer(
     else:
         optimizer = torch.optim.AdamW(groups, fused=True, **options)
         # Lightning refuses to clip the gradients of an optimiser that unscales them in its step, as
-        # fused ones do under fp16's loss scaling: let it be done before the step
+        # fused ones do under fp16 loss scaling. This makes it unscale them before the step.
         optimizer._step_supports_amp_scaling = False
     factors = [partial(settings.factor, start=group["start"]) for group in groups]
     return optimizer, LambdaLR(optimizer, factors)

@@ -1,6 +1,6 @@
-"""Precompute: write latents and text features beside the shards that they were made of.
+"""Precompute: writes latents and text features next to the shards they are made from.
 
-Files made of the same tar by the same weights are left alone.
+Files made from the same tar by the same weights are kept.
 """
 
 import logging
@@ -35,7 +35,7 @@ Columns = Callable[[ShardFolder, int, SourceConfig], dict[str, Tensor]]
 
 
 def write_latents(data: RestorationDataModule, vae: AutoencoderKL, device: torch.device) -> int:
-    """Encode the images that are one whole crop; returns how many files were written."""
+    """Encode the images that have the size of a crop; returns how many files were written."""
     size, limits = data.sample_reader.crop_size, data.sample_reader.limits
 
     def columns(folder: ShardFolder, shard: int, source: SourceConfig) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def write_latents(data: RestorationDataModule, vae: AutoencoderKL, device: torch
 
 
 def write_text(data: RestorationDataModule, conditioner: Conditioner, device: torch.device) -> int:
-    """Encode the texts that samples can have; returns how many files were written."""
+    """Encode all texts that samples may have; returns how many files were written."""
     count_tokens = data.sample_reader.count_tokens
     constants = constant_texts(data.caption_policies(), count_tokens)
 
@@ -81,7 +81,7 @@ def write_text(data: RestorationDataModule, conditioner: Conditioner, device: to
             try:
                 caption, meta = read_caption(raw.text, "empty"), read_meta(raw.meta)
             except SampleError:
-                caption, meta = "", {}  # training passes over this sample
+                caption, meta = "", {}  # training skips this sample
             negative = source.is_negative or meta.get("is_negative") is True
             texts += possible_texts(
                 policy, count_tokens, caption=caption, meta=meta, is_negative=negative
@@ -99,7 +99,7 @@ def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _write_missing(data: RestorationDataModule, kind: str, columns: Columns, made_by: str) -> int:
     if data.plan is None:
-        raise ValueError("data.reader=stream has no index to precompute by; use reader=index")
+        raise ValueError("precomputing needs data.reader=index, not stream")
     written = 0
     for folder, chosen, source in zip(
         data.plan.folders, data.plan.shards, data.sources.values(), strict=True

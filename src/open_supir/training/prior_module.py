@@ -1,6 +1,6 @@
-"""The tiny prior of the embedded default, from scratch: an autoencoder, then a text-to-image UNet.
+"""The tiny prior of the embedded default: an autoencoder, then a text-to-image UNet.
 
-At full size both are SDXL's and nobody trains them here. Shapes: B batch, H W crop, h w latent
+At full size, both come from SDXL and are not trained here. Shapes: B batch, H W crop, h w latent
 size.
 """
 
@@ -23,12 +23,12 @@ from open_supir.training.trained_parts import TrainedParts
 
 
 class VAEModule(TrainedParts):
-    """Trains an autoencoder by squared and absolute error and a small KL term.
+    """Trains an autoencoder with squared and absolute error and a small KL term.
 
     Args:
-        vae: Trained whole.
-        l1_weight: Weight of the absolute error against the squared one.
-        kl_weight: Weight of the divergence of the posterior from the standard normal.
+        vae: Trained completely.
+        l1_weight: Weight of the absolute error relative to the squared error.
+        kl_weight: Weight of the KL divergence of the posterior from the standard normal.
         optim, recipe: See TrainedParts.
     """
 
@@ -58,7 +58,7 @@ class VAEModule(TrainedParts):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the PSNR in dB of held-out reconstructions, and the latents' unscaled deviation."""
+        """Log the PSNR in dB of held-out reconstructions, and the deviation of unscaled latents."""
         hq = to_signed(batch["hq"])
         z = self.vae.encode(hq)
         quality = psnr(self.vae.decode(z), hq)
@@ -66,7 +66,7 @@ class VAEModule(TrainedParts):
         self.log("val/latent_std", z.std() / self.vae.scale_factor, batch_size=len(hq))
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return reconstruction and HQ."""
+        """Return the reconstructions and HQ."""
         hq = to_signed(batch["hq"])
         decoded = self.vae.decode(self.vae.encode(hq))
         return {"decoded": to_unit(decoded), "HQ": to_unit(hq)}
@@ -79,9 +79,9 @@ class PriorModule(TrainedParts):
         unet, conditioner: Trained.
         vae: Frozen.
         denoiser, noise: As in stage 2.
-        sampler: Settings of the sample pictures.
-        negative_prompt: Its words, for the samples' guidance.
-        val_draws: Noise levels drawn for every validation image; fixed by its seed.
+        sampler: Sampler settings of the sample pictures.
+        negative_prompt: Negative prompt for the samples' guidance.
+        val_draws: Noise levels drawn per validation image; determined by its seed.
         optim, recipe: See TrainedParts.
     """
 
@@ -118,7 +118,7 @@ class PriorModule(TrainedParts):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""
+        """Log the loss on held-out images; their seeds determine noise levels and noise."""
         z = self.vae.encode(to_signed(batch["hq"]))
         losses = [
             self.denoising_loss(batch, z, batch["seed"] + draw) for draw in range(self.val_draws)
@@ -126,7 +126,7 @@ class PriorModule(TrainedParts):
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(z))
 
     def denoising_loss(self, batch: Batch, z: Tensor, seeds: Tensor) -> Tensor:
-        """Return the weighted denoising error of latents z (B, 4, h, w), noise from `seeds`."""
+        """Return the weighted denoising error of latents z (B, 4, h, w); noise is from `seeds`."""
         cond = self.conditioner(batch["caption"], batch["sizes"])
         sigma = self.noise.sample(seeds, z.device)  # (B,)
         noise = seeded_randn(seeds, z.shape, device=z.device)
@@ -136,7 +136,7 @@ class PriorModule(TrainedParts):
         return (self.noise.weight(sigma) * error).mean()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return samples of the held-out captions, and the photographs that have them."""
+        """Return samples for held-out captions, and the photographs with those captions."""
         hq = to_signed(batch["hq"])
         z = generate_latent(
             self.unet,

@@ -1,4 +1,4 @@
-"""Replay: repeats a recorded step of a run, and reports what happened in it."""
+"""Replay: repeats a recorded step of a run and reports what happened in it."""
 
 import json
 import logging
@@ -21,27 +21,27 @@ def open_record(path: Path) -> tuple[dict[str, Any], Path, str | None]:
     """Return a record, the folder of its run, and the checkpoint to start from.
 
     Raises:
-        FileNotFoundError: The record or the run's configuration is not there.
+        FileNotFoundError: The record or the run's configuration does not exist.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"replay={path}: no such file; records lie in runs/*/*/odd_steps")
+        raise FileNotFoundError(f"replay={path}: no such file; records are in runs/*/*/odd_steps")
     record = json.loads(path.read_text(encoding="utf-8"))
     run = Path(record["run"])
     if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{path} is of the run {run}, which has no config.yaml any more")
+        raise FileNotFoundError(f"{path} belongs to the run {run}, which has no config.yaml")
     before = [
         checkpoint
         for checkpoint in committed(run / "checkpoints")
         if (manifest := read_manifest(checkpoint)) and manifest["step"] <= record["step"]
     ]
     start = str(before[0]) if before else read_config(run)["ckpt_path"]
-    words = "step %d of %s again, from %s"
-    log.info(words, record["step"], run, start or "the beginning: no checkpoint")
+    words = "replaying step %d of %s from %s"
+    log.info(words, record["step"], run, start or "the beginning: no checkpoint is older")
     return record, run, start
 
 
 def config_of_replay(run: Path, record: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Return a run's configuration, changed to do the recorded step on one device in `run_dir`."""
+    """Return a run's configuration, changed to repeat the recorded step on one device."""
     cfg = read_config(run)
     cfg["trainer"] |= {
         "devices": 1,
@@ -68,7 +68,7 @@ class ReplayStep(pl.Callback):
 
     Args:
         record: What `StepGuard` wrote.
-        path: JSON file that the report is written to.
+        path: JSON file for the report.
     """
 
     def __init__(self, record: Mapping[str, Any], path: str | Path) -> None:
@@ -80,7 +80,7 @@ class ReplayStep(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Watch every module's output, in the recorded step."""
+        """Watch every module's output in the recorded step."""
         if trainer.global_step != self.record["step"] or self._hooks:
             return
         for name, module in pl_module.named_modules():
@@ -90,7 +90,7 @@ class ReplayStep(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Note the gradients of the recorded step, before the guard drops them."""
+        """Record the gradient norms of the recorded step, before the guard drops the gradients."""
         if trainer.global_step == self.record["step"]:
             squares, _ = squared_norms(pl_module)
             self.report["grad_norms"] = {k: float(v.sqrt()) for k, v in squares.items()}
@@ -103,7 +103,7 @@ class ReplayStep(pl.Callback):
         batch: Mapping[str, Any],
         batch_idx: int,
     ) -> None:
-        """Note the losses of the recorded step's samples."""
+        """Record the losses of the recorded step's samples."""
         if not self._hooks:
             return
         losses = outputs.get("losses") if isinstance(outputs, Mapping) else None

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that its manifest confirms."""
+"""Finds the checkpoint to resume from: the newest one that matches its manifest."""
 
 import logging
 from pathlib import Path
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 def resolve_checkpoint(
     ckpt_path: str | None, *, run_dir: Path, runs_dir: str, stage: str, name: str
 ) -> str | None:
-    """Return the checkpoint to resume from, verified; None to start anew.
+    """Return the verified checkpoint to resume from; None to start from scratch.
 
-    `ckpt_path=last` takes the experiment's newest run, `auto` this run's own folder. Where the
-    newest checkpoint is damaged, the one before it is taken, also of the run that this one was
-    resumed from, and the log says so. A file that is named is taken or refused.
+    `ckpt_path=last` uses the experiment's newest run, `auto` this run's own folder. If the newest
+    checkpoint is damaged, the one before it is used, with a warning; it may be one of the run that
+    this run was resumed from. There is no such fallback for a named file.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: No checkpoint matches its manifest, or the one that was named does not.
+        FileNotFoundError: There is no checkpoint.
+        ValueError: No checkpoint matches its manifest, or the named one does not.
     """
     if ckpt_path is None:
         return None
     if ckpt_path == "auto":
         path = newest_verified(run_dir) if committed(run_dir / "checkpoints") else None
         if path is None:
-            log.info("ckpt_path=auto: %s holds no checkpoint; starting anew", run_dir)
+            log.info("ckpt_path=auto: %s holds no checkpoint; starting from scratch", run_dir)
             return None
     elif ckpt_path == "last":
         run = newest_run(Path(runs_dir), stage=stage, name=name)
@@ -45,17 +45,17 @@ def resolve_checkpoint(
         path = Path(ckpt_path)
         if not path.is_file():
             raise FileNotFoundError(f"ckpt_path={path}: no such file")
-        path = path.resolve()  # last.ckpt is a link; the manifest lies beside what it points to
+        path = path.resolve()  # last.ckpt is a link; the manifest is next to its target
         if read_manifest(path) is None:
-            log.warning("%s has no manifest: taken as it is, not verified", path)
+            log.warning("%s has no manifest: using it without verification", path)
         elif wrong := verify(path):
-            raise ValueError(f"ckpt_path={ckpt_path} is damaged: {wrong}. Name another one")
+            raise ValueError(f"ckpt_path={ckpt_path} is damaged: {wrong}. Choose another one")
     log.info("resuming from %s", path)
     return str(path)
 
 
 def newest_run(root: Path, *, stage: str, name: str) -> Path | None:
-    """Return the run folder of an experiment whose newest checkpoint is the newest of all."""
+    """Return an experiment's run folder with the newest checkpoint, or None."""
     folders = {path.parent for path in root.glob("**/checkpoints/*.ckpt.json")}
     newest = [(_saved_at(found[0]), found[0]) for f in folders if (found := committed(f))]
     for _, path in sorted(newest, reverse=True):
@@ -66,11 +66,11 @@ def newest_run(root: Path, *, stage: str, name: str) -> Path | None:
 
 
 def newest_verified(run: Path) -> Path:
-    """Return a run's newest checkpoint that is what its manifest says, or one of those that the run
-    was itself resumed from.
+    """Return the newest checkpoint that matches its manifest, of a run or of those it was resumed
+    from.
 
     Raises:
-        ValueError: There is none; says what is wrong with each.
+        ValueError: There is none; the message says what is wrong with each checkpoint.
     """
     refused: list[str] = []
     seen: set[Path] = set()
@@ -88,7 +88,7 @@ def newest_verified(run: Path) -> Path:
             refused.append(f"{path}: {wrong}")
         before = read_config(source).get("ckpt_path")
         source = run_folder(Path(before)) if before and Path(before).is_file() else None
-    raise ValueError(f"no checkpoint of {run} can be resumed from: {'; '.join(refused)}")
+    raise ValueError(f"cannot resume from any checkpoint of {run}: {'; '.join(refused)}")
 
 
 def _saved_at(checkpoint: Path) -> float:

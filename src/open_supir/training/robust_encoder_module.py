@@ -1,14 +1,14 @@
 """Stage 1: train a copy of the VAE's encoder to see through degradation; the decoder is frozen.
 
-The published loss || D(E_dr(lq)) - D(E_dr(hq)) ||^2 has the trained encoder in both terms, so that
-a constant image is a global minimum, and reproductions do collapse to dark pictures. Here the
-target is fixed: the HQ image itself. It is the stronger anchor of the two candidates (the other
-one is the frozen encoder's reconstruction D(E(hq)), whose own error would be learned along), and
-costs no second pass through the networks.
+The published loss || D(E_dr(lq)) - D(E_dr(hq)) ||^2 has the trained encoder in both terms, so a
+constant image is a global minimum, and reproductions do collapse to dark pictures. Here, the target
+is fixed: the HQ image itself. It is the stronger anchor of two candidates (the other one, the
+frozen encoder's reconstruction D(E(hq)), would teach its own error as well), and needs no second
+pass through the networks.
 
-Each image's squared error enters by its logarithm, so that the loss is the mean PSNR up to scale
-(as in NAFNet, arXiv:2204.04676) and a few hopelessly degraded images do not drown the rest. A
-latent term || E_dr(lq) - E(hq) ||^2 keeps z_lq among the latents that the diffusion prior knows.
+The loss uses the logarithm of each image's squared error, so that it is the mean PSNR up to scale
+(as in NAFNet, arXiv:2204.04676) and a few hopelessly degraded images do not dominate. A latent term
+|| E_dr(lq) - E(hq) ||^2 keeps z_lq among the latents that the diffusion prior knows.
 
 Shapes: B batch, H W crop, h w latent size.
 """
@@ -34,9 +34,9 @@ class RobustEncoderModule(TrainedParts):
 
     Args:
         vae: The frozen autoencoder.
-        robust_encoder: Starts as a copy of its encoder.
+        robust_encoder: Starts as a copy of the autoencoder's encoder.
         degradation: Makes LQ from HQ, on the device.
-        latent_weight: Weight of the latent term against the pixels' log error.
+        latent_weight: Weight of the latent term relative to the log error of pixels.
         optim, recipe: See TrainedParts.
     """
 
@@ -57,11 +57,11 @@ class RobustEncoderModule(TrainedParts):
         self.latent_weight = latent_weight
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss of one batch, and what it is the mean of."""
+        """Return the loss of one batch, and the pixel losses (B,) of its samples."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
-            hq = self.degradation.target(hq)  # as it is, unless the degradation sharpens
+            hq = self.degradation.target(hq)  # unchanged unless the degradation sharpens
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
         error = (self.vae.decode(z_lq) - hq).square().mean(dim=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""SaveCheckpoints: when a checkpoint is written, and which ones are kept."""
+"""SaveCheckpoints: when checkpoints are written, and which ones are kept."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,19 @@ LAST = "last.ckpt"
 
 
 class SaveCheckpoints(Checkpoint):
-    """Saves every so many steps, at the last one, and when training is told to stop.
+    """Saves every `every` steps, at the last step, and when training is asked to stop.
 
     An older checkpoint is deleted only after the new one has its manifest, and `last.ckpt` always
-    points to one that has.
+    points to one that has a manifest.
 
     Args:
         dirpath: Folder of the checkpoints, `step_0001000.ckpt` and so on.
-        every: Steps between two.
-        keep: How many of the newest stay.
-        milestones: Steps whose multiples stay for good; none by default.
+        every: Steps between two checkpoints.
+        keep: How many of the newest are kept.
+        milestones: Checkpoints at multiples of this step are kept for good; None for no others.
 
     Raises:
-        ValueError: `keep` is below 2: the only one left may be the one that is damaged.
+        ValueError: `keep` is below 2 (a single one may be damaged), or a number is not positive.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class SaveCheckpoints(Checkpoint):
         self.ranks = Ranks()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Clear what a killed process left, and see that all ranks are at the same step.
+        """Remove what a killed process left, and check that all ranks are at the same step.
 
         Raises:
-            TypeError: Checkpoints are written without manifests, so none would be kept.
+            TypeError: Checkpoints would be written without manifests.
             RuntimeError: The ranks resumed from different checkpoints.
         """
         if not isinstance(trainer.strategy.checkpoint_io, VerifiedCheckpointIO):
@@ -62,13 +62,13 @@ class SaveCheckpoints(Checkpoint):
         if newest != -oldest:
             raise RuntimeError(
                 f"ranks resumed from different steps, {-oldest:.0f} to {newest:.0f}: they do not "
-                "see the same checkpoints. Use a shared folder, or name one file by ckpt_path=FILE"
+                "see the same checkpoints. Use a shared folder, or set ckpt_path=FILE"
             )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Save, if it is time."""
+        """Save if a checkpoint is due."""
         step = trainer.global_step
         if step == self.saved_step:
             return  # within an accumulation, or already saved
@@ -76,7 +76,7 @@ class SaveCheckpoints(Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> Path:
-        """Write a checkpoint now; every rank calls this. Returns its path."""
+        """Write a checkpoint now and return its path; every rank must call this."""
         path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
@@ -87,7 +87,7 @@ class SaveCheckpoints(Checkpoint):
         return path
 
     def _superfluous(self) -> list[Path]:
-        """Return what is neither among the newest nor a milestone."""
+        """Return the checkpoints that are neither among the newest nor milestones."""
         kept = committed(self.folder)
         newest, older = kept[: self.keep], kept[self.keep :]
         older += [  # files whose writer was killed before the manifest
@@ -103,6 +103,6 @@ class SaveCheckpoints(Checkpoint):
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Make `link` a symbolic link to a file beside it, in one step: it is never missing."""
+    """Atomically make `link` a symbolic link to a file in the same folder."""
     with replacing(link, fsync=False) as temporary:
         temporary.symlink_to(target.name)

@@ -1,8 +1,8 @@
-"""FSDP2 as a strategy: weights, gradients and optimiser state split over the devices.
+"""FSDP2 as a strategy: splits weights, gradients and optimiser state over the devices.
 
-For crops of 1024 and cards of 24 to 48 GB; where a device holds everything, DDP is faster. A
-checkpoint holds whole tensors in one file, the same as without sharding: it resumes on any number
-of devices, under either strategy, and other commands read it.
+It is meant for crops of 1024 on cards of 24 to 48 GB; if a device can hold everything, DDP is
+faster. Checkpoints hold whole tensors in one file, as without sharding: they resume on any number
+of devices, under either strategy, and all other commands read them.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from open_supir.networks.connectors import ZeroCrossAttention, ZeroSFT
 from open_supir.networks.layers import BasicTransformerBlock, ResBlock, SpatialTransformer
 
-# Layers that are gathered one at a time; all are called as modules
+# Layers that are gathered one at a time; all are called as modules.
 LAYERS = (BasicTransformerBlock, SpatialTransformer, ResBlock, ZeroSFT, ZeroCrossAttention)
 
 
@@ -34,29 +34,29 @@ class ShardedStrategy(ModelParallelStrategy):
     """
 
     def setup_environment(self) -> None:
-        """Make one data-parallel mesh of all devices."""
+        """Make a single data-parallel mesh of all devices."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """Optimiser states come by `load_optimizer_state_dict`."""
+        """Whether Lightning restores optimiser states through `load_optimizer_state_dict`."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return whole tensors, on rank 0; every rank calls this."""
+        """Return whole tensors on rank 0; every rank must call this."""
         assert self.lightning_module is not None
         return self._gather(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the state as one device would have it, on rank 0; every rank calls this."""
+        """Return the unsharded state on rank 0; every rank must call this."""
         state = optimizer.state_dict()
         moments = {index: self._gather(values) for index, values in state["state"].items()}
         return {**state, "state": moments if self.is_global_zero else {}}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Give each rank its shards of whole tensors."""
+        """Load whole tensors; each rank keeps its shards."""
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
         state = {
@@ -66,7 +66,7 @@ class ShardedStrategy(ModelParallelStrategy):
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give each rank its shards of whole optimiser states."""
+        """Load whole optimiser states; each rank keeps its shards."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             moments = {
@@ -97,7 +97,7 @@ class ShardedStrategy(ModelParallelStrategy):
         gathered = {}
         for name, value in tensors.items():
             if isinstance(value, DTensor):
-                value = value.full_tensor()  # all ranks take part; rank 0 keeps it
+                value = value.full_tensor()  # collective; only rank 0 keeps it
             if self.is_global_zero:
                 gathered[name] = value.cpu() if torch.is_tensor(value) else value
         return gathered
@@ -106,16 +106,16 @@ class ShardedStrategy(ModelParallelStrategy):
 def shard_trained(
     module: nn.Module, mesh: DeviceMesh, *, compute_dtype: torch.dtype | None
 ) -> list[str]:
-    """Shard each child of `module` that has trained parameters, its frozen ones too.
+    """Shard each child of `module` that has trained parameters, including its frozen ones.
 
     Args:
         module: A training module; its children are called as modules.
-        mesh: Of all devices, one dimension.
-        compute_dtype: What gathered weights are cast to; None for their own type. Gradients are
-            summed in float32.
+        mesh: One-dimensional mesh of all devices.
+        compute_dtype: The dtype that gathered weights are cast to; None keeps their own. Gradients
+            are summed in float32.
 
     Returns:
-        The names of the children that are sharded.
+        The names of the sharded children.
 
     Raises:
         ValueError: A trained parameter belongs to no child.
@@ -128,12 +128,12 @@ def shard_trained(
     for name, child in module.named_children():
         if not any(p.requires_grad for p in child.parameters()):
             continue
-        child.to(memory_format=torch.contiguous_format)  # FSDP2 takes no channels_last weights
+        child.to(memory_format=torch.contiguous_format)  # FSDP2 refuses channels_last weights
         for layer in reversed(list(child.modules())):
             if isinstance(layer, LAYERS) and layer is not child:
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
-        # the outermost too gives its weights back after a forward without a backward: validation
-        # is followed by reading and writing shards
+        # The outermost module also frees its gathered weights after a forward without a backward,
+        # because shards are read and written after validation.
         fully_shard(child, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         for method in ("prepare",):  # called by the sampler, outside of forward
             if isinstance(getattr(child, method, None), Callable):
@@ -143,7 +143,7 @@ def shard_trained(
 
 
 def _like(tensor: Tensor, example: Tensor) -> Tensor:
-    """Return `tensor`, whole on every rank, sharded and placed as `example` is."""
+    """Return `tensor`, whole on every rank, sharded and placed like `example`."""
     if not isinstance(example, DTensor):
         return tensor
     local = tensor.to(example.device)

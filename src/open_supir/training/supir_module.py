@@ -1,4 +1,4 @@
-"""Stage 2: train the control adaptor and its connector; prior, autoencoder and text are frozen.
+"""Stage 2: train adaptor and connector; the UNet, the encoders and the text towers are frozen.
 
 Shapes: B batch, H W crop, h w latent size.
 """
@@ -28,12 +28,12 @@ class SupirModule(TrainedParts):
         network: Frozen UNet, control adaptor and connector.
         vae, robust_encoder, conditioner: Frozen.
         denoiser: Preconditioning of the prior.
-        noise: How sigma is drawn, and the loss weight of each.
+        noise: Distribution of sigma, and the loss weight of each sigma.
         degradation: Makes LQ from HQ, on the device.
-        sampler: Settings of the validation pictures.
-        negative_prompt: Its words, for the validation pictures' guidance.
-        val_draws: Noise levels drawn for every validation image; fixed by its seed.
-        offset_noise: Strength of the noise's part that is constant over an image; see
+        sampler: Sampler settings of the validation pictures.
+        negative_prompt: Negative prompt for the validation pictures' guidance.
+        val_draws: Noise levels drawn per validation image; determined by its seed.
+        offset_noise: Strength of the noise component that is constant over an image; see
             `seeded_noise`.
         optim, recipe: See TrainedParts.
     """
@@ -69,7 +69,7 @@ class SupirModule(TrainedParts):
         self.offset_noise = offset_noise
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss of one batch, and what it is the mean of."""
+        """Return the loss of one batch, and the losses (B,) and sigmas (B,) of its samples."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
             lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
@@ -85,7 +85,7 @@ class SupirModule(TrainedParts):
         return {"loss": losses.mean(), "losses": losses.detach(), "sigma": sigma}
 
     def target_latents(self, batch: Batch, hq: Tensor) -> Tensor:
-        """Encode what the network learns to restore, or take it where it was precomputed."""
+        """Encode what the network learns to restore, or use the precomputed latents."""
         if "latents" not in batch:
             return self.vae.encode(self.degradation.target(hq))
         if self.degradation.config.sharpen:
@@ -93,14 +93,14 @@ class SupirModule(TrainedParts):
         return batch["latents"].to(hq.dtype)
 
     def conditioning(self, batch: Batch) -> Conditioning:
-        """Encode captions and sizes; text features are taken where they were precomputed."""
+        """Encode captions and sizes, using precomputed text features if there are any."""
         if "context" not in batch or "pooled" not in batch:
             return self.conditioner(batch["caption"], batch["sizes"])
         context, pooled = batch["context"].float(), batch["pooled"].float()
         return self.conditioner.with_sizes(context, pooled, batch["sizes"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss on held-out images at noise levels and noise fixed by the images' seeds."""
+        """Log the loss on held-out images; their seeds determine noise levels and noise."""
         hq = to_signed(batch["hq"])
         z = self.vae.encode(self.degradation.target(hq))
         z_lq = self.robust_encoder(self.degradation(hq, batch["seed"]))
@@ -118,7 +118,7 @@ class SupirModule(TrainedParts):
         self.log("val/loss", loss, prog_bar=True, batch_size=len(hq), sync_dist=True)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return LQ, the robust encoder's decode, the restored image, and HQ."""
+        """Return LQ, the decoded robust latent, the restored image, and HQ."""
         hq = to_signed(batch["hq"])
         lq = self.degradation(hq, batch["seed"])
         z_lq = self.robust_encoder(lq)

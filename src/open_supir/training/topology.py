@@ -1,13 +1,13 @@
-"""The global batch on any number of devices: computed, checked, refused with the arithmetic."""
+"""Keeps the global batch the same on any number of devices, or explains why it cannot."""
 
 import lightning.pytorch as pl
 
 
 def accumulation_steps(global_batch: int, *, ranks: int, micro_batch: int) -> int:
-    """Return how many micro-batches of each rank make the global batch.
+    """Return how many micro-batches of each rank make up the global batch.
 
     Raises:
-        ValueError: None does; says what would.
+        ValueError: No accumulation count fits; the message suggests values.
     """
     at_once = ranks * micro_batch
     if global_batch % at_once == 0:
@@ -28,12 +28,12 @@ def accumulation_steps(global_batch: int, *, ranks: int, micro_batch: int) -> in
 def keep_global_batch(trainer: pl.Trainer, *, global_batch: int, micro_batch: int | None) -> None:
     """Set the trainer's accumulation so that a step sees `global_batch` samples on its devices.
 
-    What is counted in steps stays counted in steps: Lightning counts batches to the next
-    validation, which become shorter.
+    Lightning counts batches until the next validation, and accumulation makes them smaller, so
+    `val_check_interval` is scaled to remain a number of steps.
 
     Args:
-        trainer: Before it fits.
-        global_batch: Samples of one optimiser step.
+        trainer: The trainer, before it fits.
+        global_batch: Samples per optimiser step.
         micro_batch: Samples that fit on a device at once; None for a rank's whole share.
 
     Raises:
@@ -50,7 +50,7 @@ def keep_global_batch(trainer: pl.Trainer, *, global_batch: int, micro_batch: in
 
 
 def _some(numbers: list[int], around: int) -> str:
-    """Name the numbers next to one that is not among them."""
+    """List the two nearest numbers below and above `around`."""
     below = [n for n in numbers if n < around][-2:]
     above = [n for n in numbers if n > around][:2]
     return ", ".join(map(str, below + above))

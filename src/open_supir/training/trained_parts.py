@@ -1,4 +1,4 @@
-"""TrainedParts: a LightningModule whose checkpoints hold its trained parameters only."""
+"""TrainedParts: a LightningModule whose checkpoints hold only its trained parameters."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ CHECKPOINT_FORMAT = "open-supir"
 class TrainedParts(pl.LightningModule):
     """Base of all training modules.
 
-    What is trained is what requires a gradient when training starts; everything else is frozen and
-    comes from the base weights, which the checkpoint names and does not contain.
+    Parameters that require a gradient when training starts are trained. All others are frozen and
+    come from the base weights, which the checkpoint names but does not contain.
 
     Args:
         optim: Optimiser settings.
@@ -45,7 +45,8 @@ class TrainedParts(pl.LightningModule):
         """Load trained parameters.
 
         Raises:
-            KeyError: The names are not exactly the trained ones; names the first of each kind.
+            KeyError: The names are not exactly the trained ones; the message gives the first
+                missing and the first unexpected one.
         """
         trained = self.trained_names()
         missing = [name for name in trained if name not in state_dict]
@@ -59,12 +60,12 @@ class TrainedParts(pl.LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the recipe, so that the checkpoint can be restored with, without its config."""
+        """Add the recipe, so that the checkpoint can be used without the run's configuration."""
         checkpoint["format"] = CHECKPOINT_FORMAT
         checkpoint["recipe"] = self.recipe
 
     def configure_model(self) -> None:
-        """Shard what is trained, under `ShardedStrategy`; nothing under others."""
+        """Shard what is trained under `ShardedStrategy`; do nothing under other strategies."""
         if isinstance(self.trainer.strategy, ShardedStrategy) and not self.is_sharded:
             mesh = self.trainer.strategy.device_mesh["data_parallel"]
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
@@ -72,7 +73,7 @@ class TrainedParts(pl.LightningModule):
             self.is_sharded = True
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW over the trained parameters and its schedule, stepped every step."""
+        """Return AdamW over the trained parameters and its schedule, which advances every step."""
         optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
         return {
             "optimizer": optimizer,
