@@ -103,8 +103,8 @@ def test_command_line_inspects_converts_and_answers_mistakes_in_one_line(
 
     output = tmp_path / "out.safetensors"
     assert "layout: supir" in run(f"input={supir_file}", f"output={output}")
-    with pytest.raises(SystemExit, match=f"error: {output} exists; say overwrite=true"):
+    with pytest.raises(SystemExit, match=f"error: {output} exists; set overwrite=true"):
         run(f"input={supir_file}", f"output={output}")
     output.write_bytes(output.read_bytes()[:-10])
-    with pytest.raises(SystemExit, match="error: .*truncated, its header promises"):
+    with pytest.raises(SystemExit, match="error: .*truncated, its header declares"):
         run(f"inspect={output}")

@@ -79,7 +79,7 @@ def test_truncated_files_are_refused_at_opening(
 def test_truncation_states_both_sizes(sdxl_file: Path) -> None:
     size = sdxl_file.stat().st_size
     sdxl_file.write_bytes(sdxl_file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=f"promises {size:,} bytes, got {size - 100:,}"):
+    with pytest.raises(ValueError, match=f"declares {size:,} bytes, got {size - 100:,}"):
         open_checkpoint(sdxl_file)
 
 
@@ -174,7 +174,7 @@ def test_missing_shard_is_named(tmp_path: Path) -> None:
 def test_shard_index_may_not_point_elsewhere(tmp_path: Path) -> None:
     index = _sharded_unet(tmp_path)
     index.write_text(json.dumps({"weight_map": {"conv_in.bias": "../secret.safetensors"}}))
-    with pytest.raises(ValueError, match="beside their index"):
+    with pytest.raises(ValueError, match="in the index.s folder"):
         open_checkpoint(tmp_path)
 
 

@@ -21,7 +21,7 @@ WORDS = {
     "sd1": "Stable Diffusion 1.x",
     "lora": "LoRA",
     "refiner": "refiner",
-    "truncated": "promises .* bytes, got",
+    "truncated": "declares .* bytes, got",
     "supir": "SUPIR weights .*expected for weights.sdxl: unet, clip_l, clip_g",
     "vae": "a VAE alone with the parts vae; expected for weights.sdxl",
     "unknown": "a file of unknown kind with the parts none",

@@ -1,4 +1,4 @@
-"""Weight files: reading them into modules, writing them for others, telling what they are."""
+"""Weight files: load them into modules, export them to other layouts, identify them."""
 
 from open_supir.checkpoints.export import export_diffusers, export_native, export_sdxl, export_supir
 from open_supir.checkpoints.files import open_checkpoint

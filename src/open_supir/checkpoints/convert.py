@@ -37,12 +37,12 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 
 
 class Input(NamedTuple):
-    """What the input files hold together.
+    """The combined contents of the input files.
 
     Attributes:
         parts: Part -> tensors by our names.
-        metadata: What the files say about themselves.
-        base: The SDXL file that a training checkpoint among them names.
+        metadata: The files' metadata.
+        base: The SDXL file recorded in a training checkpoint among them.
     """
 
     parts: dict[str, Mapping[str, Tensor]]
@@ -59,11 +59,11 @@ def convert(
 
     Args:
         settings: The values of conf/convert.yaml.
-        vocabulary: CLIP's tokens and merges, which format=diffusers stores beside text towers;
-            without it they are left out.
+        vocabulary: Returns CLIP's tokens and merges, which format=diffusers stores beside text
+            towers; None omits them.
 
     Raises:
-        FileNotFoundError, ValueError, KeyError: A setting or a file is wrong; the message says how.
+        FileNotFoundError, ValueError, KeyError: A setting or file is wrong; the message says how.
     """
     if not settings["input"] or not settings["output"]:
         raise ValueError("give input=FILE output=FILE, or inspect=FILE")
@@ -94,7 +94,7 @@ def convert(
 
 
 def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) -> dict[str, str]:
-    """Return what the output says about itself: base, licence, and words of the user."""
+    """Return the output's metadata: base, licence, and the user's own entries."""
     words = dict(given.metadata)
     if settings["base"] or not set(wanted) & set(SDXL_PARTS):
         words |= _base_words(settings["base"], given.base)
@@ -107,14 +107,15 @@ def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) 
 
 
 def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
-    """Return the SDXL file that trained weights belong to: the one asked for, else the one that
-    the training checkpoint names, if it still exists.
+    """Return metadata of the SDXL file that trained weights belong to.
+
+    It is the file asked for, else the one recorded in the training checkpoint, if it still exists.
     """
     path = wanted or recorded
     if path is None:
         return {}
     if wanted is None and not located(path).exists():
-        log.warning("the base %s is gone, so its hash is not recorded; set base=FILE", path)
+        log.warning("the base %s no longer exists: no hash recorded; set base=FILE", path)
         return {"base": Path(path).name}
     checkpoint = open_checkpoint(path, key="base")
     licence = checkpoint.metadata.get("license") or checkpoint.metadata.get("modelspec.license")
@@ -123,7 +124,7 @@ def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
 
 
 def _read(paths: Sequence[str]) -> Input:
-    """Return the contents of all files; a later one's parts replace an earlier one's."""
+    """Return the contents of all files; parts of a later file replace those of an earlier one."""
     parts: dict[str, Mapping[str, Tensor]] = {}
     words: dict[str, str] = {}
     base = None
@@ -133,7 +134,7 @@ def _read(paths: Sequence[str]) -> Input:
         contents = read_contents(checkpoint)
         if contents.unknown:
             log.warning(
-                "%s: %d keys of no known part are left out, first: %s",
+                "%s: left out %d keys of no known part, first: %s",
                 path,
                 len(contents.unknown),
                 contents.unknown[0],
@@ -142,9 +143,9 @@ def _read(paths: Sequence[str]) -> Input:
         held = dict(checkpoint.metadata)
         recipe = json.loads(held.pop("recipe", "null")) or {}
         base = recipe.get("weights", {}).get("sdxl") or base
-        if recipe.get("stage") == "supir":  # how to restore with the file, without local paths
+        if recipe.get("stage") == "supir":  # how to restore with the file; local paths removed
             words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k != "weights"})
-        # step, licence and so on are the adaptor's, if there is one
+        # step, licence and so on are taken from the adaptor's file, if there is one
         words = words | held if "control" in contents.parts else held | words
     own = ("format", "layout", "control", "connector")  # the writer sets these
     words = {key: value for key, value in words.items() if key not in own}
@@ -155,7 +156,7 @@ def _check_output(output: Path, name: str, overwrite: bool) -> None:
     if name != "diffusers" and output.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors for format={name}, got {output}")
     if not overwrite and output.exists() and (output.is_file() or any(output.iterdir())):
-        raise ValueError(f"{output} exists; say overwrite=true to replace it")
+        raise ValueError(f"{output} exists; set overwrite=true to replace it")
 
 
 def _known(setting: str, value: str, choices: Mapping[str, Any]) -> Any:

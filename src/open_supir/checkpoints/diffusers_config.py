@@ -1,7 +1,7 @@
-"""The JSON files beside the weights of a diffusers folder, worked out from the tensors' shapes.
+"""The JSON files of a diffusers folder, derived from the tensors' shapes.
 
-What shapes do not show (activations, the noise table, the latent scale) is SDXL's, as its public
-configs state it.
+What shapes do not show (activations, the noise table, the latent scale) follows SDXL's public
+configs.
 """
 
 import json
@@ -47,7 +47,7 @@ def tokenizer_files(vocabulary: Mapping[str, int], merges: Sequence[str]) -> dic
 
     Args:
         vocabulary: CLIP's tokens and their numbers.
-        merges: Its byte pairs, `first second`, in order.
+        merges: CLIP's byte-pair merges, `first second`, in order.
     """
     files = {}
     for folder, padding in (("tokenizer", _END), ("tokenizer_2", "!")):  # "!" is number 0
@@ -74,7 +74,7 @@ def component_configs(
     Args:
         shapes: Shapes by `folder/key`, in diffusers' names.
         shape: Levels of the UNet and the VAE.
-        head_channels: Width of one attention head; shapes do not tell.
+        head_channels: Width of one attention head, which shapes do not show.
     """
     folders = {key.partition("/")[0] for key in shapes}
     configs = {}
@@ -115,7 +115,7 @@ def _unet_config(shapes: Shapes, shape: UNetShape, head_channels: int) -> dict[s
         "up_block_types": [
             "CrossAttnUpBlock2D" if held else "UpBlock2D" for held in reversed(shape.attention)
         ],
-        "attention_head_dim": [width // head_channels for width in channels],  # heads, in fact
+        "attention_head_dim": [width // head_channels for width in channels],  # their number
         "transformer_layers_per_block": [max(1, _depth(shapes, n)) for n in levels],
         "cross_attention_dim": shapes[f"{first}.transformer_blocks.0.attn2.to_k.weight"][1],
         "use_linear_projection": True,
@@ -178,5 +178,5 @@ def _text_config(shapes: Shapes, folder: str, head_channels: int) -> dict[str, A
         "layer_norm_eps": 1e-5,
         "bos_token_id": 0,
         "pad_token_id": 1,
-        "eos_token_id": 2,  # SDXL's own; makes transformers pool at the largest token
+        "eos_token_id": 2,  # SDXL's value; makes transformers pool at the largest token number
     }

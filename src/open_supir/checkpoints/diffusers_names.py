@@ -1,12 +1,12 @@
 """Names of tensors: diffusers folders <-> our modules, as pure functions of strings.
 
 A diffusers name is `folder/key`: `unet/conv_in.weight` is the tensor `conv_in.weight` of the folder
-`unet`. The two layouts count blocks differently (LDM: one flat list; diffusers: a list a level), so
-the map needs to know how many blocks a level has; `UNetShape` holds that, SDXL's by default. The
-adaptor, connector and robust encoder have no home in diffusers: they go to folders of our own,
-named in the same manner.
+`unet`. The two layouts count blocks differently (LDM: one flat list; diffusers: one list per
+level), so the map needs the number of blocks per level: `UNetShape`, SDXL's by default. diffusers
+has no place for adaptor, connector and robust encoder: they go to folders of our own, with names in
+the same style.
 
-Source: the public conversion of SDXL between both layouts, as far as the files show it.
+Source: the public conversion of SDXL between the two layouts, as far as the files show it.
 """
 
 import re
@@ -68,7 +68,7 @@ class UNetShape:
     """What the block numbers of a UNet and a VAE mean.
 
     Args:
-        res_blocks: Residual blocks of an encoder level.
+        res_blocks: Residual blocks per encoder level.
         attention: For each level, highest resolution first, whether it holds transformers.
         vae_levels: Resolution levels of the VAE.
     """
@@ -79,7 +79,7 @@ class UNetShape:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "UNetShape":
-        """Read the shape off our names (`unet.…`, `control.…`, `vae.…`) of a whole model."""
+        """Infer the shape from our names (`unet.…`, `control.…`, `vae.…`) of a whole model."""
         inputs: dict[int, set[str]] = {}
         vae_levels = 0
         for name in names:
@@ -92,7 +92,7 @@ class UNetShape:
         if not inputs:
             return cls(vae_levels=vae_levels)
         downs = [n for n, inner in inputs.items() if "0.op.weight" in inner]
-        group = min(downs) if downs else max(inputs) + 1  # blocks of a level, its downsampler too
+        group = min(downs) if downs else max(inputs) + 1  # blocks per level, with downsampler
         attention = tuple(
             "1.proj_in.weight" in inputs[first] for first in range(1, max(inputs) + 1, group)
         )
@@ -100,7 +100,7 @@ class UNetShape:
 
     @classmethod
     def of_diffusers(cls, keys: Iterable[str]) -> "UNetShape":
-        """Read the shape off the names (`unet/…`, `vae/…`) of a diffusers folder."""
+        """Infer the shape from the names (`unet/…`, `vae/…`) of a diffusers folder."""
         resnets, levels, attention, vae_levels = 0, 0, set(), 0
         for key in keys:
             if match := re.match(r"(?:unet|controlnet)/down_blocks\.(\d+)\.(\w+)\.(\d+)\.", key):
@@ -124,7 +124,7 @@ SDXL_SHAPE = UNetShape()
 
 
 def to_diffusers(name: str, shape: UNetShape = SDXL_SHAPE) -> str:
-    """Return `folder/key` of our marked name `part.name`.
+    """Return `folder/key` for our marked name `part.name`.
 
     Raises:
         KeyError: The tensor has no name in diffusers' layout.
@@ -142,9 +142,7 @@ def to_diffusers(name: str, shape: UNetShape = SDXL_SHAPE) -> str:
 
 
 def from_diffusers(key: str, shape: UNetShape = SDXL_SHAPE) -> str | None:
-    """Return our marked name of `folder/key`; None for keys of no part. The inverse of
-    `to_diffusers`.
-    """
+    """Return our marked name for `folder/key`, None for keys of no part; inverts `to_diffusers`."""
     folder, _, inner = key.partition("/")
     part = FOLDERS.get(folder)
     if part is None:

@@ -1,5 +1,4 @@
-"""Write our parts in other people's layouts: SDXL and SUPIR single files, diffusers folders, and
-files of our own.
+"""Export parts as SDXL or SUPIR single files, diffusers folders, or files of our own.
 
 Parts are modules or mappings of tensors (such as an opened checkpoint's), so converting a file
 builds no network.
@@ -54,11 +53,11 @@ def export_sdxl(
     Args:
         path: Target `.safetensors` file.
         parts: Any of unet, vae, clip_l, clip_g.
-        metadata: What the file says of itself: licence, step, base, ….
+        metadata: The file's metadata: licence, step, base, ….
         dtype: Floating point type in the file; None keeps each tensor's.
 
     Raises:
-        ValueError: There are no parts, or parts that an SDXL file has no place for.
+        ValueError: There are no parts, or parts that an SDXL file cannot hold.
     """
     _check_parts(parts, SDXL_PARTS, "an SDXL file")
     _write_official(path, parts, {"layout": "sdxl", **metadata}, dtype)
@@ -71,20 +70,20 @@ def export_supir(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write what SUPIR trains, in the official layout: it loads on top of an SDXL base.
+    """Write the parts that SUPIR trains, in the official layout; they load on top of an SDXL base.
 
-    Control depth and connector are added to the metadata; the caller knows the rest (base hash,
+    Control depth and connector are added to the metadata; the caller supplies the rest (base hash,
     step, licence).
 
     Args:
         path: Target `.safetensors` file.
         parts: Any of control, connector, robust_encoder; the encoder's `quant_conv` stays with
             SDXL's VAE.
-        metadata: What the file says of itself.
+        metadata: The file's metadata.
         dtype: Floating point type in the file; None keeps each tensor's.
 
     Raises:
-        ValueError: There are no parts, or parts that a SUPIR file has no place for.
+        ValueError: There are no parts, or parts that a SUPIR file cannot hold.
     """
     _check_parts(parts, SUPIR_PARTS, "a SUPIR file")
     words = {"layout": "supir", **_control_words(parts), **metadata}
@@ -98,12 +97,12 @@ def export_native(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write parts under our own names, `part.name`: nothing is split, any parts may be together.
+    """Write any parts under our own names, `part.name`; no tensor is split.
 
     Args:
         path: Target `.safetensors` file.
         parts: Any parts.
-        metadata: What the file says of itself.
+        metadata: The file's metadata.
         dtype: Floating point type in the file; None keeps each tensor's.
     """
     _check_parts(parts, PARTS, "a file")
@@ -121,18 +120,17 @@ def export_diffusers(
     head_channels: int = 64,
     tokens: tuple[Mapping[str, int], Sequence[str]] | None = None,
 ) -> None:
-    """Write a diffusers-style folder: unet/, vae/, text_encoder/, text_encoder_2/, with their
-    configs.
+    """Write a diffusers folder: unet/, vae/, text_encoder/, text_encoder_2/, with their configs.
 
-    The adaptor, connector and robust encoder have no class in diffusers; they go to controlnet/,
-    connector/ and robust_encoder/, named in the same manner.
+    diffusers has no class for adaptor, connector and robust encoder; they go to controlnet/,
+    connector/ and robust_encoder/, with names in the same style.
 
     Args:
         path: Target folder; files of the same name are replaced.
         parts: Any parts.
-        metadata: What each file says of itself.
+        metadata: The metadata of each file.
         dtype: Floating point type in the files; None keeps each tensor's.
-        head_channels: Width of one attention head, for the configs; shapes do not tell.
+        head_channels: Width of one attention head, for the configs; shapes do not show it.
         tokens: CLIP's vocabulary and merges; with them tokenizer/ and tokenizer_2/ are written too.
     """
     _check_parts(parts, PARTS, "a diffusers folder")
@@ -174,8 +172,9 @@ def _pieces(
     *,
     drop: str = "\0",
 ) -> dict[str, tuple[TensorSpec, Callable[[], Tensor]]]:
-    """Stored name -> spec and reader, for every piece of every tensor whose name does not start
-    with `drop`.
+    """Return stored name -> spec and reader for all pieces, except of names that start with `drop`.
+
+    Names are marked ones, `part.name`.
     """
     stored = {}
     for part, holder in parts.items():

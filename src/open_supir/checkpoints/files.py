@@ -2,8 +2,8 @@
 
 `.safetensors` files are read tensor by tensor; `.ckpt`, `.pt`, `.pth` and `.bin` files are pickles,
 opened with `weights_only=True` and memory-mapped; a diffusers folder is the union of its parts'
-files, names led by `folder/`. Nothing is read at opening but headers, so looking at names, shapes
-and dtypes costs next to nothing.
+files, with names prefixed by `folder/`. Opening reads headers only, so names, shapes and dtypes
+cost almost nothing.
 """
 
 import json
@@ -49,7 +49,7 @@ _WEIGHT_FILES = tuple(
 _SOURCES = {
     "weights.sdxl": "SDXL base with the 0.9 VAE: sd_xl_base_1.0_0.9vae.safetensors (6.9 GB) of "
     "huggingface.co/stabilityai/stable-diffusion-xl-base-1.0, or a fine-tune of it "
-    "(at tiny scale the prior that ships with the code; `make demo-prior` makes it anew)",
+    "(at tiny scale the prior that ships with the code; `make demo-prior` rebuilds it)",
     "weights.supir": "SUPIR-v0Q.ckpt or SUPIR-v0F.ckpt (5.3 GB), linked from "
     "github.com/Fanghua-Yu/SUPIR",
     "weights.robust_encoder": "a checkpoint of experiment=robust_encoder, or a SUPIR file",
@@ -59,14 +59,14 @@ _SOURCES = {
 
 
 class TensorSpec(NamedTuple):
-    """What a header says of a tensor."""
+    """Shape and dtype of a tensor, as its header gives them."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Stored names -> tensors, read when asked for; `spec` answers without reading."""
+    """Stored names -> tensors, read on access; `spec` reads no tensor."""
 
     path: Path
     metadata: dict[str, str]
@@ -77,7 +77,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return self.specs[key]
 
     def release(self) -> None:
-        """Let go of the file's pages that only this object keeps; reading on maps them anew."""
+        """Release the file's pages that only this object holds; later reads map them again."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -90,9 +90,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 class SafetensorsFile(Checkpoint):
-    """One `.safetensors` file. Tensors are views of the mapped file, so keeping them costs their
-    pages once.
-    """
+    """One `.safetensors` file; tensors are views of the mapped file, so none is copied."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,7 +100,7 @@ class SafetensorsFile(Checkpoint):
 
     def __getitem__(self, key: str) -> Tensor:
         spec = self.specs[key]
-        # A fresh mapping now and then lets go of pages whose tensors were converted and dropped.
+        # Remapping now and then releases the pages of tensors that were converted and dropped.
         if self._bytes_read > REMAP_BYTES:
             self.release()
         if self._handle is None:
@@ -136,16 +134,16 @@ class PickledFile(Checkpoint):
         return tensor
 
     def release(self) -> None:
-        """Map the file anew, untouched."""
+        """Replace the mapping by a fresh one, with no page loaded."""
         if self._can_remap and self._bytes_read:
             self._tensors, self._bytes_read = read_pickle(self.path)[0], 0
 
 
 class Folder(Checkpoint):
-    """A diffusers folder, or one component of such; keys are `part folder/stored name`."""
+    """A diffusers folder, or one component of it; keys are `part folder/stored name`."""
 
     def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
-        """Open the weight files (or the indexes of such) of some part folders."""
+        """Open the weight files, or indexes of weight files, of some part folders."""
         self.path, self.metadata = path, {}
         self._files: dict[str, tuple[Checkpoint, str]] = {}
         for folder, file in files.items():
@@ -158,8 +156,7 @@ class Folder(Checkpoint):
             lost = [name for name in names or () if name not in checkpoint]
             if lost:
                 raise ValueError(
-                    f"{shard}: lacks {len(lost)} tensors that {found.name} promises, "
-                    f"first: {lost[0]}"
+                    f"{shard}: lacks {len(lost)} tensors that {found.name} lists, first: {lost[0]}"
                 )
             self.metadata |= checkpoint.metadata
             for name in names or checkpoint:
@@ -184,9 +181,8 @@ def open_checkpoint(path: str | Path, *, key: str = "") -> Checkpoint:
         key: The setting that names this file, such as `weights.sdxl`; error messages mention it.
 
     Raises:
-        FileNotFoundError: There is no such file; says where it can be had.
-        ValueError: The file is truncated, is not a weight file, or is a pickle that asks to run
-            code.
+        FileNotFoundError: There is no such file; the message says where to get it.
+        ValueError: The file is truncated, is not a weight file, or is a pickle that would run code.
     """
     path = located(path)
     if not path.exists():
@@ -212,7 +208,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
-    """Open a folder with part folders in it, or one component's own folder."""
+    """Open a folder of part folders, or one component's own folder."""
     folders = [folder for folder in FOLDERS if (path / folder).is_dir()]
     files = {folder: _weight_file(path / folder) for folder in folders}
     for folder, file in files.items():
@@ -238,7 +234,7 @@ def _weight_file(folder: Path) -> Path | None:
 
 
 def _component(names: Iterable[str]) -> str:
-    """Return which part folder of diffusers' layout holds such names; empty for other layouts."""
+    """Return the part folder of diffusers that has such names; empty for other layouts."""
     names = set(names)
     if "decoder.conv_in.weight" in names and any(".down_blocks." in name for name in names):
         return "vae"
@@ -251,7 +247,7 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorSpec], dict[str
     """Return the tensors' specs and the metadata of a `.safetensors` file, checking its length.
 
     Raises:
-        ValueError: The file is not safetensors, or is shorter or longer than its header says.
+        ValueError: The file is not safetensors, or its length contradicts its header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -279,8 +275,8 @@ def read_safetensors_header(path: Path) -> tuple[dict[str, TensorSpec], dict[str
     if size != 8 + length + end:
         state = "truncated" if size < 8 + length + end else "too long"
         raise ValueError(
-            f"{path}: {state}, its header promises {8 + length + end:,} bytes, got {size:,}; "
-            "fetch the file again"
+            f"{path}: {state}, its header declares {8 + length + end:,} bytes, got {size:,}; "
+            "download it again"
         )
     return specs, metadata
 
@@ -293,7 +289,7 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _shards(file: Path) -> dict[Path, list[str] | None]:
-    """Files that hold a folder's tensors, with the names in each; None for all of a file's."""
+    """Return the files of a folder's tensors with the names in each; None means all in the file."""
     if file.suffix != ".json":
         return {file: None}
     try:
@@ -303,14 +299,14 @@ def _shards(file: Path) -> dict[Path, list[str] | None]:
     shards: dict[Path, list[str] | None] = {}
     for name, shard in names.items():
         if Path(shard).name != shard:
-            raise ValueError(f"{file}: weight files must lie beside their index, got {shard!r}")
+            raise ValueError(f"{file}: weight files must be in the index's folder, got {shard!r}")
         held = shards.setdefault(file.parent / shard, [])
         assert held is not None
         held.append(name)
     for shard in shards:
         if not shard.is_file():
             raise FileNotFoundError(
-                f"{shard}: no such file, but {file.name} names it; fetch it too"
+                f"{shard}: no such file, but {file.name} lists it; download it too"
             )
     return shards
 

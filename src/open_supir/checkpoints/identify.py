@@ -1,6 +1,4 @@
-"""What a weight file is, judged by its names and shapes alone, so that a wrong file fails in
-seconds.
-"""
+"""Identify a weight file by its names and shapes alone, so that a wrong file fails in seconds."""
 
 import re
 from collections import Counter
@@ -12,7 +10,7 @@ from open_supir.checkpoints.files import Checkpoint, Folder, TensorSpec, open_ch
 from open_supir.checkpoints.keymaps import PARTS, canonical
 from open_supir.checkpoints.parts import Contents, our_names, read_contents
 
-# The adaptor's transformer depth on the levels that have any: SDXL's two, then the tiny scale's.
+# The adaptor's transformer depth on levels that have transformers: SDXL's, then tiny scale's.
 CONTROL_DEPTHS: dict[tuple[int, ...], str] = {
     (2, 10): "full",
     (1, 5): "half",
@@ -34,7 +32,7 @@ _LORA = re.compile(
     r"lora_(up|down|A|B)\b|\.lora\.(up|down)\.|lora_linear_layer|\.hada_w1|\.lokr_w1|^(lora|lycoris)_"
 )
 _UNUSABLE = {
-    "lora": "a LoRA (differences of low rank, not weights)",
+    "lora": "a LoRA (low-rank differences, not weights)",
     "sd1": "a Stable Diffusion 1.x checkpoint",
     "sd2": "a Stable Diffusion 2.x checkpoint",
     "refiner": "an SDXL refiner (not the base)",
@@ -44,7 +42,7 @@ _UNUSABLE = {
 }
 _USABLE = {
     "sdxl": "an SDXL checkpoint (base or fine-tune)",
-    "supir": "SUPIR weights (what SUPIR trains; they need SDXL beside them)",
+    "supir": "SUPIR weights (only the parts SUPIR trains; they need SDXL as well)",
     "supir-full": "a whole SUPIR model, SDXL included",
     "vae": "a VAE alone",
     "diffusers": "a diffusers folder",
@@ -56,7 +54,7 @@ DESCRIPTIONS = _UNUSABLE | _USABLE
 
 @dataclass(frozen=True, kw_only=True)
 class PartInfo:
-    """One part of a checkpoint: how many tensors and numbers, in which dtypes."""
+    """One part of a checkpoint: counts of tensors and numbers, and of tensors by dtype."""
 
     tensors: int
     numbers: int
@@ -72,10 +70,10 @@ class CheckpointInfo:
         parts: Its parts, in the order of PARTS.
         control_depth: Transformer blocks on the adaptor's levels, highest resolution first; empty
             without an adaptor.
-        metadata: The file's own words about itself.
+        metadata: The file's metadata.
         unknown: Keys of no part.
         connector: Option of conf/connector that it was made with; empty without one.
-        missing: Parts that restoring needs and that this file lacks.
+        missing: Parts needed for restoring that this file lacks.
     """
 
     path: Path
@@ -89,9 +87,7 @@ class CheckpointInfo:
 
     @property
     def control(self) -> str:
-        """Name of the adaptor's depth: full, half, third, else the depth itself; empty without an
-        adaptor.
-        """
+        """Adaptor's depth by name (full, half, third), else as a list; empty without an adaptor."""
         deep = tuple(depth for depth in self.control_depth if depth)
         return CONTROL_DEPTHS.get(deep, str(list(self.control_depth)) if deep else "")
 
@@ -104,7 +100,7 @@ class CheckpointInfo:
             )
             full = TENSORS_AT_FULL_SIZE.get(part)
             if self.kind in ("sdxl", "supir", "supir-full") and full and info.tensors < full:
-                lines.append(f"  {'':<15}       (SDXL's size would have {full})")
+                lines.append(f"  {'':<15}       (full size has {full})")
         if self.control:
             lines.append(f"  control adaptor's depth: {list(self.control_depth)}, {self.control}")
         if self.connector:
@@ -118,14 +114,14 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(path: str | Path, *, key: str = "") -> CheckpointInfo:
-    """Tell what a weight file or folder is, from its headers.
+    """Identify a weight file or folder from its headers.
 
     Args:
         path: See `open_checkpoint`.
         key: The setting that names this file; error messages mention it.
 
     Raises:
-        FileNotFoundError, ValueError: See `open_checkpoint`; truncated files are found here.
+        FileNotFoundError, ValueError: See `open_checkpoint`; truncated files raise here.
     """
     checkpoint = open_checkpoint(path, key=key)
     contents = read_contents(checkpoint)
@@ -166,7 +162,7 @@ def kind_of(checkpoint: Checkpoint) -> str:
 
 
 def connector_kind(names: Iterable[str]) -> str:
-    """Return the option of conf/connector that has these names; "plain" has none."""
+    """Return the option of conf/connector with these names; no names mean "plain"."""
     names = tuple(names)
     attends = any(".attn." in name for name in names)
     if any("param_free_norm" in name for name in names):
@@ -175,9 +171,7 @@ def connector_kind(names: Iterable[str]) -> str:
 
 
 def refuse_unusable(checkpoint: Checkpoint, wanted: Iterable[str], *, key: str = "") -> None:
-    """Raise ValueError, naming what was found and expected, if the file is of a kind that no part
-    can load.
-    """
+    """Raise ValueError, naming what was found and expected, if no part can load such a file."""
     kind = kind_of(checkpoint)
     if kind in _UNUSABLE:
         slot = f" for {key}" if key else ""
@@ -188,9 +182,7 @@ def refuse_unusable(checkpoint: Checkpoint, wanted: Iterable[str], *, key: str =
 
 
 def transformer_depth(names: Iterable[str]) -> tuple[int, ...]:
-    """Return the transformer blocks on each level of a UNet's or adaptor's encoder, 0 for levels
-    without.
-    """
+    """Return how many transformer blocks each encoder level of a UNet or adaptor has."""
     depth: Counter[int] = Counter()
     blocks, downs = set(), set()
     for name in names:
@@ -236,9 +228,7 @@ def _unusable_kind(keys: list[str], checkpoint: Checkpoint) -> str:
 
 
 def _kind_of_lone_unet(keys: list[str], checkpoint: Checkpoint) -> str:
-    """Tell SD1, SD2 and the refiner by shapes where no text tower gives them away (pruned files,
-    diffusers).
-    """
+    """Recognise SD1, SD2 and the refiner by shapes, without text towers (pruned or diffusers)."""
     by_name = dict(zip(keys, checkpoint, strict=True))
 
     def spec(*names: str) -> TensorSpec | None:

@@ -2,9 +2,9 @@
 
 Our name of a tensor is `part.name`, where `name` is its key in the state dict of that part's
 module. Inside a part the names are the official ones, so most of the map is prefixes. Where the
-stored tensor is not ours as it stands, a marker after a colon says which piece of ours it is:
-`clip_l.….in_proj_weight:q` is the first third of the fused projection. So the maps stay one to one:
-`to_official(from_official(key)) == key`.
+stored tensor differs from ours, a marker after a colon says which piece or form of ours it is:
+`clip_l.….in_proj_weight:q` is the first third of the fused projection. This keeps the maps one to
+one: `to_official(from_official(key)) == key`.
 
 Sources: the key lists of the files themselves; open_clip's and transformers' CLIP text towers.
 """
@@ -30,7 +30,7 @@ _PREFIXES = (
 _CLIP_L = "conditioner.embedders.0.transformer."
 _HF_TEXT = "text_model."
 
-# Prefixes that redistributed files leave out, and what they stand for.
+# Prefixes as redistributed files shorten them, and in full.
 _BARE = (
     ("diffusion_model.", "model.diffusion_model."),
     ("project_modules.", "model.diffusion_model.project_modules."),
@@ -42,7 +42,7 @@ _BARE = (
     ("post_quant_conv.", "first_stage_model.post_quant_conv."),
 )
 
-# Left behind in official files and fine-tunes; none of them is a weight of a part.
+# Leftovers in official files and fine-tunes; none is a weight of a part.
 DROPPED = (
     "*.position_ids",  # a buffer of old transformers versions
     "*mask_LQ",  # left over from an unreleased variant of SUPIR
@@ -88,7 +88,7 @@ _OPEN_CLIP_BLOCK_TO_HF = {ours: theirs for theirs, ours in _HF_BLOCK_TO_OPEN_CLI
 
 
 def from_official(key: str) -> str | None:
-    """Return our name (with its marker) of an official key; None for keys of no part.
+    """Return our name (with its marker) for an official key; None for keys of no part.
 
     `embedders.0` is CLIP-L in transformers' layout, `embedders.1` is bigG in open_clip's.
     """
@@ -104,7 +104,7 @@ def from_official(key: str) -> str | None:
 
 
 def to_official(name: str) -> str:
-    """Return the official key of our name; the inverse of `from_official`.
+    """Return the official key for our name; the inverse of `from_official`.
 
     Raises:
         KeyError: The name belongs to no part, or a fused tensor of CLIP-L lacks its marker.
@@ -118,9 +118,7 @@ def to_official(name: str) -> str:
 
 
 def canonical(key: str) -> str:
-    """Complete an official key that was stored without its leading prefix (pruned redistributions,
-    lone VAE files).
-    """
+    """Restore the prefix of an official key stored without it (pruned files, separate VAEs)."""
     for bare, full in _BARE:
         if key.startswith(bare):
             return full + key.removeprefix(bare)
@@ -128,10 +126,10 @@ def canonical(key: str) -> str:
 
 
 def from_native(key: str) -> str | None:
-    """Return our name of a key of our own files and training checkpoints; None for other keys.
+    """Return our name for a key of our own files and training checkpoints; None for other keys.
 
-    In training checkpoints UNet, control and connector sit inside `network.`, the text towers
-    inside `conditioner.`.
+    Training checkpoints prefix UNet, control and connector by `network.`, text towers by
+    `conditioner.`.
     """
     name = key.removeprefix("network.")
     if name.startswith(("conditioner.clip_l.", "conditioner.clip_g.")):
@@ -141,13 +139,14 @@ def from_native(key: str) -> str | None:
 
 
 def is_dropped(key: str, patterns: Iterable[str] = DROPPED) -> bool:
-    """Say whether a key is one of those that files carry and nothing needs."""
+    """Say whether a key is a leftover that nothing needs."""
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def hf_to_open_clip(key: str) -> str | None:
-    """Rename a key of transformers' CLIP text model (with or without `text_model.`) to open_clip's,
-    with a marker.
+    """Rename a transformers key of a CLIP text model to open_clip's, with a marker.
+
+    The prefix `text_model.` may be missing; None for keys that are unknown.
     """
     if key == "text_projection.weight":
         return "text_projection:transposed"
@@ -159,9 +158,7 @@ def hf_to_open_clip(key: str) -> str | None:
 
 
 def open_clip_to_hf(name: str) -> str:
-    """Rename a key of open_clip's text tower, with its marker, to transformers'; the inverse of
-    `hf_to_open_clip`.
-    """
+    """Rename a marked open_clip text key to transformers'; the inverse of `hf_to_open_clip`."""
     if name == "text_projection:transposed":
         return "text_projection.weight"
     match = _BLOCK.fullmatch(name)
@@ -190,7 +187,7 @@ def split_marker(name: str) -> tuple[str, str]:
 
 
 def required_markers(marker: str) -> tuple[str, ...]:
-    """Return all markers that make one tensor together with this one."""
+    """Return all markers needed to make one tensor, this one included."""
     return ("q", "k", "v") if marker in ("q", "k", "v") else (marker,)
 
 

@@ -1,7 +1,7 @@
 """Load weight files into modules: part by part, tensor by tensor, with every name accounted for.
 
 All names and shapes are compared before the first tensor is read, so a wrong file fails at once.
-Modules may be built on the meta device: loading them needs their final memory and one tensor more.
+Modules may be built on the meta device: loading needs their final memory plus one tensor.
 """
 
 import logging
@@ -20,7 +20,7 @@ from open_supir.checkpoints.plan import PartPlan, matches, plan_part
 
 log = logging.getLogger(__name__)
 
-# A key without content, by which fine-tunes of SDXL say that they predict v.
+# An empty key that marks fine-tunes of SDXL which predict v.
 V_PREDICTION = "v_pred"
 
 
@@ -30,9 +30,9 @@ class LoadReport:
 
     Args:
         loaded: Names that now hold the file's tensors.
-        missing: Names that the file lacks and that were expected to be missing.
+        missing: Names that the file lacks, as expected.
         unexpected: Keys in the file that were ignored by request; under "" those of no part.
-        on_meta: Names that hold no memory after loading; build or load them before use.
+        on_meta: Names still without memory after loading; build or load them before use.
     """
 
     path: Path
@@ -63,21 +63,21 @@ def load_parts(
     """Load parts of a checkpoint into modules.
 
     Tensors replace the modules' own (nothing is copied when dtype and device agree);
-    `requires_grad` stays as it was. A robust encoder takes its `quant_conv` from the file's VAE,
-    and keeps its own where the file has none.
+    `requires_grad` is unchanged. A robust encoder takes its `quant_conv` from the file's VAE, or
+    keeps its own if the file has none.
 
     Args:
         path: An official single file, a SUPIR file, a diffusers folder or a file of our own; see
             `open_checkpoint`.
         parts: Modules by part name: unet, connector, control, vae, robust_encoder, clip_l, clip_g.
         taken_from: Parts that start as a copy of another part of the file, by the names that both
-            have: {"control": "unet"}, {"robust_encoder": "vae"}. What the other holds beyond is
-            left alone.
+            have: {"control": "unet"}, {"robust_encoder": "vae"}. The other part's remaining tensors
+            are ignored.
         expected_missing: Patterns (`*` matches anything) of `part.name` that the file may lack.
-        ignored: Patterns of `part.name`, or of stored keys of no part, that the file may hold in
-            excess.
+        ignored: Patterns of `part.name`, or of stored keys of no part, that the file may have in
+            addition.
         dtype: Floating point type to convert to; None keeps the file's.
-        device: Where the tensors go; None keeps each module's device (the CPU for meta-built ones).
+        device: Where the tensors go; None keeps each module's device (the CPU for meta modules).
         key: The setting that names this file, such as `weights.sdxl`; error messages mention it.
 
     Raises:
@@ -113,8 +113,9 @@ class Load:
 
 
 def load_all(loads: Iterable[Load]) -> list[LoadReport]:
-    """Load several files; all are looked at before the first tensor of any is read, so that a wrong
-    one among them fails at once. A later one's tensors replace an earlier one's.
+    """Load several files; tensors of a later file replace those of an earlier one.
+
+    All files are checked before any tensor is read, so that a wrong one fails at once.
 
     Raises:
         FileNotFoundError, ValueError, KeyError: See `load_parts`.
@@ -123,7 +124,7 @@ def load_all(loads: Iterable[Load]) -> list[LoadReport]:
 
 
 def ignored_for(prediction: str) -> tuple[str, ...]:
-    """Return the keys of no part that a base file may hold, for a denoiser of this prediction."""
+    """Return the keys of no part that a base file may have if the denoiser predicts this."""
     return (V_PREDICTION,) if prediction == "v" else ()
 
 
@@ -154,12 +155,12 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
     if unknown:
         if V_PREDICTION in unknown:
             raise KeyError(
-                f"{path}: a network that predicts v, and eps is expected; train with denoiser=v, "
-                "or use another base"
+                f"{path}: the network predicts v, but eps is expected; train with denoiser=v or "
+                "use another base"
             )
         raise KeyError(
             f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
-            "They may change what the weights mean; name them in `ignored` to load without them"
+            "They may change what the weights mean; list them in `ignored` to load without them"
         )
     for plan in plans.values():
         plan.check()

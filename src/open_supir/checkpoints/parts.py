@@ -1,6 +1,4 @@
-"""A checkpoint, seen as parts: our names, with tensors put together from their stored pieces when
-read.
-"""
+"""A checkpoint as parts: our names, with tensors assembled from their stored pieces on access."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from open_supir.checkpoints.keymaps import (
 
 
 class PartTensors(Mapping[str, Tensor]):
-    """Our names inside one part -> tensors, read when asked for; `spec` answers without reading."""
+    """Our names inside one part -> tensors, read on access; `spec` reads no tensor."""
 
     def __init__(self, checkpoint: Checkpoint, sources: dict[str, dict[str, str]]) -> None:
         self._checkpoint = checkpoint
@@ -53,9 +51,7 @@ class PartTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint holds: tensors by part, and keys that belong to no part and are not known
-    clutter.
-    """
+    """What a checkpoint holds: tensors by part, and keys of no part that are no known leftovers."""
 
     parts: dict[str, PartTensors]
     unknown: tuple[str, ...]
@@ -94,7 +90,7 @@ def read_contents(checkpoint: Checkpoint) -> Contents:
 
 
 def our_names(checkpoint: Checkpoint) -> dict[str, str | None]:
-    """Return our marked name of each stored key, None for keys of no part."""
+    """Return our marked name for each stored key, None for keys of no part."""
     if isinstance(checkpoint, Folder):
         shape = UNetShape.of_diffusers(checkpoint)
         return {key: from_diffusers(key, shape) for key in checkpoint}

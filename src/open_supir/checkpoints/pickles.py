@@ -1,7 +1,7 @@
-"""Read `.ckpt`-like files without running any code of theirs.
+"""Read `.ckpt`-like files without running their code.
 
 Official SUPIR files and training checkpoints are pickles. They are opened with torch's restricted
-unpickler, which makes tensors and plain containers only.
+unpickler, which builds tensors and plain containers only.
 """
 
 import json
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OURS = "open-supir"  # what our training checkpoints say under `format`
+OURS = "open-supir"  # `format` of our training checkpoints
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a checkpoint, memory-mapped, and its words about itself.
+    """Return the tensors of a checkpoint, memory-mapped, and its metadata.
 
-    Nested `state_dict`s are found. Of our own training checkpoints the averaged weights are taken
-    where there are any; `metadata["weights"]` says which.
+    Nested `state_dict`s are found. Our own training checkpoints give their averaged weights if they
+    have any, else the raw ones; `metadata["weights"]` says which.
 
     Raises:
-        ValueError: The file is truncated, no checkpoint, holds no tensors, or asks to run code.
+        ValueError: The file is truncated, not a checkpoint, without tensors, or would run code.
     """
     content = _load(path)
     metadata = {}
@@ -42,14 +42,14 @@ def read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def what_else(start: bytes) -> str:
-    """Say what a file is by its first bytes, where that explains why it is no weight file."""
+    """Say why a file is not a weight file, if its first bytes show it; else return ""."""
     text = start.lstrip().lower()
     if b"git-lfs" in text:
-        return ": this is a Git LFS pointer, the file itself was not fetched"
+        return ": this is a Git LFS pointer, the file itself was not downloaded"
     if text.startswith((b"<!doctype", b"<html")):
         return ": this is a web page, probably an error page saved by a download"
     if text.startswith(b"pk"):
-        return ": this is a torch checkpoint or zip archive under a wrong name"
+        return ": this is a torch checkpoint or zip archive with a wrong suffix"
     return ""
 
 
@@ -60,7 +60,7 @@ def _load(path: Path) -> Any:
     if zipped and not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path}: truncated (no archive directory at its end, {path.stat().st_size:,} bytes); "
-            "fetch the file again"
+            "download it again"
         )
     if not zipped and not start.startswith(b"\x80"):
         raise ValueError(f"{path}: not a torch checkpoint{what_else(start)}")
@@ -72,8 +72,8 @@ def _load(path: Path) -> Any:
             (line.strip() for line in reason if "GLOBAL" in line or "Unsupported" in line), ""
         )
         raise ValueError(
-            f"{path}: refused, loading it would run code of its own ({wants or reason[0]}). Use a "
-            ".safetensors release of the same weights; or, if you trust its source, save it again "
+            f"{path}: refused, since loading it would run its code ({wants or reason[0]}). Use a "
+            ".safetensors release of the same weights or, if you trust its source, save it again "
             "in an isolated environment: torch.save({'state_dict': tensors}, path)"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:

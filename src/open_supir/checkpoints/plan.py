@@ -1,6 +1,4 @@
-"""What loading a file into a module would do, worked out from names and shapes before a tensor is
-read.
-"""
+"""Plan the loading of a file into a module from names and shapes, before any tensor is read."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,25 +10,25 @@ from torch import Tensor, nn
 from open_supir.checkpoints.identify import CONTROL_DEPTHS, connector_kind, transformer_depth
 from open_supir.checkpoints.parts import Contents, PartTensors
 
-# The robust encoder shares the VAE's quant_conv; files of the trained parts alone do not hold it.
+# The robust encoder shares the VAE's quant_conv, which files of the trained parts alone lack.
 SHARED_QUANT_CONV = "quant_conv."
 STEM = "input_blocks.0.0.weight"  # its length is the width of the UNet's first level
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartPlan:
-    """Which tensor goes where in one part, and what is wrong.
+    """Where each tensor of one part is read from, and what does not fit.
 
     Args:
         path: The file.
         part: Name of the part.
-        sources: Our name of a tensor -> where it is read, and under which of our names.
-        missing: Names that the file lacks, as was expected.
-        lacking: Names that it lacks beyond those.
-        ignored: Names that it holds in excess, as was allowed.
-        excess: Names that it holds beyond those.
+        sources: Our name of a tensor -> the part to read it from, and its name there.
+        missing: Names that the file lacks, as expected.
+        lacking: Names that it lacks unexpectedly.
+        ignored: Extra names that are allowed.
+        excess: Extra names that are not.
         shapes: Differences of shape, in words.
-        hint: What the file was made with, where that explains the rest.
+        hint: What the file was made with, if that explains the mismatch.
     """
 
     path: Path
@@ -59,8 +57,8 @@ class PartPlan:
             raise KeyError(f"{self.path}: {'; '.join(problems)}{self.hint}")
         if self.shapes:
             raise ValueError(
-                f"{self.path}: {len(self.shapes)} tensors of part '{self.part}' have another shape "
-                f"than the module, first: {self.shapes[0]}{self.hint}"
+                f"{self.path}: {len(self.shapes)} tensors of part '{self.part}' differ in shape "
+                f"from the module, first: {self.shapes[0]}{self.hint}"
             )
 
 
@@ -110,7 +108,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _hint(part: str, own: Iterable[str], held: Iterable[str], shapes: list[str]) -> str:
-    """Say which option the file was made with, where names and shapes tell."""
+    """Say which option the file was made with, if names and shapes show it."""
     if not held:
         return ""
     if part == "connector":
@@ -121,7 +119,7 @@ def _hint(part: str, own: Iterable[str], held: Iterable[str], shapes: list[str])
     if part not in ("control", "unet"):
         return ""
     if stem := next((shape for shape in shapes if shape.startswith(STEM)), ""):
-        return f". It is of another size: {stem}; see scale=tiny and scale=sdxl"
+        return f". The sizes differ: {stem}; see scale=tiny and scale=sdxl"
     depth, expected = transformer_depth(held), transformer_depth(own)
     if depth == expected:
         return ""

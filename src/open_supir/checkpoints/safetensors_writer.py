@@ -1,8 +1,8 @@
 """Write `.safetensors` files tensor by tensor, atomically.
 
-The safetensors library wants all tensors at once; here each is asked for, written and let go, so
-converting a file costs the memory of its largest tensor. The format: 8 bytes of header length, a
-JSON header, the tensors' bytes.
+The safetensors library needs all tensors at once; here they are read, written and released one by
+one, so converting a file needs the memory of its largest tensor. The format: 8 bytes of header
+length, a JSON header, the tensors' bytes.
 """
 
 import json
@@ -28,22 +28,22 @@ def write_safetensors(
     Args:
         path: Target; an existing file is replaced.
         tensors: By name, shape and dtype in the file, and a function that returns the tensor.
-        metadata: The file's words about itself; `format: pt` is there unless given.
+        metadata: The file's metadata; `format: pt` is added if absent.
 
     Raises:
-        ValueError: A metadata value is no string, or a dtype has no name in the format.
+        ValueError: A metadata value is not a string, or the format has no such dtype.
     """
     wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
     if wrong:
         raise ValueError(f"metadata values must be strings, {wrong[0]!r} is {metadata[wrong[0]]!r}")
-    # wide types first keeps every tensor aligned, as the library does
+    # widest types first, as in the library, keeps every tensor aligned
     order = sorted(tensors, key=lambda name: (-tensors[name][0].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name in order:
         shape, dtype = tensors[name][0]
         if dtype not in _NAMES:
-            raise ValueError(f"{name}: {dtype} has no place in a safetensors file")
+            raise ValueError(f"{name}: safetensors files cannot hold {dtype}")
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end

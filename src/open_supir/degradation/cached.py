@@ -1,4 +1,4 @@
-"""Tables that are made once a device."""
+"""Tables computed once per device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ _KEPT: dict[tuple[str, ...], Tensor] = {}
 
 
 def cached(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep what a function returned for its numbers, names and devices.
+    """Cache a function's results by its arguments: numbers, names and devices.
 
-    `functools.lru_cache` would not do: `torch.compile` looks through it and makes the table again
-    in every run. A table that is in this dict before compilation is an input of the graph.
+    `functools.lru_cache` does not help: `torch.compile` traces through it and rebuilds the table in
+    every run. A table that is in this dict before compilation becomes an input of the graph.
     """
 
     def call(*args: Any) -> Tensor:

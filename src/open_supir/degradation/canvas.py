@@ -1,14 +1,14 @@
-"""The static-shape path: every intermediate image lies in the corner of a canvas.
+"""The static-shape path: every intermediate image occupies the corner of a canvas.
 
-GPUs degrade a batch at once; on CPUs samples go through one by one, see `_samples_at_once`.
+GPUs degrade a batch at once, CPUs sample by sample (see `_samples_at_once`).
 
-Sizes differ from sample to sample, shapes do not: resizing is two gathers by per-sample tables of
-indices and weights, blurring mirrors at each sample's own borders by an index map, and rows past an
-image's end repeat its last one, which is the padding JPEG asks for. So nothing recompiles,
-allocations repeat, a CUDA graph can replay it, and the number of kernel launches does not grow
-with the batch.
+Sizes differ from sample to sample, shapes do not: resizing is two gathers with per-sample tables of
+indices and weights, blurring mirrors each sample at its own borders through an index map, and rows
+past an image's end repeat its last row, the padding that JPEG needs. So nothing recompiles,
+allocations repeat, a CUDA graph can replay the work, and the number of kernel launches does not
+grow with the batch.
 
-Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side. Images are in [0, 1].
+Shapes: B batch, O canvas side, T taps per output pixel, K kernel side. Images are in [0, 1].
 """
 
 import math
@@ -28,7 +28,7 @@ from open_supir.degradation.upload import upload
 
 Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
 _LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once
-_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB: larger ones are resized in parts
+_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB; larger gathers are split
 
 
 def degrade_on_canvas(
@@ -37,9 +37,9 @@ def degrade_on_canvas(
     config: DegradationConfig,
     run: Run | None = None,
 ) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop but for rounding.
+    """Degrade (B, 3, H, W) in [0, 1]; equal to the loop up to rounding.
 
-    `run` may be what `compiled` returned.
+    `run` may be a function returned by `compiled`.
     """
     run = run or run_eagerly
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
@@ -56,11 +56,11 @@ def degrade_on_canvas(
 
 
 def _samples_at_once(device: torch.device, layout: Layout) -> int:
-    """Return how many samples are degraded together: larger batches are split.
+    """Return how many samples are degraded together; larger batches are split.
 
-    One on CPUs, so that a sample gets the same arithmetic in every batch. The last bits of batched
-    FFTs and matrix products depend on the batch there, as do those at the ends of vectorised loops;
-    where such a bit decides a rounding of JPEG coefficients, a whole block changes.
+    CPUs take one, so that a sample gets the same arithmetic in every batch. There, the last bits of
+    batched FFTs, of matrix products and at the ends of vectorised loops depend on the batch; where
+    such a bit decides the rounding of a JPEG coefficient, a whole block changes.
     """
     return 1 if device.type == "cpu" else max(1, _LARGEST_BATCH // math.prod(layout.first))
 
@@ -71,13 +71,13 @@ def _select(plan: Plan, name: str, samples: slice) -> Tensor:
 
 
 def compiled(backend: str) -> Run:
-    """Return `run_eagerly`, compiled as one graph for each shape by a backend of `torch.compile`.
+    """Return `run_eagerly` compiled by a backend of `torch.compile`, one graph per shape.
 
-    The first batch of a shape runs as it is and makes the cached tables, so that the graph finds
+    The first batch of a shape runs eagerly and fills the cached tables, so that the graph finds
     them; the second is compiled.
 
     Raises:
-        ValueError: There is no such backend.
+        ValueError: The backend is unknown.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
@@ -95,7 +95,7 @@ def compiled(backend: str) -> Run:
 
 
 def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
-    """Degrade (B, 3, H, W) on its device; only tensor operations in static shapes from here on."""
+    """Degrade (B, 3, H, W) on its device; from here on, only tensor operations in static shapes."""
     hq = image
     if config.sharpen:
         image = ops.unsharp(image)
@@ -117,10 +117,10 @@ def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: La
 def _reduce_and_compress(
     image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
 ) -> Tensor:
-    """Final resize with sinc filter, and the second JPEG, in each sample's own order.
+    """Apply final resize with sinc filter, and second JPEG, in each sample's own order.
 
-    Where both orders occur, everything is reduced twice and compressed once: that takes less than
-    the other way round.
+    Where both orders occur, everything is reduced twice and compressed once, which is faster than
+    the reverse.
     """
     height, width = layout.small
     if config.second.jpeg_prob == 0:
@@ -148,7 +148,7 @@ def _reduce(image: Tensor, plan: Plan, config: DegradationConfig) -> Tensor:
 def _finish(
     image: Tensor, hq: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
 ) -> Tensor:
-    """Bring LQ to its final size, let untouched samples through, and round."""
+    """Bring LQ to its final size, pass untouched samples through, and round."""
     if config.resize_back is None:
         untouched = ops.resize(hq, layout.small, "bicubic")
     else:
@@ -166,7 +166,7 @@ def _finish(
 def _compress(
     image: Tensor, plan: Plan, stage: str, canvas: str, config: DegradationConfig
 ) -> Tensor:
-    """Compress by the tables of a stage; the image lies on the named canvas."""
+    """Compress with the tables of a stage; the image is on the named canvas."""
     prob = getattr(config, stage).jpeg_prob
     if prob == 0:
         return image
@@ -202,7 +202,7 @@ def _wide(per_sample: Tensor) -> Tensor:
 
 
 def _resize(image: Tensor, plan: Plan, name: str) -> Tensor:
-    """Resize every sample of (B, C, H, W) by its own tables, rows first."""
+    """Resize every sample of (B, C, H, W) with its own tables, rows first."""
     image = _weigh(image, plan[f"{name}.y.index"], plan[f"{name}.y.weight"], 2)
     return _weigh(image, plan[f"{name}.x.index"], plan[f"{name}.x.weight"], 3)
 

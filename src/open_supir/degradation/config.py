@@ -1,4 +1,4 @@
-"""Ranges of a degradation: frozen dataclasses, validated once, from which parameters are drawn.
+"""Ranges from which degradation parameters are drawn: frozen dataclasses, validated once.
 
 Units: noise sigma in [0, 255] levels, JPEG quality in [1, 100], angles in radians, scales as
 output / input side. The structure is the second-order model of Real-ESRGAN (arXiv:2107.10833);
@@ -43,7 +43,7 @@ def _check_distribution(name: str, value: tuple[float, ...], count: int) -> None
 def _check_modes(name: str, value: tuple[str, ...]) -> None:
     unknown = [mode for mode in value if mode not in MODES]
     if not value or unknown:
-        raise ValueError(f"{name} must name resize modes out of {', '.join(MODES)}, got {value}")
+        raise ValueError(f"{name} must list resize modes from {', '.join(MODES)}, got {value}")
 
 
 def _check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
@@ -60,16 +60,16 @@ def _as_tuples(config: object, names: Iterable[str]) -> None:
 @register
 @dataclass(frozen=True, kw_only=True)
 class BlurConfig:
-    """Blur kernels: a sinc with `sinc_prob`, otherwise a family by `families`.
+    """Blur kernels: a sinc with probability `sinc_prob`, otherwise one of `families`.
 
     Attributes:
         prob: Share of samples that are blurred at all.
         families: Probability of each of `FAMILIES`.
         sinc_prob: Share of blurred samples whose kernel is a sinc low-pass.
-        sigma: Standard deviation along each axis, pixels.
+        sigma: Standard deviation along each axis, in pixels.
         beta_generalized: Exponent of generalised Gaussians: U(low, 1) or U(1, high), half each.
         beta_plateau: Exponent of plateau kernels, likewise.
-        sizes: Smallest and largest side of the window, odd; uniform over the odd sides between.
+        sizes: Smallest and largest window side, both odd; uniform over the odd sides between.
     """
 
     prob: float = 0.0
@@ -102,16 +102,16 @@ class StageConfig:
 
     Attributes:
         prob: Share of samples that pass through blur, resize and noise of this stage.
-        blur: Kernels.
+        blur: Blur kernels.
         resize_prob: Probabilities of scaling up, down, or keeping the size.
         up: Scale when scaling up.
         down: Scale when scaling down.
-        modes: Interpolations, drawn uniformly.
+        modes: Interpolation modes, drawn uniformly.
         noise_prob: Share of samples that get noise.
-        gaussian_prob: Share of the noisy ones that get Gaussian noise; the others Poisson.
+        gaussian_prob: Share of noisy samples that get Gaussian noise; the others get Poisson noise.
         sigma: Gaussian standard deviation in [0, 255] units.
         poisson: Factor on the Poisson noise.
-        gray_prob: Share of the noisy ones whose noise is the same in all channels.
+        gray_prob: Share of noisy samples whose noise is the same in all channels.
         jpeg_prob: Share of samples that are compressed.
         jpeg: JPEG quality.
     """
@@ -149,25 +149,26 @@ class DegradationConfig:
     """Two stages, then a final resize with sinc filter, before or after the second JPEG.
 
     Attributes:
-        first: Sizes relative to the HQ image.
-        second: Sizes relative to the final LQ size, as in Real-ESRGAN. Its JPEG runs even where
-            `second.prob` leaves out the rest of the stage.
+        first: First stage; sizes are relative to the HQ image.
+        second: Second stage; sizes are relative to the final LQ size, as in Real-ESRGAN. Its JPEG
+            runs even where `second.prob` skips the rest of the stage.
         scale: HQ side / LQ side.
         sinc_prob: Share of samples with a final sinc filter.
         sinc_cutoff: Its cutoff in radians per pixel.
         sinc_sizes: Its smallest and largest side, odd.
-        order_prob: Share that resizes and filters before the second JPEG; the others after it.
-        modes: Interpolations of the final resize.
+        order_prob: Share of samples resized and filtered before the second JPEG; the others after.
+        modes: Interpolation modes of the final resize.
         resize_back: Bring LQ back to the HQ size: "bicubic", "random" mode, or None for a small LQ.
         identity_prob: Share of samples that are not degraded.
         jpeg: "libjpeg", or "diffjpeg" for the arithmetic of Real-ESRGAN's training code.
-        align: "size" keeps image edges aligned; "scale_factor" drifts as Real-ESRGAN's first
-        resize. antialias: Widen bilinear and bicubic filters when scaling down.
+        align: "size" keeps image edges aligned; "scale_factor" drifts like Real-ESRGAN's first
+            resize.
+        antialias: Widen bilinear and bicubic filters when scaling down.
         poisson_levels: "unique" counts the image's distinct levels, "fixed" takes 256.
-        poisson_floor: Fewest levels assumed by "unique"; without it a flat image drowns in noise.
+        poisson_floor: Fewest levels that "unique" assumes; without it a flat image drowns in noise.
         sharpen: Make LQ from the sharpened HQ, see `ops.unsharp`.
         round: Round LQ to multiples of 1/255.
-        min_side: No intermediate image gets a side below this.
+        min_side: Smallest side of any intermediate image.
     """
 
     first: StageConfig = field(default_factory=StageConfig)

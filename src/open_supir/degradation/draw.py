@@ -1,7 +1,7 @@
 """Draw parameters: ranges + seeds -> `DegradationParams`.
 
-Each quantity is the inverse CDF of its own slot in a table of hashed uniforms. So a branch taken or
-not never shifts another quantity, and a sample's parameters depend on its seed alone.
+Each quantity applies its inverse CDF to a slot of its own in a table of hashed uniforms. So no
+branch shifts another quantity, and a sample's parameters depend on its seed alone.
 
 Shapes: B batch; tensors are on the CPU.
 """
@@ -25,7 +25,7 @@ from open_supir.degradation.params import (
 
 _BLUR = "blur sinc family side sigma_x sigma_y theta beta_half beta cutoff"
 _STAGE = f"stage {_BLUR} direction scale mode noise kind strength gray jpeg quality"
-# Append new names at the end: what earlier seeds draw must not change.
+# Append new names at the end, so that existing seeds keep their draws.
 SLOTS = (
     *(f"first.{name}" for name in _STAGE.split()),
     *(f"second.{name}" for name in _STAGE.split()),
@@ -79,7 +79,7 @@ def draw_params(
 def _draw_stage(
     config: StageConfig, slot: Slot, base: Tensor, before: Tensor, whole: DegradationConfig
 ) -> StageParams:
-    """Draw one stage; sizes are `base` (B, 2) times the scale, or `before` where it is left out."""
+    """Draw one stage; sizes are `base` (B, 2) times the scale, or `before` where it is skipped."""
     active = slot("stage") < config.prob
     direction = _categorical(slot("direction"), config.resize_prob)
     up, down = _between(slot("scale"), config.up), _between(slot("scale"), config.down)

@@ -2,10 +2,10 @@
 
 Shapes: B batch, H W image size, N number of 8 x 8 blocks. Images are in [0, 1].
 
-Why not Kornia's codec: it rounds coefficients softly so that gradients pass, high frequencies leak
-through, and its output is up to 0.9 dB closer to the original than libjpeg's (four photographs,
-qualities 30 to 95) and 41 to 48 dB from it; this one is within .03 dB, and 51 to 58 dB from it. A
-restorer trained on softer JPEGs meets other images later.
+Why not Kornia's codec: it rounds coefficients softly to pass gradients, which lets high frequencies
+through. On four photographs at qualities 30 to 95, its PSNR against the original is up to 0.9 dB
+above libjpeg's, and 41 to 48 dB against libjpeg's output; this codec is within 0.03 dB, and at 51
+to 58 dB. A restorer trained on softer JPEGs would meet different images in use.
 """
 
 import math
@@ -59,7 +59,7 @@ def _constants() -> dict[str, Tensor]:
     k, n = torch.arange(8.0, dtype=torch.float64)[:, None], torch.arange(8.0)
     dct = (math.pi / 16 * (2 * n + 1) * k).cos() * torch.where(k == 0, 0.125**0.5, 0.5)
     return {
-        "dct": dct.float(),  # orthonormal; of two neighbours at once, which is quicker:
+        "dct": dct.float(),  # orthonormal; next, for two neighbours at once: faster
         "dct2": torch.block_diag(dct, dct).float(),
         "to_ycc": torch.tensor(_TO_YCC) / 65536,
         "to_ycc_bias": torch.tensor(_TO_YCC_BIAS)[:, None, None] / 65536,
@@ -71,17 +71,17 @@ def _constants() -> dict[str, Tensor]:
 
 
 def jpeg_tables(quality: Tensor) -> Tensor:
-    """Return libjpeg's (B, 2, 64) quantisation tables, luma and chroma, of (B,) qualities.
+    """Return libjpeg's (B, 2, 64) quantisation tables, luma and chroma, for (B,) qualities.
 
     Args:
-        quality: In [1, 100], not necessarily whole.
+        quality: In [1, 100], not necessarily integer.
     """
     factor = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
     return ((_standard(quality) * factor[:, None, None] + 50) / 100).floor().clamp(1, 255)
 
 
 def diffjpeg_tables(quality: Tensor) -> Tensor:
-    """Return DiffJPEG's tables, as `jpeg_tables`: luma transposed, neither integer nor >= 1."""
+    """Return DiffJPEG's tables, as `jpeg_tables` but luma transposed, neither integer nor >= 1."""
     factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50)
     factor = factor.clamp_min(1e-3)  # the original divides by zero at quality 100
     luma, chroma = _standard(quality).unflatten(1, (8, 8))
@@ -93,16 +93,16 @@ def _standard(like: Tensor) -> Tensor:
 
 
 def jpeg(image: Tensor, tables: Tensor, ends: Ends = None) -> Tensor:
-    """Compress as libjpeg at 4:2:0: integer colours, smooth chroma upsampling, rounded output.
+    """Compress like libjpeg at 4:2:0: integer colours, smooth chroma upsampling, rounded output.
 
-    Borders are replicated up to whole 16 x 16 units. PSNR agrees with libjpeg-turbo's to .03 dB
-    and most pixels are equal; what remains is rounding of the integer DCT.
+    Borders are replicated up to whole 16 x 16 units. PSNR agrees with libjpeg-turbo's to 0.03 dB
+    and most pixels are equal; the rest differ by the rounding of its integer DCT.
 
     Args:
         image: (B, 3, H, W), clipped to [0, 1].
         tables: (B, 2, 64) from `jpeg_tables`.
-        ends: Where images fill only a corner of the tensor and repeat their last row and column
-            beyond it: (B, H) row and (B, W) column numbers, clamped to those last ones.
+        ends: For images that fill only a corner of the tensor and repeat their last row and column
+            beyond it: (B, H) row and (B, W) column numbers, clamped to the last ones.
     """
     height, width = image.shape[-2:]
     rgb = to_levels(_pad16(image, "replicate"))
@@ -114,7 +114,7 @@ def jpeg(image: Tensor, tables: Tensor, ends: Ends = None) -> Tensor:
     luma, chroma = _code(ycc[:, :1], chroma, tables, exact=True)
     if ends is None:
         chroma = chroma[..., : (height + 1) // 2, : (width + 1) // 2]
-    else:  # decoders do not look past the image's own last chroma sample
+    else:  # decoders do not read past the image's own last chroma sample
         chroma = take(take(chroma, ends[0][:, ::2] // 2, 2), ends[1][:, ::2] // 2, 3)
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear")  # (9, 3, 3, 1) / 16
     bias = _alternate(8 / 16, 7 / 16, chroma.shape[-1], image.device)
@@ -124,10 +124,10 @@ def jpeg(image: Tensor, tables: Tensor, ends: Ends = None) -> Tensor:
 
 
 def diffjpeg(image: Tensor, tables: Tensor, ends: Ends = None) -> Tensor:
-    """Compress as DiffJPEG, the codec in Real-ESRGAN's training code.
+    """Compress like DiffJPEG, the codec in Real-ESRGAN's training code.
 
     Borders are padded with zeros (the last rows turn dark), colours are not rounded and chroma is
-    repeated. Arguments as `jpeg`, with tables from `diffjpeg_tables`.
+    repeated. Arguments as in `jpeg`, with tables from `diffjpeg_tables`.
     """
     height, width = image.shape[-2:]
     if ends is not None:
@@ -148,14 +148,14 @@ def _pad16(image: Tensor, mode: str) -> Tensor:
 
 
 def _sum_of_four(planes: Tensor) -> Tensor:
-    """Add up 2 x 2 pixels; a quarter of `avg_pool2d`'s time on CPUs."""
+    """Sum 2 x 2 pixels, in a quarter of `avg_pool2d`'s time on CPUs."""
     rows = planes[..., ::2, :] + planes[..., 1::2, :]
     return rows[..., ::2] + rows[..., 1::2]
 
 
 @cached
 def _alternate(even: float, odd: float, length: int, device: torch.device) -> Tensor:
-    """Return (length,): one value for even places, the other for odd ones."""
+    """Return (length,) values: `even` at even positions, `odd` at odd ones."""
     place = torch.arange(length) % 2
     return (even + (odd - even) * place).to(device, non_blocking=True)
 
@@ -163,14 +163,14 @@ def _alternate(even: float, odd: float, length: int, device: torch.device) -> Te
 def _code(luma: Tensor, chroma: Tensor, tables: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
     """Round the DCT coefficients of centred planes to multiples of (B, 2, 64) steps.
 
-    The planes lie as one, both chroma planes side by side below luma, and are transformed there by
-    rows and by columns: cutting blocks out and putting them back takes longer than the transform.
+    The planes are joined, both chroma planes side by side below luma, and transformed by rows and
+    columns: cutting out blocks and putting them back would take longer than the transform.
 
     Args:
         luma: (B, 1, H, W) in [-128, 127]; sides are multiples of 16.
         chroma: (B, 2, H / 2, W / 2), likewise.
-        tables: Steps of both.
-        exact: Round the decoded planes to integers and clip them, as files hold them.
+        tables: Steps of luma and chroma.
+        exact: Round like libjpeg: halves away from zero, decoded planes to integers, clipped.
     """
     batch, _, height, width = luma.shape
     dct, dct2, half = (_constant(name, luma.device) for name in ("dct", "dct2", "half"))
@@ -182,7 +182,7 @@ def _code(luma: Tensor, chroma: Tensor, tables: Tensor, *, exact: bool) -> tuple
     parts = x.split([height // 8, height // 16], 1)
     for part, step in zip(parts, steps.split(1, 1), strict=True):
         part.div_(step)
-    if exact:  # halves are frequent, DC is a sum of integers over 8: away from zero, as libjpeg
+    if exact:  # halves are frequent (DC is a sum of integers over 8): away from zero, like libjpeg
         x = x.add_(half.copysign(x)).int().float()  # a quarter of the time of trunc
     else:
         x.round_()

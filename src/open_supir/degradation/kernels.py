@@ -3,10 +3,9 @@
 Shapes: B batch, K = `MAX_KERNEL`. Kernels sit centred in K x K, sum to 1 and are point symmetric,
 so that correlation equals convolution.
 
-Kornia's `get_gaussian_kernel2d` has no rotation and none of the other families, hence this bank.
-It computes on the host in float64: rounding to float32 then hides how the last bits depend on the
-batch. Against scipy's formula the difference is below 1e-6, the error of torch's own Bessel
-function.
+Kornia's `get_gaussian_kernel2d` has no rotation and none of the other families. Kernels are
+computed on the host in float64: rounding to float32 then hides how the last bits depend on the
+batch. They differ from scipy's formula by less than 1e-6, the error of torch's Bessel function.
 """
 
 import math
@@ -33,12 +32,12 @@ def make_kernels(
     """Return (B, K, K) float32 kernels; "none" gives a delta.
 
     Args:
-        kind: Index into `KINDS`; this and all others have shape (B,) and live on the CPU.
+        kind: Index into `KINDS`; like all arguments, (B,) on the CPU.
         side: Odd side of the window; zero outside.
         sigma_x, sigma_y: Standard deviation in pixels along the rotated axes.
         theta: Rotation in radians.
         beta: Exponent of the generalised and plateau families.
-        cutoff: Of the sinc, in radians per pixel.
+        cutoff: Cutoff of the sinc in radians per pixel.
     """
     kind, half = kind[:, None, None], (side[:, None, None] - 1) // 2
     sigma_x, sigma_y, theta, beta = (
@@ -58,9 +57,9 @@ def make_kernels(
 
 
 def _sinc(cutoff: Tensor) -> Tensor:
-    """Impulse response of the ideal circular low-pass, from (B,) cutoffs to (B, K, K)."""
+    """Return the ideal circular low-pass's impulse responses (B, K, K) for (B,) cutoffs."""
     radius, where = _radii()
-    safe = radius.clamp_min(0.5)  # the limit at 0 is taken apart
+    safe = radius.clamp_min(0.5)  # the limit at 0 is handled below
     cutoff = cutoff[:, None]
     ring = cutoff * torch.special.bessel_j1(cutoff * safe) / (2 * math.pi * safe)
     ring = torch.where(radius == 0, cutoff.square() / (4 * math.pi), ring)
@@ -69,7 +68,7 @@ def _sinc(cutoff: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _radii() -> tuple[Tensor, Tensor]:
-    """Distinct distances from the centre, and each pixel's index: Bessel functions are dear."""
+    """Return distinct distances from the centre and each pixel's index: Bessel is expensive."""
     offset = torch.arange(MAX_KERNEL) - MAX_KERNEL // 2
     squares, where = (offset[:, None] ** 2 + offset**2).unique(return_inverse=True)
     return squares.double().sqrt(), where

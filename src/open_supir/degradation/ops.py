@@ -22,7 +22,7 @@ from open_supir.degradation.counter_rng import (
 
 
 def reflect_index(side: int, pad: int, device: torch.device) -> Tensor:
-    """Return (side + 2 pad,) indices that mirror an axis, its ends once, for any side and pad."""
+    """Return (side + 2 pad,) indices that mirror an axis, ends not repeated, for any pad."""
     period = max(2 * (side - 1), 1)
     position = torch.arange(-pad, side + pad, device=device).abs() % period
     return torch.where(position >= side, period - position, position) if side > 1 else position * 0
@@ -37,7 +37,7 @@ def reflect_pad(image: Tensor, pad: int) -> Tensor:
     return image.index_select(3, reflect_index(width, pad, image.device))
 
 
-LARGEST_STENCIL = 13  # windows above are filtered by FFT
+LARGEST_STENCIL = 13  # larger windows are filtered by FFT
 
 
 @lru_cache(maxsize=4096)
@@ -56,12 +56,12 @@ def fast_length(length: int) -> int:
 def blur(image: Tensor, kernel: Tensor, *, separable: bool = False) -> Tensor:
     """Filter each image with its own point-symmetric kernel, mirrored at the borders.
 
-    On the CPU by stencil where the window is small or the kernel separable, else by real FFT.
-    Milliseconds an image at 512 x 512, one thread, windows 7 / 13 / 21: separable stencil 1.4 / 1.8
-    / 2.4, stencil 1.3 / 2.7 / 9.0, FFT 3.9 / 3.6 / 4.0, Kornia's `filter2d` 5.4 / 10 / 23; at 21
-    its `filter2d_separable` 9.6, its `fft_conv` 12 (it does not look for lengths with small
-    factors). On other devices `filter2d`, since each new size costs an FFT plan there. They differ
-    by about 1e-6.
+    CPUs use a stencil for small windows and separable kernels, else a real FFT. Milliseconds per
+    512 x 512 image on one thread at windows 7 / 13 / 21: separable stencil 1.4 / 1.8 / 2.4, stencil
+    1.3 / 2.7 / 9.0, FFT 3.9 / 3.6 / 4.0, Kornia's `filter2d` 5.4 / 10 / 23; at 21, its
+    `filter2d_separable` takes 9.6 and its `fft_conv`, which does not look for lengths with small
+    factors, 12. Other devices use `filter2d`, since each new size costs an FFT plan there. Results
+    differ by about 1e-6.
 
     Args:
         image: (B, 3, H, W).
@@ -81,14 +81,14 @@ def blur(image: Tensor, kernel: Tensor, *, separable: bool = False) -> Tensor:
 def stencil(padded: Tensor, *kernels: Tensor) -> Tensor:
     """Convolve (B, 3, H + edge, W + edge) with (B, p, q) kernels in turn to (B, 3, H, W).
 
-    A depthwise convolution on CPUs works on several channels at once, and an image has three:
-    so four horizontal strips of it, overlapping by the edge, stand side by side as channels.
+    Depthwise convolution on CPUs works on several channels at once, but an image has only three:
+    so it is cut into four horizontal strips, overlapping by the edge, that become channels.
     """
     batch, channels, height, _ = padded.shape
     edge = sum(kernel.shape[1] - 1 for kernel in kernels)
     count = 4 if height - edge >= 4 * edge else 1
     rows = -(-(height - edge) // count)
-    if rows * count + edge > height:  # padding by nothing would copy the image
+    if rows * count + edge > height:  # padding by 0 would still copy the image
         padded = F.pad(padded, (0, 0, 0, rows * count + edge - height))
     strips = padded.unfold(2, rows + edge, rows).movedim(-1, 3)  # (B, 3, count, rows + edge, W)
     x = strips.reshape(1, -1, rows + edge, padded.shape[-1])
@@ -102,7 +102,7 @@ def stencil(padded: Tensor, *kernels: Tensor) -> Tensor:
 def fft_filter(padded: Tensor, kernel: Tensor) -> Tensor:
     """Convolve (B, C, H + k - 1, W + k - 1) with (B, k, k) kernels to (B, C, H, W)."""
     height, width = _fast_size(padded)
-    # Most of the kernel's rows are padding: they are left out of the first pass.
+    # Most of the kernel's rows are padding, so the first pass skips them.
     response = torch.fft.fft(torch.fft.rfft(kernel, n=width), n=height, dim=-2)
     return _filter(padded, response[:, None], kernel.shape[-1] - 1)
 
@@ -126,18 +126,18 @@ def resize(
     scale: float | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    """Resize to (H, W) = `size`; an image that has the size already is returned as it is.
+    """Resize to (H, W) = `size`; an image that already has this size is returned unchanged.
 
-    Aligned at the borders, so content stays where it is. With `scale`, coordinates step by 1 /
-    scale from the top left corner instead, as `F.interpolate(scale_factor=...)` does: at x.15 the
-    far side of a 512 image drifts by 6 pixels. (Kornia's resize is the same call, but for its
-    antialiasing: a Gaussian blur before it instead of torch's widened filter.)
+    Borders are aligned, so content stays in place. With `scale`, coordinates step by 1 / scale from
+    the top left corner instead, as in `F.interpolate(scale_factor=...)`: at 0.15, the far side of a
+    512 image drifts by 6 pixels. (Kornia's resize is the same call, but antialiases by a Gaussian
+    blur before it instead of torch's widened filter.)
 
     Args:
         image: (B, 3, H, W).
         size: Target (H, W).
         mode: "area", "bilinear" or "bicubic".
-        scale: Drift as Real-ESRGAN's first resize; `size` must be floor(side * scale).
+        scale: Drift like Real-ESRGAN's first resize; `size` must be floor(side * scale).
         antialias: Widen bilinear and bicubic filters when scaling down.
     """
     here = tuple(image.shape[-2:])
@@ -151,13 +151,13 @@ def resize(
 def gaussian_noise(image: Tensor, sigma: Tensor, keys: Tensor, *, gray: bool = False) -> Tensor:
     """Add normal noise and clip to [0, 1].
 
-    Kornia's `RandomGaussianNoise` has one deviation for a batch, no grey noise and no clipping.
+    Kornia's `RandomGaussianNoise` has one deviation per batch, no grey noise and no clipping.
 
     Args:
         image: (B, 3, H, W).
         sigma: (B,) standard deviation in [0, 255] units.
         keys: (B,) int64 on the image's device; pixel (y, x) of one key always gets the same noise.
-        gray: The same noise in all channels.
+        gray: Use the same noise in all channels.
     """
     noise = normals(noise_bits(image, keys), 1 if gray else 3)
     return torch.addcmul(image, noise, (sigma / 255)[:, None, None, None]).clamp_(0, 1)
@@ -172,7 +172,7 @@ def poisson_noise(
         image: (B, 3, H, W).
         strength: (B,) factor on the noise.
         keys: (B,) int64, as in `gaussian_noise`.
-        gray: Noise of the luminance, the same in all channels.
+        gray: Use the luminance's noise in all channels.
         floor: As in `shot_noise`.
     """
     base = luminance(image) if gray else image
@@ -189,7 +189,7 @@ def noise_bits(image: Tensor, keys: Tensor) -> Tensor:
 def shot_noise(image: Tensor, bits: Tensor, *, floor: int, shared: Tensor | None = None) -> Tensor:
     """Return Poisson(value * levels) / levels - value, for values rounded to multiples of 1/255.
 
-    `levels` is the number of distinct values rounded up to a power of two, counted by presence
+    `levels` is the number of distinct values rounded up to a power of two, counted with presence
     flags: `torch.unique` and `bincount` would wait for the device. Kornia has no such noise.
 
     Args:
@@ -206,7 +206,7 @@ def shot_noise(image: Tensor, bits: Tensor, *, floor: int, shared: Tensor | None
 
 
 def luminance(image: Tensor) -> Tensor:
-    """Return (B, 1, H, W), weighed as by torchvision's rgb_to_grayscale."""
+    """Return (B, 1, H, W), weighted as in torchvision's rgb_to_grayscale."""
     red, green, blue = image.split(1, 1)
     return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
@@ -220,10 +220,10 @@ def take(image: Tensor, index: Tensor, axis: int) -> Tensor:
 
 
 def to_levels(image: Tensor) -> Tensor:
-    """Round [0, 1] to 0..255, still float32; x.4995 and above goes up.
+    """Round [0, 1] to 0..255, still float32; fractions from .4995 round up.
 
-    Averages of 8-bit values often end on .5, where the last bit of a sum would decide otherwise,
-    and with it which codec or device ran.
+    Averages of 8-bit values often end in .5, where rounding would otherwise depend on the last bit
+    of a sum, and so on the codec and device.
     """
     return image.mul(255).add_(0.5005).floor_().clamp_(0, 255)
 
@@ -235,7 +235,7 @@ def count_levels(level: Tensor, floor: int) -> Tensor:
     present = torch.zeros(len(level), 256, dtype=torch.int64, device=level.device)
     one = torch.ones(1, 1, dtype=torch.int64, device=level.device)
     index = level.flatten(1).long()
-    present.scatter_(1, index, one.expand_as(index))  # a number for `one` would take twice as long
+    present.scatter_(1, index, one.expand_as(index))  # a scalar `one` would take twice as long
     number = present.sum(1).clamp_min(floor)
     return (number[:, None] > _powers_of_two(level.device)).sum(1)
 
@@ -247,11 +247,11 @@ def _powers_of_two(device: torch.device) -> Tensor:
 
 
 def unsharp(image: Tensor) -> Tensor:
-    """Sharpen as Real-ESRGAN's USM: add half of what a sigma 8 blur takes, where it is much.
+    """Sharpen like Real-ESRGAN's USM: add half of what a sigma 8 blur removes, where it is large.
 
-    The two blurs of 51 x 51 go by FFT, which gives the dense kernel's result to 3e-4 (a pixel may
-    fall on the other side of the threshold) in a few hundredths of its time. Kornia's
-    `unsharp_mask` has neither threshold nor soft mask: 28 dB from this on a photograph.
+    The two 51 x 51 blurs use FFTs, which match the dense kernel to 3e-4 (a pixel may fall on the
+    other side of the threshold) in a few hundredths of its time. Kornia's `unsharp_mask` has
+    neither threshold nor soft mask; its PSNR against this is 28 dB on a photograph.
     """
     padded = reflect_pad(image, 25)
     height, width = _fast_size(padded)

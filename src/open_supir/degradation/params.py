@@ -1,4 +1,4 @@
-"""The parameters of a degraded batch: one number a quantity and sample, readable and replayable.
+"""Parameters of a degraded batch: one number per quantity and sample, readable and replayable.
 
 Shapes: B batch; every tensor is (B,), on the CPU.
 """
@@ -17,7 +17,7 @@ from open_supir.degradation.kernels import KINDS, NONE, SINC, make_kernels
 
 NOISES = ("none", "gaussian", "poisson")
 BACKS = ("none", *MODES)
-# Integers that rows spell out.
+# Names that rows use in place of integers.
 NAMES = {"kind": KINDS, "mode": MODES, "noise": NOISES, "back": BACKS}
 NO_JPEG = 0.0  # quality of samples that are not compressed
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ class StageParams(_Fields):
     """Blur, resize to (height, width), noise and JPEG of one stage.
 
     `mode` indexes `MODES`, `noise` indexes `NOISES`; `quality` 0 means no compression. `strength`
-    is the Gaussian's sigma in [0, 255] units or the Poisson factor.
+    is the Gaussian sigma in [0, 255] units or the Poisson factor.
     """
 
     kernel: KernelParams
@@ -73,7 +73,7 @@ class StageParams(_Fields):
     quality: Tensor
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return drawn numbers by name, each of those samples only where it has an effect."""
+        """Return drawn numbers by name, each only for the samples it affects."""
         kernel, kind = self.kernel, self.kernel.kind
         return {
             "side": kernel.side[kind != NONE],
@@ -91,9 +91,9 @@ class StageParams(_Fields):
 class DegradationParams(_Fields):
     """Everything that decides how a batch is degraded; together with HQ it determines LQ.
 
-    `height`, `width` and `mode` belong to the final resize, `sinc` to the final filter,
-    `jpeg_last` to the order: resize and filter before the second JPEG, or after it. `back` indexes
-    `BACKS`; "none" leaves LQ small.
+    `height`, `width` and `mode` belong to the final resize, `sinc` to the final filter; with
+    `jpeg_last` both precede the second JPEG, else they follow it. `back` indexes `BACKS`; "none"
+    leaves LQ small.
     """
 
     seed: Tensor
@@ -132,7 +132,7 @@ class DegradationParams(_Fields):
         return torch.stack([make(quality.float().clamp_min(1)) for quality in qualities])
 
     def numbers(self) -> dict[str, Tensor]:
-        """Return drawn numbers by name, each of those samples only where it has an effect."""
+        """Return drawn numbers by name, each only for the samples it affects."""
         sinc = self.sinc.kind == SINC
         numbers = {"sinc.side": self.sinc.side[sinc], "sinc.cutoff": self.sinc.cutoff[sinc]}
         for name, stage in (("first", self.first), ("second", self.second)):
@@ -140,7 +140,7 @@ class DegradationParams(_Fields):
         return numbers
 
     def shares(self) -> dict[str, dict[str, float]]:
-        """Return the share of samples of each choice: {"first.mode": {"area": .3, ...}, ...}."""
+        """Return the share of samples by choice: {"first.mode": {"area": .3, ...}, ...}."""
         choices = {
             "first.kernel": (self.first.kernel.kind, KINDS),
             "first.mode": (self.first.mode, MODES),
@@ -163,17 +163,17 @@ class DegradationParams(_Fields):
         }
 
     def rows(self) -> list[Row]:
-        """Return one plain, readable dict a sample; `from_rows` is the inverse, exactly."""
+        """Return one plain, readable dict per sample; `from_rows` is the exact inverse."""
         columns = self.columns()
         return [_row(columns, i) for i in range(len(self))]
 
     def summaries(self) -> list[str]:
-        """Return one line a sample, to stand beside pictures."""
+        """Return one line per sample, for display beside pictures."""
         return [_summary(row) for row in self.rows()]
 
     @classmethod
     def from_rows(cls, rows: list[Row]) -> "DegradationParams":
-        """Rebuild parameters from what `rows` returned, also after a way through JSON."""
+        """Rebuild parameters from the result of `rows`, also after a round trip through JSON."""
         return _from_rows(cls, rows)
 
 

@@ -1,6 +1,6 @@
 """DegradationPipeline: clean images and seeds in, degraded images out.
 
-Shapes: B batch, H W image size. [-1, 1] at the door, [0, 1] inside.
+Shapes: B batch, H W image size. Images are in [-1, 1] at the interface, in [0, 1] inside.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from open_supir.degradation.upload import upload
 
 @register
 class DegradationPipeline:
-    """Second-order degradation of Real-ESRGAN (arXiv:2107.10833), every draw per sample.
+    """Real-ESRGAN's second-order degradation (arXiv:2107.10833), drawn per sample.
 
     Draw first, apply second: `draw` is pure and runs on the CPU, `apply` is a pure function on the
     images' device. A seed gives the same LQ alone, in any batch and on any worker. No global random
@@ -30,11 +30,11 @@ class DegradationPipeline:
 
     Args:
         config: Ranges and switches.
-        path: "loop" degrades image by image and reads as the method does; "canvas" does the batch
-            at once in static shapes, for GPUs; "auto" takes the loop on CPUs, where it is quicker
-            and the canvas, too, works sample by sample.
-        compile: Backend of `torch.compile` for the canvas: "inductor", "cudagraphs"; None runs it
-            as it is.
+        path: "loop" degrades image by image and reads like the method; "canvas" degrades the batch
+            at once in static shapes, for GPUs; "auto" takes the canvas on CUDA devices, else the
+            loop, which is faster on CPUs, where the canvas works sample by sample too.
+        compile: Backend of `torch.compile` for the canvas: "inductor", "cudagraphs"; None runs
+            eagerly.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class DegradationPipeline:
             seeds: (B,) int64 on the CPU.
 
         Returns:
-            (B, 3, H, W) in [-1, 1], smaller where the config does not resize back; of the dtype of
-            `hq`, or float32 if that is uint8.
+            (B, 3, H, W) in [-1, 1], smaller where the config does not resize back; in the dtype of
+            `hq`, or float32 for uint8.
         """
         return self.apply(hq, self.draw(seeds, size=(hq.shape[-2], hq.shape[-1])))
 
@@ -75,7 +75,7 @@ class DegradationPipeline:
 
     @torch.no_grad()
     def apply(self, hq: Tensor, params: DegradationParams) -> Tensor:
-        """Degrade (B, 3, H, W) images as `params` says, in float32 whatever autocast is on."""
+        """Degrade (B, 3, H, W) images by `params`, in float32 even under autocast."""
         _check(hq, params)
         if len(hq) == 0:
             height, width = self.lq_size((hq.shape[-2], hq.shape[-1]))
@@ -93,7 +93,7 @@ class DegradationPipeline:
 
     @torch.no_grad()
     def target(self, hq: Tensor) -> Tensor:
-        """Return the training target in [-1, 1]: HQ, sharpened if the config says so."""
+        """Return the training target in [-1, 1]: HQ, sharpened if the config asks for it."""
         if not self.config.sharpen:
             return hq
         parts = hq.split(1) if hq.device.type == "cpu" else [hq]  # as on the canvas
@@ -125,11 +125,11 @@ def _degrade(
     tables: Tensor,
     config: DegradationConfig,
 ) -> Tensor:
-    """Degrade one image (1, 3, H, W) as its row of parameters says.
+    """Degrade one image by its row of parameters.
 
     Args:
         image: (1, 3, H, W) in [0, 1].
-        p: The row; branches and sizes are taken from it.
+        p: The row, which decides branches and sizes.
         kernels: (3, 1, K, K) of the first blur, the second, and the final sinc.
         keys: (2, 1) of the noise of each stage.
         strengths: (2, 1) of that noise.
@@ -191,7 +191,7 @@ def _final_resize(image: Tensor, p: Row, kernel: Tensor, config: DegradationConf
 
 
 def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
-    """Blur one image with the part of its (1, K, K) kernel that is not zero."""
+    """Blur one image with the nonzero part of its (1, K, K) kernel."""
     if p["kind"] == "none":
         return image
     margin = (kernel.shape[-1] - p["side"]) // 2
@@ -200,7 +200,7 @@ def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
 
 
 def _finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
-    """Bring one image to the size LQ shall have, and round it."""
+    """Resize one image to LQ's final size, and round it."""
     if p["back"] == "none":
         image = ops.resize(image, (p["height"], p["width"]), "bicubic")
     else:
@@ -210,7 +210,7 @@ def _finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Keep matrix products and convolutions in float32: TF32 moves JPEG's rounding decisions."""
+    """Keep matrix products and convolutions in float32: TF32 changes JPEG's rounding."""
     backends = torch.backends
     settings = (
         backends.cuda.matmul,
@@ -229,7 +229,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def _check(hq: Tensor, params: DegradationParams) -> None:
-    """Refuse a batch that cannot be degraded by these parameters."""
+    """Raise ValueError if the parameters do not fit the batch."""
     if hq.ndim != 4 or hq.shape[1] not in (1, 3):
         raise ValueError(f"hq must be (B, 3, H, W) or (B, 1, H, W), got {tuple(hq.shape)}")
     if len(hq) != len(params):

@@ -1,6 +1,6 @@
-"""What the canvas path needs to know before it starts: static shapes, and a table a sample.
+"""What the canvas path needs before it starts: static shapes, and tables for each sample.
 
-Shapes: B batch, O canvas side, T taps of an output pixel, K kernel side.
+Shapes: B batch, O canvas side, T taps per output pixel, K kernel side.
 """
 
 import math
@@ -21,7 +21,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Shapes that a config and an image size fix: canvases, LQ, and taps of the three resizes."""
+    """Shapes fixed by a config and an image size: canvases, LQ, and taps of the three resizes."""
 
     hq: Size
     first: Size
@@ -77,7 +77,7 @@ def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
 
 
 def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Plan:
-    """Compute on the CPU all that the device needs to know about each sample, in static shapes."""
+    """Compute on the CPU what the device needs to know about each sample, in static shapes."""
     kernels, keys, strengths = params.tensors()
     plan = {"kernels": kernels, "tables": params.jpeg_tables(config.jpeg)}
     steps = (
@@ -100,7 +100,7 @@ def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layo
             if name == "first":
                 plan[f"first.{axis}.mirror"] = _mirror(n_out, length)
     for i, (name, stage) in enumerate((("first", params.first), ("second", params.second))):
-        # Past an image's borders its last row's noise repeats, as the image does.
+        # Past an image's borders, the noise of its last row repeats, as the image does.
         plan[f"{name}.rows"] = row_counters(keys[i], plan[f"{name}.y.end"])
         plan[f"{name}.columns"] = column_counters(plan[f"{name}.x.end"])
         plan[f"{name}.gaussian"] = torch.where(stage.noise == 1, strengths[i] / 255, 0.0)
@@ -118,7 +118,7 @@ def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layo
 
 
 def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Plan:
-    """Return the source step of one output pixel where the first resize drifts, as `ops.resize`."""
+    """Return the source step of an output pixel where the first resize drifts; see `ops.resize`."""
     assert isinstance(p, StageParams)
     after = (p.height, p.width)
     fits = torch.stack(

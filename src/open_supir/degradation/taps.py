@@ -1,8 +1,8 @@
-"""Resizing as tables: which source pixels an output pixel reads, and how much it weighs each.
+"""Resizing by tables: which source pixels an output pixel reads, and with what weights.
 
-Equal to `torch.nn.functional.interpolate` in all three modes to 1e-6, one table a sample.
+Equal to `torch.nn.functional.interpolate` to 1e-6 in all three modes; one table per sample.
 
-Shapes: B batch, O output side, T taps of an output pixel.
+Shapes: B batch, O output side, T taps per output pixel.
 """
 
 import torch
@@ -63,7 +63,7 @@ def _cubic(distance: Tensor, a: float) -> Tensor:
 def _interpolated(
     out: Tensor, n_in: Tensor, ratio: Tensor, tap: Tensor, *, cubic: bool
 ) -> tuple[Tensor, Tensor]:
-    """First index and weights of plain bilinear or bicubic interpolation (a = -0.75)."""
+    """Return first index and weights, plain: bilinear, or bicubic with a = -0.75."""
     centre = (out + 0.5) * ratio - 0.5
     if not cubic:
         centre = centre.clamp_min(0)
@@ -78,7 +78,7 @@ def _interpolated(
 def _antialiased(
     out: Tensor, n_in: Tensor, ratio: Tensor, tap: Tensor, *, cubic: bool
 ) -> tuple[Tensor, Tensor]:
-    """First index and weights of antialiased bilinear or bicubic interpolation (a = -0.5)."""
+    """Return first index and weights, antialiased: bilinear, or bicubic with a = -0.5."""
     widen = ratio.clamp_min(1)
     support = (2.0 if cubic else 1.0) * widen
     centre = (out + 0.5) * ratio

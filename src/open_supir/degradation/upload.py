@@ -1,19 +1,19 @@
-"""Many small tensors to a device in one copy."""
+"""Move many small tensors to a device in one copy."""
 
 import math
 
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 16  # bytes: any dtype may start there
+_ALIGNMENT = 16  # bytes; valid for every dtype
 Place = tuple[int, torch.dtype, torch.Size]
 
 
 def upload(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Move tensors from the CPU by one copy from pinned memory that the host does not wait for.
+    """Move tensors from the CPU in one copy from pinned memory, without waiting for it.
 
-    One by one, the few dozen tensors of a batch would each cost a launch, and from ordinary memory
-    a wait. On the CPU they are returned as they are.
+    Copied one by one, a batch's few dozen tensors would each cost a launch and, from ordinary
+    memory, a wait. If `device` is the CPU, they are returned unchanged.
     """
     if device.type == "cpu":
         return tensors
@@ -22,7 +22,7 @@ def upload(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
 
 
 def pack(tensors: dict[str, Tensor], *, pinned: bool) -> tuple[Tensor, dict[str, Place]]:
-    """Lay tensors into one uint8 buffer; return it, and where and what each one is."""
+    """Pack tensors into one uint8 buffer; return it, and each tensor's offset, dtype and shape."""
     places, end = {}, 0
     for name, tensor in tensors.items():
         places[name] = (end, tensor.dtype, tensor.shape)
