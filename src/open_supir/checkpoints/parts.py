@@ -51,7 +51,7 @@ class PartTensors(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a checkpoint holds: tensors by part, and keys of no part that are no known leftovers."""
+    """What a checkpoint holds: tensors by part, and keys that are neither those nor leftovers."""
 
     parts: dict[str, PartTensors]
     unknown: tuple[str, ...]

@@ -30,16 +30,16 @@ def degrade_folder(
     device: torch.device,
     rows: Rows | None = None,
 ) -> tuple[list[Path], list[str]]:
-    """Write the LQ of every image below `source`, and their parameters.
+    """Write the LQ of every image below `source`, and the parameters.
 
-    Parameters are drawn from `seed` and the image's name, or taken from `rows` by that name: the
-    other images in the folder do not matter. A bad image is named in the log and left out.
+    Parameters are drawn from `seed` and the image's name, or taken from `rows` by that name, so
+    they do not depend on the other images in the folder. A bad image is logged and left out.
 
     Returns:
-        The files written, and what failed and why.
+        The files written, and the messages of what failed.
 
     Raises:
-        ValueError: Two images would be written to one file.
+        ValueError: Two images would be written to the same file.
     """
     images = list_images(source)
     base = source if source.is_dir() else source.parent
@@ -79,15 +79,15 @@ def _params(
 
 
 def image_seed(seed: int, name: str) -> int:
-    """Return the 63-bit seed of an image, by its path below the input folder."""
+    """Return the 63-bit seed of an image from its path below the input folder."""
     return keyed_hash("degrade", seed, name, size=8) >> 1
 
 
 def read_rows(path: Path) -> Rows:
-    """Read parameters by source from a file that this command wrote.
+    """Read the parameters of each source from a file that `degrade_folder` wrote.
 
     Raises:
-        ValueError: A line is no row of parameters; names it.
+        ValueError: A line is not a row of parameters; the message names it.
     """
     rows = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class _Fields:
-    """What the nested parameter classes share."""
+    """Base of the nested parameter classes."""
 
     def columns(self) -> dict[str, Any]:
         """Return nested dicts of Python lists."""
@@ -113,7 +113,7 @@ class DegradationParams(_Fields):
         return len(self.seed)
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the images' device needs.
+        """Return the tensors that the images' device needs.
 
         Returns:
             (3, B, K, K) kernels of both blurs and the final sinc, (2, B) int64 noise keys of both

@@ -1,4 +1,4 @@
-"""Diffusion: schedules, denoisers, samplers, guidance and the one sampling path."""
+"""Diffusion: schedules, denoisers, samplers, guidance and the common sampling path."""
 
 from open_supir.diffusion.denoiser import Denoiser
 from open_supir.diffusion.guidance import restoration_guidance

@@ -1,4 +1,4 @@
-"""Denoiser: turns a network that predicts noise, v or EDM's raw output into a clean estimate.
+"""Denoiser: turns the output of a network (noise, v, or EDM's raw output) into a clean estimate.
 
 The estimate is c_skip * x + c_out * network(c_in * x, c_noise, ...), with the coefficients of
 Karras et al. 2022 (arXiv:2206.00364, table 1) for each kind of prediction. B batch, h w latent
@@ -19,7 +19,7 @@ Network = Callable[..., Tensor]  # (x, t, cond, z_lq, control_scale) -> out
 
 
 class Preconditioning(NamedTuple):
-    """The coefficients of one noise level, (B,) each."""
+    """The coefficients at each sample's noise level, (B,) each."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -34,7 +34,7 @@ def append_dims(values: Tensor, ndim: int) -> Tensor:
 def precondition(
     prediction: Prediction, sigma: Tensor, *, sigma_data: float = 0.5
 ) -> Preconditioning:
-    """Return the coefficients for `sigma` (B,); `sigma_data` is used by edm only."""
+    """Return the coefficients for `sigma` (B,); only edm uses `sigma_data`."""
     if prediction == "eps":
         return Preconditioning(torch.ones_like(sigma), -sigma, (sigma**2 + 1).rsqrt())
     if prediction == "v":
@@ -48,14 +48,14 @@ def precondition(
 
 @register
 class Denoiser:
-    """Estimates the clean latent from a noisy one through a network.
+    """Estimates the clean latent from a noisy one with a network.
 
     Args:
         prediction: What the network was trained to output: "eps" (SDXL), "v", or "edm".
-        quantize: Snap sigma to the DDPM table, and give the network an int64 index, as SDXL and
-            SUPIR do. Otherwise sigma is used as it is and the network gets the fractional index. An
-            edm network has no table and is never snapped.
-        sigma_data: Standard deviation of the clean latents; used by edm only.
+        quantize: Snap sigma to the DDPM table and give the network its int64 index, as SDXL and
+            SUPIR do. Otherwise sigma is unchanged and the network gets the fractional index. edm
+            has no table: its sigma is never snapped.
+        sigma_data: Standard deviation of the clean latents; only edm uses it.
 
     Raises:
         ValueError: `prediction` is unknown, or `sigma_data` is not positive.
@@ -90,10 +90,10 @@ class Denoiser:
                 float32.
             x: (B, C, h, w) noisy latent.
             sigma: (B,) its noise level.
-            cond: Passed through.
-            z_lq: (B, C, h, w) latent of the degraded image, passed through; None is plain
+            cond: Passed to the network.
+            z_lq: (B, C, h, w) latent of the degraded image, passed to the network; None means plain
                 text-to-image.
-            control_scale: Passed through.
+            control_scale: Passed to the network.
         """
         x, sigma = x.float(), sigma.float()
         if self.prediction == "edm":

@@ -1,4 +1,4 @@
-"""Guidance: wrappers that turn a network or a denoise function into another denoise function.
+"""Guidance: wrappers that make a denoise function from a network or another denoise function.
 
 B batch, h w latent size (image size / 8 for SDXL), k windows evaluated together. Latents are
 scaled.
@@ -20,11 +20,12 @@ from open_supir.diffusion.tiling import Window, WindowedDenoise
 CondT = TypeVar("CondT", bound=tuple[Tensor, ...])
 Scale = Callable[[float], float]  # sigma -> strength
 
-UNGUIDED = 1e-4  # guidance this close to 1 is none: SIGMA_MAX is rounded, so lines miss it by 1e-5
+# This close to 1, guidance is off: SIGMA_MAX is rounded, so linear scales miss 1 by 1e-5.
+UNGUIDED = 1e-4
 
 
 class DenoiseNetwork(Protocol):
-    """What `Denoiser` provides: an estimate of the clean latent through a network."""
+    """What `Denoiser` provides: an estimate of the clean latent by a network."""
 
     def __call__(
         self,
@@ -41,20 +42,20 @@ class DenoiseNetwork(Protocol):
 
 @dataclass(frozen=True)
 class LinearScale:
-    """A strength that goes linearly in sigma from `start` at the highest noise to `end` at none."""
+    """A strength that is linear in sigma: `start` at `sigma_max`, `end` at 0."""
 
     start: float
     end: float
     sigma_max: float = SIGMA_MAX
 
     def __call__(self, sigma: float) -> float:
-        """Return the strength at `sigma`; beyond `sigma_max` the line goes on."""
+        """Return the strength at `sigma`, extrapolated beyond `sigma_max`."""
         return self.end + (self.start - self.end) * (sigma / self.sigma_max)
 
 
 @dataclass(frozen=True)
 class IntervalScale:
-    """A strength within an interval of sigma, 1 outside of it (arXiv:2404.07724)."""
+    """A strength inside an interval of sigma, 1 outside (arXiv:2404.07724)."""
 
     inside: float | Scale
     low: float
@@ -83,22 +84,21 @@ def controlled_denoise(
 ) -> WindowedDenoise:
     """Bind network, conditions and latent of the degraded image; apply classifier-free guidance.
 
-    As released: the guidance strength is taken at `sigma_hat`, the control strength at `sigma`.
+    As released, the guidance strength is taken at `sigma_hat`, the control strength at `sigma`.
 
     Args:
-        denoiser: Estimates the clean latent through `network`.
+        denoiser: Estimates the clean latent with `network`.
         network: Passed to `denoiser`.
-        cond: Named tuple of tensors (B, ...): what is wanted.
-        uncond: The same for what is not wanted; None only where `cfg` is 1 throughout.
-        z_lq: (B, C, h, w) latent of the degraded image; None is plain text-to-image. The network
-            gets it once for both halves: with half as many rows as x.
-        cfg: Strength w of uncond + w * (cond - uncond). Steps where it is 1 leave the
-            uncond half out.
+        cond: Named tuple of tensors (B, ...) for the wanted result.
+        uncond: The same for the unwanted one; may be None if `cfg` is always 1.
+        z_lq: (B, C, h, w) latent of the degraded image; None means plain text-to-image. The network
+            gets it once for both halves, with half as many rows as x.
+        cfg: Strength w of uncond + w * (cond - uncond). Steps where it is 1 skip the uncond half.
         control: Strength of the control connectors.
         sequential: Evaluate the two halves one after the other: less memory, same result.
 
     Returns:
-        A denoise function that, given windows, takes a batch of crops and crops `z_lq` alike.
+        A denoise function that, given windows, takes a batch of crops and crops `z_lq` likewise.
     """
     joined: dict[tuple, Any] = {}  # the same at every step
 
@@ -141,15 +141,14 @@ def restoration_guidance(
 ) -> Denoise:
     """Pull each estimate toward `z_center`, fully at the highest noise and less as noise falls.
 
-    The pull is (sigma / sigma_max) ** tau; a step that ends at or below `sigma_stop` has none.
-    Source: SUPIR (arXiv:2401.13627), restoration-guided sampling; the stop is that of the released
-    sampler.
+    The pull is (sigma / sigma_max) ** tau, or 0 in a step that ends at or below `sigma_stop`.
+    Source: SUPIR (arXiv:2401.13627), restoration-guided sampling; the stop is the released
+    sampler's.
 
     Args:
         denoise: Estimates the clean latent from a noisy one.
         z_center: (B, C, h, w) latent of the cleaned image, or of the degraded one as in the paper.
-        tau: Exponent; larger means a shorter pull. 0 would replace the estimate by `z_center`
-            throughout.
+        tau: Exponent; larger means a weaker pull. 0 would replace every estimate by `z_center`.
         sigma_max: Highest sigma of the schedule in use.
         sigma_stop: See above.
 
@@ -178,7 +177,7 @@ def _tile_batch(x: Tensor, copies: int) -> Tensor:
 
 
 def _repeat(cond: CondT, batch: int) -> CondT:
-    """Repeat the B rows of `cond` as a whole until there are `batch`: one copy a window."""
+    """Repeat the B rows of `cond` as a whole up to `batch` rows: one copy per window."""
     return _map_fields(lambda field: _tile_batch(field, batch // len(field)), cond)
 
 
@@ -194,8 +193,6 @@ def _map_fields(function: Callable[[Tensor], Tensor], cond: CondT) -> CondT:
 
 
 def _rebuild(like: CondT, fields: list[Tensor]) -> CondT:
-    if hasattr(
-        like, "_fields"
-    ):  # a named tuple takes its fields one by one, a plain tuple takes them together
+    if hasattr(like, "_fields"):  # a named tuple takes fields as arguments, a tuple a sequence
         return type(like)(*fields)
     return type(like)(fields)

@@ -34,22 +34,22 @@ def restore_latent(
     randn: Randn,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample a restored latent (B, C, h, w), float32, from pure noise under the control of `z_lq`.
+    """Sample a restored latent (B, C, h, w), float32, from pure noise, controlled by `z_lq`.
 
     Args:
         network: Called as network(x, t, cond, z_lq, control_scale).
         denoiser: Turns its output into an estimate of the clean latent.
         cond: Named tuple of tensors (B, ...).
-        uncond: The same of the negative prompt; None only without guidance.
+        uncond: The same for the negative prompt; may be None without guidance.
         z_lq: (B, C, h, w) latent of the degraded image.
         z_center: (B, C, h, w) latent of the cleaned image, for restoration guidance with
             center="clean".
         settings: How to sample.
-        randn: Source of all noise: called for the start, then for each step that adds some.
+        randn: Source of all noise: called for the start, then for each step that adds noise.
         on_step: Called after each step.
 
     Raises:
-        ValueError: Restoration guidance needs a `z_center`, and there is none.
+        ValueError: Restoration guidance needs a `z_center`, but got none.
     """
     z_lq = z_lq.float()
     denoise = _denoise(
@@ -64,9 +64,8 @@ def restore_latent(
             )
         denoise = restoration_guidance(denoise, z_center.float(), tau=settings.tau)
     sigmas = settings.sigmas()
-    x = randn(z_lq) * math.sqrt(
-        1 + sigmas[0] ** 2
-    )  # the table's marginal: signal of variance 1, and noise
+    # the table's marginal: a signal of variance 1 plus noise
+    x = randn(z_lq) * math.sqrt(1 + sigmas[0] ** 2)
     return settings.sample(denoise, x, sigmas, randn=randn, on_step=on_step)
 
 
@@ -85,12 +84,11 @@ def generate_latent(
 ) -> Tensor:
     """Sample from the prior alone: text-to-image, or image-to-image from `z`.
 
-    Image-to-image adds noise to `z` and takes the last steps only (SDEdit, arXiv:2108.01073).
+    Image-to-image adds noise to `z` and runs only the last steps (SDEdit, arXiv:2108.01073).
 
     Args:
         z: (B, C, h, w) latent to start from; only its shape and device matter at strength 1.
-        strength: Share of the steps that are taken, in [0, 1]. 1 starts from pure noise, 0 returns
-            `z`.
+        strength: Share of the steps to run, in [0, 1]. 1 starts from pure noise, 0 returns `z`.
         network, denoiser, cond, uncond, settings, randn, on_step: As in `restore_latent`; the
             network gets z_lq=None.
 
@@ -110,10 +108,10 @@ def generate_latent(
 
 
 def image_noise(seeds: Sequence[int]) -> Randn:
-    """Return a source of noise with one CPU generator an image: batch and device change nothing.
+    """Return a source of noise with one CPU generator per image, independent of batch and device.
 
     Args:
-        seeds: One for each row of the tensors that the source will be asked for.
+        seeds: One for each row of the tensors to be drawn.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 

@@ -1,4 +1,4 @@
-"""SamplerSettings: how a latent is sampled, and the sampler that does it.
+"""SamplerSettings: how a latent is sampled, and by which sampler.
 
 B batch, h w latent size. Latents are scaled and float32.
 """
@@ -32,29 +32,29 @@ _GRIDS = {"table": table_sigmas, "karras": karras_sigmas, "exponential": exponen
 @register
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """How to sample. A sampler of one's own is a subclass with its own `sample`.
+    """How to sample. To add a sampler, subclass this and override `sample`.
 
     Attributes:
         num_steps: Steps, 1..1000.
-        sampler: euler and heun add noise back by `s_churn`; dpmpp_2m by `eta`.
-        grid: Where the noise levels lie.
-        cfg_scale: Strength of classifier-free guidance as sigma goes to 0; 1 is none.
+        sampler: euler and heun add noise back by `s_churn`, dpmpp_2m by `eta`.
+        grid: How the noise levels are spaced.
+        cfg_scale: Strength of classifier-free guidance as sigma goes to 0; 1 means none.
         cfg_scale_start: Its strength at the highest sigma; None keeps it constant.
         cfg_interval: Lowest and highest sigma with guidance; None guides everywhere.
-        control_scale: Strength of the control connectors as sigma goes to 0; 0 leaves the prior
-            alone.
+        control_scale: Strength of the control connectors as sigma goes to 0; 0 leaves only the
+            prior.
         control_scale_start: Its strength at the highest sigma; None keeps it constant.
         tau: Exponent of restoration guidance; larger is weaker. None switches it off.
-        center: What restoration guidance pulls to: the cleaned image encoded anew, by the mean of
-            its posterior ("clean") or by a draw from it ("clean_sampled", as released), or the
-            latent of the degraded image itself ("lq", as in the paper's Algorithm 1).
-        s_churn, s_tmin, s_tmax: Amount of churn, and the sigmas between which it happens.
-        s_noise: Factor on the standard deviation of every noise added.
+        center: What restoration guidance pulls toward: the cleaned image, encoded again as the mean
+            of its posterior ("clean") or a sample from it ("clean_sampled", as released), or the
+            latent of the degraded image ("lq", as in the paper's Algorithm 1).
+        s_churn, s_tmin, s_tmax: Amount of churn, and the range of sigma that it applies to.
+        s_noise: Factor on the standard deviation of all noise added.
         churn_beyond_table: Let churn raise sigma above the table's top, as released, although the
-            network then sees the top level's index and scaling.
+            network then gets the top level's index and scaling.
         eta: 0 is dpmpp_2m's ODE, 1 its SDE.
         tile: Side of a tile in latent pixels, a multiple of 4; None denoises the whole at once.
-        overlap: Least share of a tile that its neighbour covers too.
+        overlap: Minimum share of a tile that its neighbour covers too.
         tile_batch: Tiles evaluated together.
         sequential_cfg: Evaluate the halves of classifier-free guidance one after the other, to save
             memory.
@@ -122,7 +122,7 @@ class SamplerSettings:
 
     @property
     def needs_clean_center(self) -> bool:
-        """Whether restoration guidance is on and asks for the latent of the cleaned image."""
+        """Whether restoration guidance is on and needs the latent of the cleaned image."""
         return self.tau is not None and self.center != "lq"
 
     @property

@@ -1,4 +1,4 @@
-"""Samplers: plain functions that walk a latent down a list of sigmas by a denoise function.
+"""Samplers: plain functions that take a latent down a list of sigmas with a denoise function.
 
 Sources: Karras et al. 2022 (arXiv:2206.00364) for Euler and Heun with churn; Lu et al. 2022
 (arXiv:2211.01095) and its stochastic form for DPM-Solver++(2M). B batch, h w latent size. Latents
@@ -17,13 +17,13 @@ MAX_GAMMA = math.sqrt(2) - 1  # Karras et al. 2022, Algorithm 2
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler: Python floats, so that nothing waits for a device.
+    """One step of a sampler, in Python floats, so that nothing waits for a device.
 
     Attributes:
         index: Position in the list of sigmas.
         sigma: The schedule's noise level.
-        sigma_hat: The noise level of the x at hand, raised by churn.
-        sigma_next: The noise level that the step ends at.
+        sigma_hat: The noise level of the current x, raised by churn.
+        sigma_next: The noise level at the end of the step.
     """
 
     index: int
@@ -34,9 +34,8 @@ class Step:
 
 Denoise = Callable[[Tensor, Step], Tensor]  # (x (B, C, h, w), step) -> denoised, same shape
 Randn = Callable[[Tensor], Tensor]  # (like) -> standard normal noise of its shape, device and dtype
-OnStep = Callable[
-    [Step, Tensor, Tensor], None
-]  # (step, x after the step, denoised); may raise, to cancel
+# (step, x after the step, denoised); may raise to cancel
+OnStep = Callable[[Step, Tensor, Tensor], None]
 
 
 def sample_euler(
@@ -60,9 +59,9 @@ def sample_euler(
         sigmas: Descending, usually ending in 0.
         s_churn: Total amount of noise added back over the run; 0 is deterministic.
         s_noise: Factor on the standard deviation of added noise.
-        s_tmin, s_tmax: Churn only where sigma lies between.
-        sigma_cap: Churn raises no sigma above this; a network knows no noise above its table.
-        randn: Source of the added noise; called only for steps that add some.
+        s_tmin, s_tmax: Range of sigma with churn.
+        sigma_cap: Churn raises no sigma above this: networks are trained up to their table's top.
+        randn: Source of the added noise; called only for steps that add noise.
         on_step: Called after each step.
     """
     for index, sigma, sigma_next in _steps(sigmas):
@@ -91,7 +90,7 @@ def sample_heun(
 ) -> Tensor:
     """Sample by Heun steps with churn (Karras et al. 2022, Algorithm 2).
 
-    Two estimates a step, one for a step to 0. Arguments as in `sample_euler`.
+    Two estimates per step, but one for a step to 0. Arguments as in `sample_euler`.
     """
     for index, sigma, sigma_next in _steps(sigmas):
         gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
@@ -120,9 +119,9 @@ def sample_dpmpp_2m(
     randn: Randn = torch.randn_like,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample by DPM-Solver++(2M): second order from two estimates in a row, one estimate a step.
+    """Sample by DPM-Solver++(2M): second order from two successive estimates, one per step.
 
-    Every step but one that ends at 0 adds the noise that its `eta` took away, the first step too.
+    Every step, including the first but not one to 0, adds back the noise that `eta` removes.
 
     Args:
         denoise: Estimates the clean latent.
@@ -130,7 +129,7 @@ def sample_dpmpp_2m(
         sigmas: Descending, usually ending in 0.
         eta: 0 follows the ODE, 1 the SDE.
         s_noise: Factor on the standard deviation of added noise.
-        randn: Source of the added noise; called only for steps that add some.
+        randn: Source of the added noise; called only for steps that add noise.
         on_step: Called after each step.
     """
     previous: Tensor | None = None
@@ -144,9 +143,8 @@ def sample_dpmpp_2m(
             h = math.log(sigma / sigma_next)
             target = denoised
             if previous is not None:
-                weight = h / (
-                    2 * previous_h
-                )  # 1 / (2 r), r the ratio of this step's h to the last one's
+                # 1 / (2 r), where r is the ratio of the previous step's h to this one's
+                weight = h / (2 * previous_h)
                 target = denoised + (denoised - previous) * weight
             keep = math.exp(-h * (1 + eta))
             x = keep * x + (1 - keep) * target

@@ -28,16 +28,15 @@ def sigma_table() -> Tensor:
 
 @cache
 def table_on(device: torch.device) -> Tensor:
-    """Return the sigma table on `device`; one copy a device, not to be written to."""
+    """Return the sigma table on `device`: one copy per device, read-only."""
     with torch.inference_mode(False):  # a cached inference tensor would break later training steps
         return sigma_table().to(device)
 
 
 def table_sigmas(num_steps: int) -> list[float]:
-    """Return `num_steps` sigmas of the table, evenly spaced by index from the top down, and 0.
+    """Return `num_steps` sigmas of the table, evenly spaced by index from the top down, then 0.
 
-    The lowest sigma is the table's own lowest only for 1000 steps: 50 steps end at index 19
-    (0.1345).
+    Only 1000 steps reach the table's lowest sigma: 50 steps end at index 19 (0.1345).
 
     Raises:
         ValueError: `num_steps` is not in 1..1000.
@@ -57,16 +56,16 @@ def karras_sigmas(
     sigma_max: float = SIGMA_MAX,
     rho: float = 7.0,
 ) -> list[float]:
-    """Return `num_steps` sigmas evenly spaced in sigma ** (1 / rho), and 0.
+    """Return `num_steps` sigmas evenly spaced in sigma ** (1 / rho), then 0.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), equation 5.
 
     Args:
-        num_steps: How many sigmas before the final 0.
-        sigma_min: The lowest of them; None takes the lowest of `table_sigmas(num_steps)`, as SUPIR
+        num_steps: Number of sigmas before the final 0.
+        sigma_min: Lowest of them; None takes the lowest of `table_sigmas(num_steps)`, as SUPIR
             does.
-        sigma_max: The highest.
-        rho: Larger puts more steps at low noise.
+        sigma_max: Highest of them.
+        rho: Larger values put more steps at low noise.
     """
     low, high = _bounds(num_steps, sigma_min, sigma_max)
     root_low, root_high = low ** (1 / rho), high ** (1 / rho)
@@ -76,7 +75,7 @@ def karras_sigmas(
 def exponential_sigmas(
     num_steps: int, *, sigma_min: float | None = None, sigma_max: float = SIGMA_MAX
 ) -> list[float]:
-    """Return `num_steps` sigmas evenly spaced in log sigma, and 0; see `karras_sigmas`."""
+    """Return `num_steps` sigmas evenly spaced in log sigma, then 0; see `karras_sigmas`."""
     low, high = _bounds(num_steps, sigma_min, sigma_max)
     ratio = math.log(low / high)
     return [high * math.exp(ramp * ratio) for ramp in _ramp(num_steps)] + [0.0]
@@ -96,7 +95,7 @@ def index_to_sigma(index: Tensor) -> Tensor:
 def fractional_index(sigma: Tensor) -> Tensor:
     """Return the table position (B,) float32 of `sigma` (B,), clamped to 0..999.
 
-    Between entries it is linear in log sigma.
+    It is interpolated linearly in log sigma.
     """
     log_table = table_on(sigma.device).log()
     log_sigma = sigma.float().log()
@@ -108,7 +107,7 @@ def fractional_index(sigma: Tensor) -> Tensor:
 def _bounds(num_steps: int, sigma_min: float | None, sigma_max: float) -> tuple[float, float]:
     low = table_sigmas(num_steps)[-2] if sigma_min is None else sigma_min
     if num_steps == 1:
-        low = min(low, sigma_max)  # a single step starts at the top; there is no lower end to check
+        low = min(low, sigma_max)  # a single step starts at the top, so there is no lower end
     if not 0 < low <= sigma_max:
         raise ValueError(
             f"sigmas must satisfy 0 < sigma_min <= sigma_max, got {low} and {sigma_max}"

@@ -1,6 +1,6 @@
-"""Tiling: large latents denoised window by window, the estimates averaged with smooth weights.
+"""Tiling: denoise large latents window by window and average the estimates with smooth weights.
 
-Averaging estimates, and not finished steps, keeps one noise field for the whole canvas and works
+Averaging estimates instead of finished steps keeps one noise field for the whole canvas and works
 with every sampler (MultiDiffusion, arXiv:2302.08113). B batch, h w latent size, k windows evaluated
 together.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from open_supir.diffusion.samplers import Denoise, Step
 
-WEIGHT_FLOOR = 1e-3  # the smallest weight is its square, which even fp16 holds
+WEIGHT_FLOOR = 1e-3  # the smallest weight is its square, which fp16 can represent
 
 
 class Window(NamedTuple):
@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 class WindowedDenoise(Protocol):
-    """A denoise function that can be told which part of the canvas it sees."""
+    """A denoise function that can be told which parts of the canvas it gets."""
 
     def __call__(self, x: Tensor, step: Step, windows: Sequence[Window] | None = None) -> Tensor:
         """Estimate the clean latent of `x` (k * B, C, h, w).
@@ -42,14 +42,14 @@ class WindowedDenoise(Protocol):
 
 
 def spread_windows(height: int, width: int, *, tile: int, overlap: float = 0.25) -> list[Window]:
-    """Cover height x width with equal windows, starts spread evenly, row by row.
+    """Cover height x width with equal windows at evenly spread starts; return them row by row.
 
     A side shorter than `tile` gets one window of its own length.
 
     Args:
         height, width: Size of the canvas.
         tile: Side of a window.
-        overlap: Least share of a window that its neighbour covers too, in [0, 1).
+        overlap: Minimum share of a window that its neighbour covers too, in [0, 1).
 
     Raises:
         ValueError: `tile` is not positive, or `overlap` is not in [0, 1).
@@ -68,12 +68,11 @@ def spread_windows(height: int, width: int, *, tile: int, overlap: float = 0.25)
 def tile_weights(height: int, width: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Return the blending weights (height, width) of a window, float32, in [1e-6, 1], symmetric.
 
-    A squared sine along each side, so that neighbours fade into each other without an edge, with a
-    floor.
+    They are a squared sine along each side, with a floor, so that neighbours blend without a seam.
     """
 
     def profile(length: int) -> Tensor:
-        # made for one half and mirrored: sine alone is symmetric only to rounding
+        # computed for one half and mirrored: the sine alone is symmetric only up to rounding
         centres = (torch.arange((length + 1) // 2, dtype=torch.float64) + 0.5) * (math.pi / length)
         half = centres.sin().square().clamp(min=WEIGHT_FLOOR)
         return torch.cat([half, half[: length // 2].flip(0)])
@@ -88,10 +87,9 @@ def tiled(
 
     Args:
         denoise: Called with crops of x and the windows they come from.
-        windows: All of one size; together they cover the canvas.
+        windows: Windows of equal size that cover the canvas.
         weights: Blending weights, broadcast against a crop (B, C, h, w).
-        batch_size: How many windows one call evaluates. Order and batching change nothing but
-            rounding.
+        batch_size: Windows per call. Order and batching affect only rounding.
 
     Raises:
         ValueError: `windows` is empty, or `batch_size` is not positive.

@@ -1,8 +1,8 @@
 """Randomness of a training step: noise from each sample's own seed, and how sigma is drawn.
 
-Numbers come from a counter, not from a generator's state (splitmix64, Steele et al. 2014): the
-sample with a given seed meets the same noise in any batch, on any rank, on any device, and after
-any resume. B is the batch.
+Numbers come from a counter, not from a generator's state (splitmix64, Steele et al. 2014): a sample
+with a given seed gets the same noise in any batch, on any rank or device, and after any resume. B
+is the batch.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from open_supir.diffusion.denoiser import Prediction, precondition
 from open_supir.diffusion.schedule import NUM_TABLE_SIGMAS, index_to_sigma
 
-SIGMA_STREAM = 1  # which numbers of a seed each use takes; two uses never share a stream
+SIGMA_STREAM = 1  # streams of a seed's numbers; no two uses share one
 NOISE_STREAM = 2
 OFFSET_STREAM = 3
 
@@ -36,8 +36,8 @@ def seeded_randn(
     Args:
         seeds: (B,) int64, on any device.
         shape: (B, ...) of the result.
-        stream: Another stream of the same seed is independent noise.
-        device: Where the numbers are made. Devices agree to float32 rounding.
+        stream: Different streams of a seed are independent.
+        device: Where the numbers are computed. Devices agree up to float32 rounding.
     """
     count = math.prod(shape[1:])
     words = _words(seeds, (count + 1) // 2, stream, device)
@@ -55,8 +55,8 @@ def seeded_noise(
 
     Args:
         seeds, shape, device: See `seeded_randn`.
-        offset: Strength of a part that is constant over each channel of an image, so that its mean
-            is learned as well (Guttenberg 2023; SDXL was refined with 0.05). 0 is plain noise.
+        offset: Strength of a component that is constant over each channel of an image, so that the
+            mean is learned as well (Guttenberg 2023; SDXL was refined with 0.05). 0 is plain noise.
     """
     noise = seeded_randn(seeds, shape, device=device)
     if not offset:
@@ -81,13 +81,13 @@ class TableNoise:
 
     Args:
         index_range: Lowest and highest table index drawn, both included.
-        power: Exponent of the uniform number before it picks the index: below 1 favours high noise,
-            above 1 low noise.
+        power: Exponent applied to the uniform number that picks the index: below 1 favours high
+            noise, above 1 low noise.
         prediction: The network output whose plain mean squared error the weighted loss equals.
-        sigma_data: Standard deviation of the clean latents; used by edm only.
+        sigma_data: Standard deviation of the clean latents; only edm uses it.
 
     Raises:
-        ValueError: The range is not within 0..999, or `power` is not positive, or `prediction` is
+        ValueError: The range is not within 0..999, `power` is not positive, or `prediction` is
             unknown.
     """
 
@@ -128,10 +128,10 @@ class LogNormalNoise:
     """Draws log sigma from a normal distribution (Karras et al. 2022, table 1).
 
     Args:
-        mean, std: Of log sigma. EDM's values are -1.2 and 1.2.
-        sigma_range: Lowest and highest sigma; draws beyond are clamped.
+        mean, std: Of log sigma; EDM uses -1.2 and 1.2.
+        sigma_range: Lowest and highest sigma; draws are clamped to it.
         prediction: The network output whose plain mean squared error the weighted loss equals.
-        sigma_data: Standard deviation of the clean latents; used by edm only.
+        sigma_data: Standard deviation of the clean latents; only edm uses it.
 
     Raises:
         ValueError: `std` or `sigma_data` is not positive, the range is empty, or `prediction` is
@@ -171,8 +171,8 @@ class LogNormalNoise:
 def output_weight(prediction: Prediction, sigma: Tensor, *, sigma_data: float = 0.5) -> Tensor:
     """Return the weight (B,) that turns a squared error of the clean latent into one of the output.
 
-    It is c_out ** -2: sigma ** -2 for eps, so that the weighted loss is the plain mean squared
-    error of the noise.
+    It is c_out ** -2; for eps that is sigma ** -2, which makes the weighted loss the plain mean
+    squared error of the noise.
     """
     return precondition(prediction, sigma.float(), sigma_data=sigma_data).c_out ** -2
 
@@ -186,7 +186,7 @@ def _known(prediction: Prediction) -> Prediction:
 
 
 def _words(seeds: Tensor, count: int, stream: int, device: torch.device | str) -> Tensor:
-    """Return `count` random 64-bit words a seed, (B, count) int64."""
+    """Return `count` random 64-bit words per seed, (B, count) int64."""
     seeds = seeds.to(device=device, dtype=torch.int64, non_blocking=True)
     key = _mix(_mix(seeds + _GAMMA) + _signed((stream + 1) * 0xD1B54A32D192ED03))
     counter = torch.arange(1, count + 1, device=seeds.device, dtype=torch.int64)
@@ -194,14 +194,14 @@ def _words(seeds: Tensor, count: int, stream: int, device: torch.device | str) -
 
 
 def _mix(words: Tensor) -> Tensor:
-    """Apply splitmix64's finaliser; int64 products wrap around, as unsigned ones would."""
+    """Apply splitmix64's finaliser; int64 products wrap around as unsigned ones would."""
     words = (words ^ _shift(words, 30)) * _MULTIPLIER_1
     words = (words ^ _shift(words, 27)) * _MULTIPLIER_2
     return words ^ _shift(words, 31)
 
 
 def _shift(words: Tensor, bits: int) -> Tensor:
-    """Shift right, filling with zeros: torch's >> keeps the sign of int64."""
+    """Shift right, filling with zeros; torch's >> keeps the sign of int64."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Build networks without memory: that comes with the weights."""
+"""Build networks without memory, which loading the weights provides."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from open_supir.base.registry import build
 
 
 def build_on_meta(spec: Mapping[str, Any]) -> Any:
-    """Build what `spec` says on the meta device.
+    """Build `spec` on the meta device.
 
     Raises:
         ValueError: See `build`.

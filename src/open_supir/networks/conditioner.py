@@ -19,9 +19,7 @@ END_OF_TEXT = 49407
 
 
 class Conditioning(NamedTuple):
-    """What the networks are told about an image: context (B, 77, L + G), vector (B, G_pooled +
-    sizes).
-    """
+    """Caption and sizes of images: context (B, 77, L + G), vector (B, G_pooled + sizes)."""
 
     context: Tensor
     vector: Tensor
@@ -30,8 +28,9 @@ class Conditioning(NamedTuple):
 @register
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """Size of one text tower. SDXL: 768 wide, 12 layers, 12 heads, quick GELU; and 1280, 32, 20,
-    GELU.
+    """Size of one text tower.
+
+    SDXL has 768 channels, 12 layers, 12 heads, quick GELU; and 1280, 32, 20, GELU.
     """
 
     width: int
@@ -50,15 +49,15 @@ class TextTowerConfig:
 class Conditioner(nn.Module):
     """Captions and sizes -> Conditioning.
 
-    Context: both towers' tokens after their last but one block, without the final norm. Vector: the
-        second tower's pooled projection, then the embedded original size, crop corner and target
-        size.
+    The context is both towers' tokens after the penultimate block, without the final norm. The
+    vector is the second tower's pooled projection, then the embedded original size, crop corner and
+    target size.
 
     Args:
         clip_l: The tower whose padding is the end-of-text token (OpenAI CLIP-L in SDXL).
         clip_g: The tower whose padding is 0 and whose pooled output is used (OpenCLIP bigG in
             SDXL).
-        size_channels: Channels that embed one of the six size numbers; 256 in SDXL.
+        size_channels: Channels per embedded size number, of which there are six; 256 in SDXL.
     """
 
     def __init__(
@@ -72,20 +71,18 @@ class Conditioner(nn.Module):
         self.vector_dim = clip_g.width + 6 * size_channels
 
     def forward(self, captions: list[str], sizes: Tensor) -> Conditioning:
-        """Encode captions (B of them) and sizes (B, 6): original, crop corner, target, each (h, w)
-        in pixels.
-        """
+        """Encode B captions and sizes (B, 6): original, crop corner, target; (h, w) in pixels."""
         return self.with_sizes(*self.encode(captions, sizes.device), sizes)
 
     def encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Encode captions (B of them) as context (B, 77, L + G) and pooled text (B, G_pooled)."""
+        """Encode B captions as context (B, 77, L + G) and pooled text (B, G_pooled)."""
         tokens = tokenize(captions).to(device)
         penultimate_l, _ = encode_text(self.clip_l, pad_with_end(tokens))
         penultimate_g, pooled = encode_text(self.clip_g, tokens)
         return torch.cat([penultimate_l, penultimate_g], dim=-1), pooled
 
     def with_sizes(self, context: Tensor, pooled: Tensor, sizes: Tensor) -> Conditioning:
-        """Put encoded captions and sizes (B, 6) together."""
+        """Combine encoded captions and sizes (B, 6)."""
         embedded = self.embed_sizes(sizes).to(pooled.dtype)
         return Conditioning(context, torch.cat([pooled, embedded], dim=-1))
 
@@ -100,14 +97,12 @@ def tokenize(captions: list[str]) -> Tensor:
 
 
 def count_tokens(text: str) -> int:
-    """Count the tokens of a text, without the start and end marks; at most 75 are seen by the
-    towers.
-    """
+    """Count the tokens of a text without start and end marks; the towers see at most 75."""
     return len(_tokenizer().encode(text))
 
 
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Return CLIP's tokens with their numbers, and its merges in order, as others store them."""
+    """Return CLIP's tokens with their numbers, and its merges in order, in transformers' form."""
     tokenizer = _tokenizer()
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     tokens = {names.get(token, token): number for token, number in tokenizer.encoder.items()}
@@ -115,14 +110,14 @@ def vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def pad_with_end(tokens: Tensor) -> Tensor:
-    """Replace the padding after the end mark by the end mark, as SDXL's first tower was fed."""
+    """Replace the padding after the end mark by the end mark, as SDXL's first tower expects."""
     position = torch.arange(tokens.shape[1], device=tokens.device)
     end = tokens.argmax(dim=1, keepdim=True)  # the end mark has the largest number
     return torch.where(position > end, END_OF_TEXT, tokens)
 
 
 def encode_text(tower: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (tokens after the last but one block (B, 77, W), pooled output (B, W_out))."""
+    """Return tokens after the penultimate block (B, 77, W) and pooled output (B, W_out)."""
     last = len(tower.transformer.resblocks) - 1  # type: ignore[union-attr, arg-type]
     out = tower.forward_intermediates(tokens, indices=[last - 1], output_fmt="NLC")  # type: ignore[operator]
     return out["text_intermediates"][0], out["text_features"]
@@ -146,6 +141,6 @@ def _text_tower(config: TextTowerConfig, *, projected: bool) -> nn.Module:
         output_dim=config.width if projected else None,
         act_layer=QuickGELU if config.quick_gelu else nn.GELU,
     )
-    with torch.device("cpu"):  # computed, in no file: it must be there on a tower built on meta too
+    with torch.device("cpu"):  # computed, not in any file: towers built on meta need it too
         tower.register_buffer("attn_mask", tower.build_causal_mask(), persistent=False)
     return tower

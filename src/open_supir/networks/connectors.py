@@ -1,9 +1,9 @@
 """Connectors: how the control adaptor's features enter the UNet's middle and decoder.
 
-A connector owns the trained joints. `bind` gives the `Join` of one call: features live on the
-stack and nothing is stored on the module, so both halves of classifier-free guidance can share
-them. Joints are numbered as in the released weights (`project_modules.N`): from the last decoder
-block to the first, the middle block last.
+A connector owns the trained joints. `bind` returns the `Join` of one call; nothing is stored on the
+module, so both halves of classifier-free guidance can share the features. Joints are numbered as in
+the released weights (`project_modules.N`): from the last decoder block to the first, the middle
+block last.
 
 Shapes: B batch; features is the adaptor's list in encoder order, middle last; c is one of them.
 """
@@ -27,8 +27,8 @@ class ZeroSFT(nn.Module):
     """Spatial feature transform of the joined features by the control feature.
 
     Replaces the skip concatenation: `out = scale * (norm(x) * (1 + gain) + bias) + (1 - scale) *
-    raw`. Its zero convolutions make gain, bias and the added control zero at the start, but the
-    norm stays: it is not the identity.
+    raw`. Its zero convolutions make gain, bias and the added control zero at the start, but it is
+    not the identity then, because the norm remains.
     Source: SUPIR (arXiv:2401.13627), figure 4; layout and names of the released weights.
     """
 
@@ -42,7 +42,7 @@ class ZeroSFT(nn.Module):
     ) -> None:
         super().__init__()
         joined = skip_channels + decoder_channels
-        self.param_free_norm = GroupNorm(32, joined)  # affine all the same, in the released weights
+        self.param_free_norm = GroupNorm(32, joined)  # affine despite its name, as released
         self.mlp_shared = nn.Sequential(
             nn.Conv2d(control_channels, hidden, 3, padding=1), nn.SiLU()
         )
@@ -53,7 +53,7 @@ class ZeroSFT(nn.Module):
     def forward(
         self, c: Tensor, skip: Tensor, h: Tensor | None = None, scale: float = 1.0
     ) -> Tensor:
-        """Join control c, skip and (where there is one) decoder feature h, all (B, *, h, w)."""
+        """Join control c, skip and, if given, decoder feature h, all (B, *, h, w)."""
         controlled = skip + self.zero_conv(c)
         if h is None:
             raw, x = skip, controlled
@@ -67,7 +67,7 @@ class ZeroSFT(nn.Module):
 class ZeroCrossAttention(nn.Module):
     """Attention of a UNet feature over the control feature of its level; residual.
 
-    Despite the released name its output is not zero at the start, unless `zero` says so.
+    Despite the released name, its output is not zero at the start, unless `zero` is set.
     """
 
     def __init__(
@@ -92,12 +92,11 @@ class ZeroCrossAttention(nn.Module):
 
 
 class Connector(nn.Module):
-    """Base: numbers that every connector derives its joints from.
+    """Base class: the numbers from which every connector derives its joints.
 
     Args:
-        model_channels, channel_mult, num_res_blocks: The UNet's, so that widths are derived and not
-            typed by hand.
-        head_channels: Channels of one attention head, where the connector attends.
+        model_channels, channel_mult, num_res_blocks: The UNet's; they determine all widths.
+        head_channels: Channels of one attention head, for connectors with attention.
     """
 
     def __init__(
@@ -116,13 +115,13 @@ class Connector(nn.Module):
         self.project_modules = nn.ModuleList()
 
     def bind(self, features: Sequence[Tensor], scale: float) -> Join:
-        """Return the join of one call; `scale` 0 means the UNet's own behaviour, 1 full control."""
+        """Return the join of one call; `scale` 0 means the UNet alone, 1 full control."""
         raise TypeError(f"{type(self).__name__} must define bind")
 
 
 @register
 class PlainConnector(Connector):
-    """No control: the UNet's own behaviour, as a baseline."""
+    """No control: the UNet alone, as a baseline."""
 
     def bind(self, features: Sequence[Tensor], scale: float) -> Join:
         """Return a join that ignores the features."""
@@ -131,7 +130,7 @@ class PlainConnector(Connector):
 
 @dataclass(frozen=True)
 class _IgnoringJoin(PlainJoin):
-    """Takes a feature with weight zero: training needs a gradient, be it zero."""
+    """Adds a feature with weight zero, because training needs a gradient, even a zero one."""
 
     features: Sequence[Tensor]
 
@@ -141,7 +140,7 @@ class _IgnoringJoin(PlainJoin):
 
 @register
 class ResidualConnector(Connector):
-    """ControlNet's zero convolutions, added to skips and middle; the identity at the start.
+    """ControlNet's zero convolutions, added to skips and middle; the identity at first.
 
     Source: Zhang et al. 2023 (arXiv:2302.05543).
     """
@@ -160,7 +159,7 @@ class ResidualConnector(Connector):
 
 @register
 class CrossAttentionConnector(Connector):
-    """Skips and middle attend over the control features; zero at first, so the identity."""
+    """Skips and middle attend over the control features; the identity at first."""
 
     def __init__(self, **unet: Any) -> None:
         super().__init__(**unet)
@@ -179,11 +178,11 @@ class CrossAttentionConnector(Connector):
 
 @register
 class ZeroSFTConnector(Connector):
-    """SUPIR's connector: ZeroSFT at the middle and every skip, and cross-attention if wanted.
+    """SUPIR's connector: ZeroSFT at the middle and every skip, and optional cross-attention.
 
     Args:
         cross_attention: Also attend before every upsampling, as released (10 ZeroSFT and 2
-            cross-attentions at full size); not so in the paper.
+            cross-attentions at full size) but not in the paper.
         hidden: Channels between a control feature and its gain and bias.
     """
 

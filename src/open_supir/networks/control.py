@@ -17,16 +17,15 @@ from open_supir.networks.unet import Trunk, UNet
 
 @register
 class ControlAdaptor(Trunk):
-    """A UNet encoder of its own that sees the noisy latent and, through one zero convolution, the
-    LQ latent.
+    """A UNet encoder that sees the noisy latent and, through a zero convolution, the LQ latent.
 
-    The paper trims its transformers to half the UNet's depth; the released weights are not trimmed.
-    Which it is, is `transformer_depth`. It starts as a copy of the UNet's encoder and middle, by
-    name: a trimmed adaptor takes the first blocks of each transformer.
+    The paper trims its transformers to half the UNet's depth, the released weights are untrimmed;
+    `transformer_depth` decides. It starts as a copy of the UNet's encoder and middle, by name: a
+    trimmed adaptor takes the first blocks of each transformer.
 
     Args:
-        sees_text: As released. Without, it is told nothing of caption and sizes, so its features
-            are the same for both halves of classifier-free guidance and computed once.
+        sees_text: As released. Without it, the adaptor gets neither caption nor sizes, so its
+            features are the same for both halves of classifier-free guidance and computed once.
         trunk: See `Trunk`.
     """
 
@@ -37,18 +36,18 @@ class ControlAdaptor(Trunk):
         self.input_hint_block = nn.ModuleList([zero_init(hint)])
 
     def reset_hint(self) -> None:
-        """Give the hint's convolution zeros on the CPU: the LQ latent adds nothing at the start."""
+        """Zero the hint's convolution, on the CPU, so that the LQ latent adds nothing at first."""
         zero_init(self.input_hint_block.to_empty(device="cpu"))
 
     def forward(self, x: Tensor, t: Tensor, cond: Conditioning, z_lq: Tensor) -> list[Tensor]:
-        """Return the control features, in encoder order, the middle block's last.
+        """Return the control features in encoder order, the middle block's last.
 
         Args:
             x: (B, C, h, w) noisy latent, scaled by c_in.
             t: (B,) noise index.
             cond: Text and size conditioning.
-            z_lq: Latent of the degraded image. It may have B / k rows: then x and t are k copies in
-                a row, as for the two halves of guidance.
+            z_lq: Latent of the degraded image. It may have B / k rows if x and t are k copies in a
+                row, as for the two halves of guidance.
         """
         batch = len(x)
         if not self.sees_text:  # the same for all copies
@@ -81,7 +80,7 @@ class ControlledUNet(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """What the sides of a latent must be a multiple of."""
+        """The number that a latent's sides must be multiples of."""
         return self.unet.downsampling
 
     def forward(
@@ -102,9 +101,8 @@ class ControlledUNet(nn.Module):
             control_scale: 0 for the UNet alone, 1 for full control.
         """
         features = self.control(x, t, cond, z_lq)
-        with (
-            torch.no_grad()
-        ):  # control enters after the middle block: the frozen encoder needs no graph
+        # control enters at the middle block's output, so the frozen encoder needs no graph
+        with torch.no_grad():
             emb = self.unet.embed(t, cond.vector)
             context = cond.context.to(emb.dtype)
             h, skips = self.unet.encode(x, emb, context)

@@ -2,7 +2,7 @@
 
 Attribute names are the official parameter names (`in_layers`, `emb_layers`, `to_out`), so that
 released weights load by prefix. Shapes: B batch, C channels, h w latent size at the block's level,
-N tokens (h * w), E embedding width.
+N = h * w tokens, E embedding width.
 """
 
 import math
@@ -18,16 +18,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def zero_init(module: Module) -> Module:
-    """Set every parameter to zero, so that the module's branch starts by adding nothing."""
+    """Set every parameter to zero, so that the module's branch adds nothing at first."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
-    """Embed scalars (B,) as (B, width): cosines first, then sines (the order that SDXL was trained
-    with).
-    """
+    """Embed scalars (B,) as (B, width): cosines, then sines, as SDXL was trained."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
     angles = values.float()[:, None] * torch.exp(-math.log(max_period) * steps / half)
@@ -35,25 +33,26 @@ def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_0
 
 
 def run_module(module: nn.Module, *inputs: object) -> Tensor:
-    """Call a module; one marked by `checkpoint_activations` keeps its inputs only, and is run again
-    for the gradients.
+    """Call a module.
+
+    One marked by `checkpoint_activations` keeps only its inputs and is rerun in the backward pass.
     """
     if getattr(module, "is_checkpointed", False) and torch.is_grad_enabled():
-        # no layer here draws random numbers, so none need be replayed
+        # no layer here draws random numbers, so no state needs restoring
         return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
     return module(*inputs)
 
 
 def is_autocast(x: Tensor) -> bool:
-    """Say whether autocast is on where `x` is; there is none for meta tensors."""
+    """Say whether autocast is on for the device of `x`; never for meta tensors."""
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm in its input's type, also under autocast.
+    """Group norm in its input's dtype, even under autocast.
 
-    Autocast runs norms in float32, which keeps a float32 copy of every input for the gradients:
-    more than a tenth of all activations. The kernels add up in float32 anyway.
+    Autocast runs norms in float32 and so keeps a float32 copy of every input for the gradients,
+    more than a tenth of all activations. The kernels accumulate in float32 anyway.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,7 +65,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in its input's type, also under autocast; see `GroupNorm`."""
+    """Layer norm in its input's dtype, even under autocast; see `GroupNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Normalise (..., C)."""
@@ -104,7 +103,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` over `context` (over itself when none is given)."""
+    """Multi-head attention of `x` over `context`, or over itself without one."""
 
     def __init__(self, width: int, *, context_width: int, heads: int) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class Attention(nn.Module):
 
 
 class GatedGELU(nn.Module):
-    """Linear map whose first half is gated by the GELU of its second half (Shazeer 2020)."""
+    """Linear map with its first half gated by the GELU of its second half (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -139,7 +138,7 @@ class GatedGELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated two-layer perceptron, four times as wide inside."""
+    """Gated two-layer perceptron with an inner width of 4 C."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -154,7 +153,7 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, attention over the text, feed-forward; each after a norm and residual."""
+    """Self-attention, attention over the text, feed-forward; each pre-normed and residual."""
 
     def __init__(self, width: int, *, context_width: int, heads: int) -> None:
         super().__init__()

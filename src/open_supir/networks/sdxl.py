@@ -8,7 +8,7 @@ from open_supir.base.options import read_options
 def sdxl_architecture(
     *, control: str = "full", connector: str = "zerosft_released"
 ) -> dict[str, dict[str, Any]]:
-    """Return what `build` needs, by network, as conf/ says it.
+    """Return the specs that `build` takes, by network, as in conf/.
 
     Args:
         control: An option of conf/control: full as released, half as in the paper, or third.

@@ -1,4 +1,4 @@
-"""Switches that trade time for memory, or time now for time later; results stay the same."""
+"""Activation checkpointing and compilation: switches of time and memory that keep results."""
 
 from typing import Literal, get_args
 
@@ -24,15 +24,15 @@ _COMPILED: dict[str, tuple[type[nn.Module], ...]] = {
     "regional": (BasicTransformerBlock,),
     "full": (ControlledUNet, UNet, Encoder, Decoder),
 }
-# One code object serves all transformer blocks: two widths, trained, frozen and without a graph.
+# All transformer blocks share a code object: two widths, each trained, frozen and without a graph.
 _RECOMPILE_LIMIT = 64
 
 
 def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
     """Mark the layers below `module` that keep only their inputs for the backward pass.
 
-    At SDXL's size and 512-pixel crops "transformer" saves 70 % of the activations' memory for 17 %
-    more arithmetic, "full" 88 % for 27 % (counted, not timed).
+    At SDXL's size and 512-pixel crops, "transformer" saves 70 % of activation memory for 17 % more
+    arithmetic, "full" 88 % for 27 % (counted, not timed).
 
     Args:
         module: Any module that holds UNets, adaptors or connectors.
@@ -40,7 +40,7 @@ def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
             and the connector's joints.
 
     Returns:
-        How many layers are marked.
+        Number of layers marked.
 
     Raises:
         ValueError: `mode` is unknown.
@@ -55,16 +55,16 @@ def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
 
 
 def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "inductor") -> int:
-    """Compile, in place, the networks below `module`; names of parameters stay as they are.
+    """Compile the networks below `module` in place; parameter names do not change.
 
     Args:
         module: Any module that holds networks.
-        mode: "off"; "regional" compiles the repeated transformer block, once a shape; "full" whole
-            networks, which takes minutes and must be done again for every image size.
+        mode: "off"; "regional" compiles the repeated transformer block once per shape; "full"
+            compiles whole networks, which takes minutes for every image size.
         backend: A backend of `torch.compile`.
 
     Returns:
-        How many modules are compiled; each when it is first called.
+        Number of modules that compile at their first call.
 
     Raises:
         ValueError: `mode` is unknown.

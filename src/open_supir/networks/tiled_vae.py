@@ -1,13 +1,13 @@
-"""The autoencoder on images of any size: tile by tile, with the result of the whole image.
+"""The autoencoder on images of any size: tile by tile, with the same result as on the whole image.
 
-Two things in the networks see further than a few pixels. The attention of the middle block runs on
-the whole latent, where it is small. Each group norm needs the statistics of the whole image: they
-are gathered over the tiles, one norm after another, and the way up to that norm is computed anew
-each time, so that nothing but one tile is held. What is left are convolutions, and tiles that
-overlap by their reach are exact.
+Two operations see further than a few pixels. The middle block's attention runs on the whole latent,
+where it is small. Each group norm needs the statistics of the whole image: they are gathered over
+the tiles, one norm after another, recomputing everything before that norm each time, so that only
+one tile is in memory. The rest are convolutions, which are exact on tiles that overlap by their
+reach.
 
-Where the latent is too large for its attention, that sees windows of it only, and the middle runs
-within tiles too: then the result is an approximation, and windows and tiles fade into each other.
+If the latent is too large for its attention, attention sees only windows of it, and the middle runs
+within tiles too. The result is then an approximation, with windows and tiles blended.
 
 Shapes: B batch, H W image size, h w latent size.
 """
@@ -28,22 +28,22 @@ from open_supir.networks.vae import (
     RobustEncoder,
 )
 
-# Attention takes little memory but 4 * tokens ** 2 * width operations: at full size about as many
-# as all convolutions together for 2 ** 18, and 2e15 for 2 ** 20, which a GPU does in seconds.
+# Attention takes little memory but 4 * tokens ** 2 * width operations: at full size, about as many
+# as all convolutions together at 2 ** 18 tokens, and 2e15 at 2 ** 20, which take a GPU seconds.
 MAX_TOKENS_CPU = 2**18
 MAX_TOKENS_GPU = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class VaeTiles:
-    """How large images pass the autoencoder.
+    """How the autoencoder processes large images.
 
     Attributes:
-        tile: Side of a tile in pixels, rounded up to whole latent pixels; an image that is no
-            larger passes whole.
-        attention_tokens: Most latent pixels that the middle's attention sees at once; windows of
-            about that many, where the image has more. None is 2 ** 20 on a GPU (8192x8192 at full
-            size) and 2 ** 18 on a CPU (4096x4096).
+        tile: Side of a tile in pixels, rounded up to whole latent pixels; images that fit in one
+            are not tiled.
+        attention_tokens: Most latent pixels that the middle's attention sees at once; larger
+            latents are split into windows of about that many. None means 2 ** 20 on a GPU
+            (8192x8192 at full size) and 2 ** 18 on a CPU (4096x4096).
 
     Raises:
         ValueError: `tile` is below 32, or `attention_tokens` below 1.
@@ -64,7 +64,7 @@ class VaeTiles:
         return math.isqrt(self.attention_tokens or default)
 
     def is_exact(self, tokens: int, device: torch.device) -> bool:
-        """Say whether a latent of that many pixels gets its attention whole."""
+        """Say whether attention runs on the whole of a latent with that many pixels."""
         return tokens <= self.window(device) ** 2
 
 
@@ -74,7 +74,7 @@ def encode_tiled(
 ) -> DiagonalGaussian:
     """Encode images (B, 3, H, W) in [-1, 1] on any device; the posterior is on the network's.
 
-    Latents are unscaled. H and W must be multiples of the latent's factor.
+    Latents are unscaled. H and W must be multiples of the downsampling factor.
     """
     encoder, weight = part.encoder, part.encoder.conv_in.weight
     factor = 2 ** (len(encoder.down) - 1)
@@ -126,8 +126,8 @@ def decode_tiled(
 class _Sweep:
     """A chain of modules applied to a canvas in tiles.
 
-    Works on a copy of the modules that shares their weights, so that the gathered statistics are
-    this call's alone. Sides and positions are in pixels of the source; the chain enlarges by
+    Works on a copy of the modules that shares their weights, so that the gathered statistics belong
+    to this call alone. Sides and positions are in pixels of the source; the chain enlarges by
     `zoom_in` or reduces by `zoom_out`. With a `window`, attention sees squares of that side.
     """
 
@@ -152,7 +152,7 @@ class _Sweep:
         self.zoom_in, self.zoom_out = zoom_in, zoom_out
         halo = math.ceil(_reach(chain) / zoom_out) * zoom_out
         tile = math.ceil(tile / zoom_out) * zoom_out
-        # without whole attention neighbours differ, and fade into each other
+        # without whole attention, neighbours differ and have to be blended
         ramp = 0 if window is None else math.ceil(tile / 8 / zoom_out) * zoom_out
         height, width = source.shape[-2:]
         self.rows = _spans(height, tile, halo=halo, ramp=ramp, multiple=zoom_out)
@@ -197,7 +197,7 @@ class _Sweep:
 
 @dataclass(frozen=True)
 class _Span:
-    """Where a tile lies along one side: what it reads, and its own share of the canvas within."""
+    """A tile's extent along one side: what it reads, and within that its own share (core)."""
 
     start: int
     core_start: int
@@ -218,14 +218,14 @@ class _Span:
 
 
 def _fade(distance: Tensor, ramp: int) -> Tensor:
-    """Go from 0 to 1 around distance 0, smoothly over `ramp` at either side."""
+    """Rise smoothly from 0 to 1 between distances -`ramp` and `ramp`."""
     if ramp == 0:
         return (distance > 0).float()
     return 0.5 + 0.5 * (distance / ramp).clamp(-1, 1).mul(math.pi / 2).sin()
 
 
 def _spans(length: int, tile: int, *, halo: int, ramp: int, multiple: int) -> list[_Span]:
-    """Split a side into shares of about equal length, none above `tile`."""
+    """Split a side into shares of about equal length, at most `tile`."""
     count = math.ceil(length / tile)
     edges = [round(i * length / count / multiple) * multiple for i in range(count)] + [length]
     return [
@@ -253,7 +253,7 @@ def _reach(chain: nn.Module) -> float:
 
 
 class _Gathered(Exception):
-    """Ends a tile's way through the chain at the norm whose statistics are wanted."""
+    """Stops a tile's run through the chain at the norm whose statistics are being gathered."""
 
 
 class _WholeNorm(nn.Module):
@@ -271,7 +271,7 @@ class _WholeNorm(nn.Module):
         """Normalise (B, C, h, w), or gather from it and raise `_Gathered`."""
         if self.scale is not None and self.shift is not None:
             return torch.addcmul(self.shift.to(x), x, self.scale.to(x))
-        if self.core is None:  # a single tile is the whole
+        if self.core is None:  # a single tile covers the canvas
             return self.norm(x)
         self._gather(self._own_share(x))
         raise _Gathered
@@ -302,7 +302,7 @@ class _WholeNorm(nn.Module):
         self.count = total
 
     def finish(self) -> None:
-        """Turn the statistics into one scale and shift a channel."""
+        """Turn the statistics into one scale and shift per channel."""
         weight, bias = (p.double().cpu() for p in (self.norm.weight, self.norm.bias))
         each = self.norm.num_channels // self.norm.num_groups
         deviation = (self.spread / self.count + self.norm.eps).sqrt().repeat_interleave(each, dim=1)
@@ -313,7 +313,7 @@ class _WholeNorm(nn.Module):
 
 
 def _replace_norms(module: nn.Module) -> list[_WholeNorm]:
-    """Replace every group norm below `module`; returns the new ones in the order of execution."""
+    """Replace every group norm below `module`; return the new ones in order of execution."""
     norms: list[_WholeNorm] = []
     for name, child in module.named_children():
         if isinstance(child, nn.GroupNorm):
@@ -326,7 +326,7 @@ def _replace_norms(module: nn.Module) -> list[_WholeNorm]:
 
 
 class _LocalAttention(nn.Module):
-    """Attention within windows that fade into each other, in place of the whole."""
+    """Attention within blended windows instead of over the whole."""
 
     def __init__(self, attention: AttnBlock, window: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The SDXL UNet: a trunk (embeddings, encoder, middle) and a decoder with open joints.
 
-Control never enters the code of the network: a `Join` answers, at the three places where control
-can enter, how the features go on. Shapes: B batch, C channels, h w latent size, E embedding width.
-The latent's sides must be multiples of 2 ** (levels - 1). Parameter names are the official ones.
+The network's code contains no control: a `Join` decides, at the three places where control can
+enter, how features continue. Shapes: B batch, C channels, h w latent size, E embedding width. The
+latent's sides must be multiples of 2 ** (levels - 1). Parameter names are the official ones.
 """
 
 from collections.abc import Sequence
@@ -60,9 +60,7 @@ class PlainJoin:
 
 @dataclass(frozen=True)
 class DecoderBlock:
-    """One decoder block: widths of what is joined before it, its own width, its level, and whether
-    it upsamples.
-    """
+    """One decoder block: widths of the joined feature and skip, its own width, and its level."""
 
     channels: int
     skip_channels: int
@@ -108,9 +106,9 @@ class Trunk(nn.Module):
         in_channels: Latent channels.
         model_channels: Width of the first level; a multiple of 32 (group norms).
         channel_mult: Width of each level in units of `model_channels`.
-        num_res_blocks: Residual blocks a level.
-        transformer_depth: Transformer blocks a spatial transformer, by level; 0 means none. The
-            last number also holds for the middle block.
+        num_res_blocks: Residual blocks per level.
+        transformer_depth: Transformer blocks per spatial transformer, by level; 0 means none. The
+            last number also applies to the middle block.
         head_channels: Channels of one attention head.
         context_dim: Width of the text tokens.
         vector_dim: Width of the pooled text and size vector.
@@ -131,7 +129,7 @@ class Trunk(nn.Module):
         super().__init__()
         if len(transformer_depth) != len(channel_mult):
             raise ValueError(
-                f"transformer_depth needs one number a level: got {list(transformer_depth)} for "
+                f"transformer_depth needs one number per level: got {list(transformer_depth)} for "
                 f"channel_mult={list(channel_mult)}"
             )
         self.layout = Layout.of(
@@ -176,8 +174,7 @@ class Trunk(nn.Module):
     def encode(
         self, x: Tensor, emb: Tensor, context: Tensor, hint: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run encoder and middle on x (B, in_channels, h, w); `hint` is added to the first feature
-        map.
+        """Run encoder and middle on x (B, in_channels, h, w); add `hint` to the first feature.
 
         Returns:
             The middle block's output, and the encoder's outputs in order.
@@ -194,8 +191,9 @@ class Trunk(nn.Module):
 
 @register
 class UNet(Trunk):
-    """The SDXL UNet. As released: 320 channels, mult [1, 2, 4], depth [0, 2, 10], 2567.5M
-    parameters.
+    """The SDXL UNet.
+
+    As released: 320 channels, mult [1, 2, 4], depth [0, 2, 10], 2567.5M parameters.
     """
 
     def __init__(self, *, out_channels: int, **trunk: Any) -> None:
@@ -224,9 +222,7 @@ class UNet(Trunk):
     def decode(
         self, h: Tensor, skips: Sequence[Tensor], emb: Tensor, context: Tensor, join: Join
     ) -> Tensor:
-        """Run the decoder from the middle block's output; `join` says how control enters. Returns
-        the output.
-        """
+        """Run the decoder on the middle block's output and skips; `join` lets control enter."""
         h = join.middle(h)
         for index, (block, skip) in enumerate(
             zip(self.output_blocks, reversed(skips), strict=True)
@@ -246,9 +242,7 @@ class UNet(Trunk):
         z_lq: Tensor | None = None,
         control_scale: float = 1.0,
     ) -> Tensor:
-        """Predict from noisy latents x (B, C, h, w) without control; the last two arguments are
-        ignored.
-        """
+        """Predict from noisy latents x (B, C, h, w) without control; ignore the last two inputs."""
         emb = self.embed(t, cond.vector)
         context = cond.context.to(emb.dtype)
         h, skips = self.encode(x, emb, context)
@@ -256,14 +250,14 @@ class UNet(Trunk):
 
 
 def run_block(block: nn.Module, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-    """Run the layers of one block, each with the inputs that it takes."""
+    """Run the layers of one block, each with the inputs it takes."""
     for layer in block.children():
         h = run_layer(layer, h, emb, context)
     return h
 
 
 def run_layer(layer: nn.Module, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-    """Call one layer with the inputs that its kind takes."""
+    """Call one layer with the inputs its type takes."""
     if isinstance(layer, ResBlock):
         return run_module(layer, h, emb)
     if isinstance(layer, SpatialTransformer):
@@ -278,7 +272,7 @@ def _perceptron(width: int, out: int) -> nn.Sequential:
 def _transformer(
     channels: int, depth: int, context_dim: int, head_channels: int
 ) -> list[nn.Module]:
-    """Hold one spatial transformer, or nothing where the level has none."""
+    """Return one spatial transformer in a list, or an empty list if `depth` is 0."""
     if depth == 0:
         return []
     return [

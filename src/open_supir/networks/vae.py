@@ -1,7 +1,7 @@
-"""The first stage: SDXL's autoencoder, and the encoder that is robust to degradation.
+"""The first stage: SDXL's autoencoder, and the robust encoder for degraded images.
 
 Shapes: images (B, 3, H, W) in [-1, 1]; latents (B, z, h, w) with h = H / 2 ** (levels - 1).
-Latents are always scaled by `scale_factor` outside this module. Parameter names are the official
+Outside this module, latents are always scaled by `scale_factor`. Parameter names are the official
 ones.
 """
 
@@ -19,7 +19,7 @@ from open_supir.base.registry import register
 from open_supir.networks.layers import GroupNorm, zero_init
 
 SDXL_LATENT_SCALE = 0.13025
-MANY_TOKENS = 4096  # from where on attention pays for the copies that let it need little memory
+MANY_TOKENS = 4096  # from here on, attention copies its inputs to save memory
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class DiagonalGaussian:
         return cls(mean, logvar.clamp(-30.0, 20.0))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Draw with standard normal noise of the mean's shape."""
+        """Return a sample, given standard normal noise of the mean's shape."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Divergence from the standard normal, mean over elements."""
+        """Return the divergence from the standard normal, averaged over elements."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).mean()
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with norms before them; residual."""
+    """Two convolutions, each after a norm; residual."""
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int) -> None:
         super().__init__()
@@ -77,18 +77,18 @@ class AttnBlock(nn.Module):
         return x + self.attend(self.norm(x))
 
     def attend(self, normed: Tensor) -> Tensor:
-        """Return what is added to the input, of which `normed` (B, C, h, w) is the norm."""
+        """Return the residual to add to the input, from the normed input (B, C, h, w)."""
         q, k, v = (
             rearrange(to(normed), "b c h w -> b 1 (h w) c") for to in (self.q, self.k, self.v)
         )
-        if q.shape[2] >= MANY_TOKENS:  # else every pair of pixels is held at once
+        if q.shape[2] >= MANY_TOKENS:  # strided inputs would hold every pair of pixels at once
             q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=normed.shape[2]))
 
 
 class Resampling(nn.Module):
-    """The convolution of a change of resolution, under its official name."""
+    """The convolution that changes resolution, under its official name."""
 
     def __init__(self, channels: int, *, down: bool) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Resampling(nn.Module):
 
 
 class Stage(nn.Module):
-    """The residual blocks of one level, and the change of resolution after them, if any."""
+    """The residual blocks of one level, then its change of resolution, if any."""
 
     def __init__(
         self, in_channels: int, out_channels: int, depth: int, *, groups: int, then: str | None
@@ -210,11 +210,10 @@ class AutoencoderKL(nn.Module):
     Args:
         ch: Width of the finest level; 128 in SDXL.
         ch_mult: Width of each level in units of `ch`; [1, 2, 4, 4] in SDXL (8x down).
-        num_res_blocks: Residual blocks a level of the encoder; the decoder has one more.
+        num_res_blocks: Residual blocks per encoder level; the decoder has one more.
         z_channels: Latent channels; 4 in SDXL.
-        scale_factor: What latents are multiplied by, so that their variance is about one; 0.13025
-            in SDXL.
-        groups: Groups of every norm; 32 in SDXL. 0 leaves the norms out: narrow tiny networks learn
+        scale_factor: Factor on latents that gives them a variance of about one; 0.13025 in SDXL.
+        groups: Groups of every norm; 32 in SDXL. 0 omits the norms: tiny, narrow networks learn
             faster without, since a norm hides each image's mean and contrast.
     """
 
@@ -244,15 +243,13 @@ class AutoencoderKL(nn.Module):
         self.downsampling = 2 ** (len(ch_mult) - 1)
 
     def posterior(self, image: Tensor) -> DiagonalGaussian:
-        """Encode images (B, 3, H, W) to the unscaled posterior."""
+        """Encode images (B, 3, H, W) as an unscaled posterior."""
         return DiagonalGaussian.from_moments(
             self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype)))
         )
 
     def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Encode images (B, 3, H, W) to scaled latents (B, z, h, w): the mean, or a draw where
-        noise is given.
-        """
+        """Encode images (B, 3, H, W) as scaled latents (B, z, h, w): mean, or draw if `noise`."""
         posterior = self.posterior(image)
         z = posterior.mean if noise is None else posterior.sample(noise)
         return self.scale_factor * z.float()
@@ -264,9 +261,7 @@ class AutoencoderKL(nn.Module):
 
 
 class RobustEncoder(nn.Module):
-    """A copy of the autoencoder's encoder, trained to see through degradation; its quant_conv stays
-    frozen.
-    """
+    """A copy of the autoencoder's encoder, trained on degraded images; its quant_conv is frozen."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -275,7 +270,7 @@ class RobustEncoder(nn.Module):
         self.scale_factor = vae.scale_factor
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode degraded images (B, 3, H, W) to scaled latents (B, z, h, w): the mean."""
+        """Encode degraded images (B, 3, H, W) to scaled latents (B, z, h, w), the mean."""
         moments = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype)))
         return self.scale_factor * DiagonalGaussian.from_moments(moments).mean.float()
 
