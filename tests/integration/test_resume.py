@@ -110,7 +110,7 @@ def test_a_slurm_job_is_put_back_into_its_queue(
     fake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(ValueError, match="no Slurm job"):
+    with pytest.raises(ValueError, match="not a Slurm job"):
         requeue_slurm_job()
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     requeue_slurm_job()

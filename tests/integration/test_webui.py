@@ -29,7 +29,7 @@ if importlib.util.find_spec("gradio") is None:  # importing it takes seconds: no
     pytest.skip("the page needs the extra `web`", allow_module_level=True)
 
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-OWN = "as the checkpoint says"
+OWN = "checkpoint default"
 DIALS = [2, 1, 3, 1, "wavelet", "png", "as the input", 2, 1, 1, 0, "sharp", "blurred"]
 STEPS = "input[aria-label='number input for Steps']"
 STATUS, CAPTION = "#status textarea", "#caption textarea"

@@ -109,7 +109,7 @@ def _require_what_no_run_says(
         needed.append("degradation")
     lost = [key for key in needed if not cfg.get(key)]
     if lost:
-        what = "without a checkpoint there is" if model is None else f"{model.checkpoint} lies in"
+        what = "without a checkpoint there is" if model is None else f"{model.checkpoint} is in"
         raise ValueError(
             f"{what} no run folder, whose configuration would supply more; "
             f"set {', '.join(f'{key}=...' for key in lost)}"

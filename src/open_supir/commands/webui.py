@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from open_supir.webui.studio import Studio
 
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")
-OWN = "as the checkpoint says"
+OWN = "checkpoint default"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PASSWORD = "OPEN_SUPIR_PASSWORD"
 

@@ -305,7 +305,7 @@ class RestorationDataModule(LightningDataModule):
                 f"settings, or start a new run from the weights"
             )
         if self.plan is None:
-            log.warning("data.reader=stream cannot resume exactly: shards are drawn anew")
+            log.warning("data.reader=stream cannot resume exactly: it draws new shards")
         self.consumed = int(state_dict["consumed"])
         self._saved_accumulation = int(state_dict["accumulation"])
 

@@ -231,7 +231,10 @@ def inspect_folders(root: str, settings: InspectSettings) -> list[FolderReport]:
 
 
 def verdict(reports: Sequence[FolderReport], limit: float) -> str | None:
-    """Say why the data must not be trained on, or None."""
+    """Return why the data is not fit for training, or None.
+
+    `limit` is the share of decoded samples that may be refused.
+    """
     faults = [f"{r.folder}/{fault}" for r in reports for fault in r.faults]
     if faults:
         return f"{len(faults)} faulty shards or manifests, first: {faults[0]}"

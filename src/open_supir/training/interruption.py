@@ -99,7 +99,7 @@ def requeue_slurm_job() -> None:
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        raise ValueError("requeue=true, but SLURM_JOB_ID is not set: this is no Slurm job")
+        raise ValueError("requeue=true, but SLURM_JOB_ID is not set: this is not a Slurm job")
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else job
     log.info("requeueing Slurm job %s", job)
