@@ -108,8 +108,8 @@ def test_redirects_are_not_followed(server: Server) -> None:
     "answer, message",
     [
         (_completion("x" * (1 << 20)), "above"),
-        ((200, {}, b"not json"), "no chat completion"),
-        ((200, {}, b'{"choices": []}'), "no chat completion"),
+        ((200, {}, b"not json"), "not a chat completion"),
+        ((200, {}, b'{"choices": []}'), "not a chat completion"),
         (_completion(None), "no text"),
     ],
 )

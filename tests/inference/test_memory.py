@@ -68,7 +68,7 @@ def test_out_of_memory_goes_down_the_ladder_and_is_told(
     result = restorer(IMAGE)
     assert [rung.name for rung in result.given_up] == ["sequential_cfg=true"]
     assert result.is_exact and result.settings.sequential_cfg
-    assert "out of memory; trying again with sequential_cfg=true" in caplog.text
+    assert "out of memory; retrying with sequential_cfg=true" in caplog.text
     torch.testing.assert_close(result.restored, expected.restored, atol=1e-4, rtol=0)
 
 

@@ -118,7 +118,7 @@ def test_exported_file_is_evaluated_where_it_is_told_all_that_a_run_would_say(
 
 
 def test_exported_file_without_its_base_asks_for_it(exported: Path) -> None:
-    with pytest.raises(ValueError, match=r"mine\.safetensors does not say.*set weights\.sdxl=FILE"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors does not name.*weights\.sdxl=FILE"):
         load_networks(exported)
 
 

@@ -1,4 +1,4 @@
-"""Inference: restore photographs and caption them; make negative samples with the prior."""
+"""Restore and caption photographs; make negative samples with the prior."""
 
 from open_supir.inference.captioner import FileCaptioner, NoCaptioner
 from open_supir.inference.options import RestoreOptions

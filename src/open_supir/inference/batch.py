@@ -1,4 +1,4 @@
-"""A run over many photographs: skips what is done, shows progress, stops between two images."""
+"""Restore many photographs: skip finished ones, show progress, stop cleanly between images."""
 
 import logging
 import signal
@@ -19,8 +19,8 @@ from open_supir.inference.restorer import Restorer
 
 log = logging.getLogger(__name__)
 
-# Raised by bad files, full disks, captioners, or for lack of memory. torch raises RuntimeError for
-# much else too, but a folder of thousands is not given up for one image.
+# Raised for bad files, full disks, captioner failures or lack of memory. torch raises RuntimeError
+# for much else too, but one image must not end a run over thousands.
 FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
 Restore = Callable[[Job, OnStep], dict[str, Any]]  # restores a job's files; returns the record
 
@@ -28,14 +28,14 @@ Restore = Callable[[Job, OnStep], dict[str, Any]]  # restores a job's files; ret
 def jobs_left(
     jobs: Sequence[Job], key: str, *, texts: FileCaptioner | None, overwrite: bool, dry_run: bool
 ) -> list[Job]:
-    """Return the jobs that are not done yet; logs those that are, in a dry run all.
+    """Return the jobs that are not done yet; logs finished ones, and all in a dry run.
 
     Args:
-        jobs: All of them.
+        jobs: All jobs.
         key: See `job_key`.
-        texts: Captions from files, which may have changed since; None for other captioners.
-        overwrite: Nothing counts as done.
-        dry_run: Log what would be restored too.
+        texts: The captioner if it reads files, which may have changed since; else None.
+        overwrite: Treat no job as done.
+        dry_run: Also log what would be restored.
     """
     left = []
     for job in jobs:
@@ -44,22 +44,22 @@ def jobs_left(
         if not done:
             left.append(job)
         if done or dry_run:
-            log.info("%s: %s", _arrow(job), "done already" if done else "would be restored")
+            log.info("%s: %s", _arrow(job), "already done" if done else "would be restored")
     return left
 
 
 def restore_all(
     restorer: Restorer, jobs: Sequence[Job], restore: Restore, *, show_progress: bool
 ) -> list[str]:
-    """Restore one image after the other; returns one line for each that failed.
+    """Restore one image after another; return one line for each failure.
 
-    The first interrupt ends the run after the image at work.
+    The first interrupt ends the run after the current image.
 
     Args:
-        restorer: Tells how many steps an image takes.
+        restorer: Its options give the number of steps per image.
         jobs: What to restore.
-        restore: Restores the files of one job.
-        show_progress: Draw a bar on stderr.
+        restore: Restores one job.
+        show_progress: Show a progress bar on stderr.
     """
     for folder in {job.targets[0].parent for job in jobs}:
         remove_leftovers(folder)  # of runs that were killed
@@ -69,7 +69,7 @@ def restore_all(
         bar = progress.add_task("restoring", total=len(jobs))
         for number, job in enumerate(jobs):
             if stopped:
-                failed.append(f"stopped: the same command goes on with {len(jobs) - number} images")
+                failed.append(f"stopped: rerun the command for {len(jobs) - number} more images")
                 break
             try:
                 record = restore(job, lambda *_: progress.advance(bar, 1 / total))
@@ -104,14 +104,14 @@ def _progress(show: bool) -> Progress:
 
 @contextmanager
 def _stop_after_this_image() -> Iterator[list[int]]:
-    """Add the first interrupt to the yielded list; a second one stops at once."""
+    """Append the first interrupt to the yielded list; a second one stops immediately."""
     seen: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        log.warning("finishing this image; interrupt again to stop at once")
+        log.warning("finishing this image; interrupt again to stop immediately")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -1,4 +1,4 @@
-"""Captions kept on disk, by image, model and question: asked once, whatever else changes."""
+"""Captions cached on disk by image, model and question."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from open_supir.inference.captioner import Captioner, one_line
 
 
 class CachedCaptioner:
-    """Asks a captioner only about images that it was not asked about before.
+    """Asks a captioner only about images it has not seen before.
 
     Args:
-        captioner: Whom to ask; its `identity` names model and question.
-        folder: Where answers are kept, one file each; made when the first is.
+        captioner: The captioner to ask; its `identity` names model and question.
+        folder: Where captions are stored, one file each; created with the first.
     """
 
     def __init__(self, captioner: Captioner, folder: str | Path) -> None:
@@ -33,7 +33,7 @@ class CachedCaptioner:
         path = self.folder / f"{digest.hexdigest()}.json"
         try:
             return one_line(json.loads(path.read_bytes())["caption"])
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged: ask
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged: ask
             caption = self.captioner(image, source=source)
         write_text(path, json.dumps({"caption": caption, "by": identity}))
         return caption

@@ -1,4 +1,4 @@
-"""Captioners: describe an image in words, for the text half of the conditioning."""
+"""Captioners: describe an image in words, for the text conditioning."""
 
 from pathlib import Path
 from typing import Protocol
@@ -10,20 +10,20 @@ QUESTION = "Describe this image and its style in a very detailed manner."  # as 
 
 
 class Captioner(Protocol):
-    """Describes an image; what restores images knows no more of it."""
+    """Interface of all captioners: image in, caption out."""
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
         """Return a caption.
 
         Args:
-            image: (3, H, W) in [0, 1]: the degraded image, cleaned.
-            source: File that the image was read from, where there is one.
+            image: (3, H, W) in [0, 1]: the degraded image, cleaned by the robust encoder.
+            source: File that the image was read from, if there is one.
         """
         ...
 
 
 class NoCaptioner:
-    """Says nothing: the prompt is the quality words alone."""
+    """Returns no caption: the prompt is the quality words alone."""
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
         """Return an empty caption."""
@@ -34,8 +34,8 @@ class FileCaptioner:
     """Reads the caption from a text file beside the image: photo.jpg and photo.txt.
 
     Args:
-        folder: Where the text files are; None is beside each image.
-        required: Refuse images without a text file; otherwise their caption is empty.
+        folder: Where the text files are; None looks beside each image.
+        required: Raise for images without a text file, instead of returning an empty caption.
     """
 
     def __init__(self, folder: str | Path | None = None, *, required: bool = False) -> None:
@@ -45,11 +45,11 @@ class FileCaptioner:
         self.required = required
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
-        """Return the text beside `source`, in one line.
+        """Return the text that belongs to `source`, as one line.
 
         Raises:
-            FileNotFoundError: There is none, and one is required.
-            ValueError: The file is no UTF-8 text, or larger than 64 KiB.
+            FileNotFoundError: There is no text file, and one is required.
+            ValueError: The file is not UTF-8 text, or larger than 64 KiB.
         """
         path = None if source is None else (self.folder or source.parent) / f"{source.stem}.txt"
         if path is None or not path.is_file():
@@ -65,5 +65,5 @@ class FileCaptioner:
 
 
 def one_line(text: str) -> str:
-    """Return `text` with every run of white space as one space, and without control characters."""
+    """Return `text` without control characters, and with whitespace collapsed to single spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,4 +1,4 @@
-"""Captions from a vision-language model in this process, through transformers."""
+"""Captions from a vision-language model run in this process with transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from open_supir.inference.captioner import QUESTION, one_line
 
 
 class LocalCaptioner:
-    """Asks any image-text-to-text model of transformers, greedily: the same image, the same words.
+    """Asks any image-text-to-text model of transformers; decoding is greedy, hence deterministic.
 
     Args:
-        model: Folder or hub name. Code inside model repositories is never run.
-        question: What the model is asked.
-        max_tokens: Longest answer.
+        model: Folder or hub name. Code in model repositories is never run.
+        question: The prompt.
+        max_tokens: Maximum length of the answer.
         device: Where the model runs.
-        dtype: Of its weights; "auto" is the one they are stored in.
+        dtype: Dtype of its weights; "auto" keeps the stored one.
 
     Raises:
-        ImportError: transformers is not installed; it comes with the extra `caption`.
+        ImportError: transformers is not installed (extra `caption`).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class LocalCaptioner:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
-        """Return the model's description of `image` (3, H, W) in [0, 1], in one line."""
+        """Return the model's description of `image` (3, H, W) in [0, 1], as one line."""
         pixels = to_uint8(image).cpu().permute(1, 2, 0).contiguous().numpy()
         content = [{"type": "image"}, {"type": "text", "text": self.question}]
         prompt = self.processor.apply_chat_template(

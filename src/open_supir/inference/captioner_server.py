@@ -1,4 +1,4 @@
-"""Captions from a server with OpenAI's chat interface (vLLM, llama.cpp, Ollama and others)."""
+"""Captions from a server with an OpenAI-compatible chat API (vLLM, llama.cpp, Ollama, ...)."""
 
 import base64
 import io
@@ -29,29 +29,29 @@ MAX_WAIT_S = 30.0
 
 
 class CaptionError(RuntimeError):
-    """The server gave no caption; the message says why in one line."""
+    """The server returned no caption; the one-line message says why."""
 
 
 class ServerCaptioner:
-    """Asks a vision model behind an OpenAI-compatible server.
+    """Asks a vision model on an OpenAI-compatible server.
 
-    Redirects are not followed, answers are limited in size, and failures that may pass are tried
-    again after 1, 2, 4, ... seconds.
+    Redirects are not followed, the size of answers is limited, and transient failures are retried
+    after 1, 2, 4, ... seconds.
 
     Args:
-        url: The server's base, such as http://localhost:8000/v1.
-        model: Name of the model, as the server knows it.
-        question: What the model is asked.
-        key_variable: Environment variable that holds the key, read at each call so that no key ever
-            reaches a configuration or a log; no key is sent where it is unset.
-        timeout_s: Longest wait for an answer.
-        retries: Further attempts after the first.
-        max_tokens: Longest answer.
-        max_side: Images with a longer side are reduced before they are sent.
-        sleep: How to wait; tests do not.
+        url: Base URL of the server, such as http://localhost:8000/v1.
+        model: The server's name for the model.
+        question: The prompt.
+        key_variable: Environment variable with the API key, read at each call so that the key never
+            reaches a configuration or a log; if unset, no key is sent.
+        timeout_s: Maximum wait for an answer.
+        retries: Attempts after the first.
+        max_tokens: Maximum length of the answer.
+        max_side: Images with a longer side are reduced before sending.
+        sleep: Called to wait; tests replace it.
 
     Raises:
-        ValueError: `url` is not http or https, or holds a user name or password.
+        ValueError: `url` is not http or https, or contains a user name or password.
     """
 
     def __init__(
@@ -87,10 +87,10 @@ class ServerCaptioner:
         self.sleep = sleep
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
-        """Return the model's description of `image` (3, H, W) in [0, 1], in one line.
+        """Return the model's description of `image` (3, H, W) in [0, 1], as one line.
 
         Raises:
-            CaptionError: The server does not answer, refuses, or answers in another form.
+            CaptionError: The server does not answer, refuses, or returns an invalid answer.
         """
         body = json.dumps(self._question(image)).encode()
         for attempt in range(self.retries + 1):
@@ -102,7 +102,7 @@ class ServerCaptioner:
                         f"captioner at {self.host}: {failure} after {attempt + 1} attempts"
                     ) from failure
                 wait = min(max(failure.wait_s, 2.0**attempt), MAX_WAIT_S)
-                log.warning("captioner at %s: %s; again in %.0f s", self.host, failure, wait)
+                log.warning("captioner at %s: %s; retrying in %.0f s", self.host, failure, wait)
                 self.sleep(wait)
         raise AssertionError("unreachable")
 
@@ -152,7 +152,7 @@ class ServerCaptioner:
 
 
 class _Passing(Exception):
-    """A failure worth another attempt."""
+    """A transient failure, worth a retry."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
@@ -160,7 +160,7 @@ class _Passing(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Turns a redirect into an error: it could carry key and image to another host."""
+    """Rejects redirects: they could send key and image to another host."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -184,9 +184,9 @@ def _content(answer: bytes) -> str:
     try:
         content = json.loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise CaptionError("captioner: the answer is no chat completion") from error
+        raise CaptionError("captioner: the answer is not a chat completion") from error
     if not isinstance(content, str):
-        raise CaptionError("captioner: the answer holds no text")
+        raise CaptionError("captioner: the answer contains no text")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Rebuild everything that restoring needs from a stage-2 checkpoint and its base weights."""
+"""Build and load everything needed for restoration from a stage-2 checkpoint and base weights."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ RELEASED: dict[str, dict[str, Any]] = {
 
 
 class Networks(NamedTuple):
-    """What a Restorer is made of."""
+    """The networks of a Restorer."""
 
     network: ControlledUNet
     denoiser: Denoiser
@@ -51,40 +51,38 @@ def load_networks(
 ) -> Networks:
     """Build the networks of a stage-2 checkpoint or a SUPIR file, and load all their weights.
 
-    Networks are built without memory and loaded tensor by tensor in their final type, so the peak
-    is what the weights take. A training checkpoint holds what was trained, how to build the rest,
-    and which files the rest came from; its averaged weights are used where it has them.
+    Networks are built on the meta device and loaded tensor by tensor in their final dtype, so peak
+    memory is the size of the weights. A training checkpoint holds the trained parts, how to build
+    the rest, and the files that the rest came from; its averaged weights are used if present.
 
     Args:
         path: A checkpoint of stage supir, or a SUPIR file: exported by `convert`, or released
             (SUPIR-v0Q, SUPIR-v0F).
         recipe: The result of `read_recipe`, if the caller already has it.
-        weights: Files to use in place of the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
-            records none, so it needs sdxl; its own robust encoder is used unless one is named.
+        weights: Files that replace the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
+            records none, so it needs sdxl; its own robust encoder is used unless one is given.
             "clean" as robust_encoder is the ordinary encoder.
-        dtype: Of UNet, adaptor, connector and text towers. Both encoders and the decoder are
+        dtype: Dtype of UNet, adaptor, connector and text towers. Both encoders and the decoder are
             float32.
 
     Raises:
-        FileNotFoundError: The checkpoint or a base file is missing; names it.
-        ValueError: The file is not a stage-2 checkpoint, or names no base.
+        FileNotFoundError: The checkpoint or a base file is missing; the message names it.
+        ValueError: The file is not a stage-2 checkpoint, or no SDXL file is given for it.
     """
     recipe = read_recipe(path) if recipe is None else recipe
     files = {**recipe["weights"], **{k: v for k, v in (weights or {}).items() if v is not None}}
     if files.get("sdxl") is None:
-        raise ValueError(
-            f"{path} does not say which SDXL file it belongs to; set weights.sdxl=FILE"
-        )
+        raise ValueError(f"{path} does not name its SDXL file; set weights.sdxl=FILE")
     networks = _build(recipe["architecture"])
     load_all(_loads(path, networks, files, dtype))
     return networks
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Return how to build, feed and sample a stage-2 checkpoint; reads no weights.
+    """Return how to build and sample a stage-2 checkpoint; reads no weights.
 
-    A file without a recipe (a released SUPIR file) is taken for SDXL's size, with the depth and
-    the connector that its names show, and is sampled as the released code does.
+    A file without a recipe (a released SUPIR file) is assumed to have SDXL's size, with the depth
+    and connector inferred from its tensor names, and is sampled as in the released code.
 
     Returns:
         `architecture`: part -> what `build` needs; `weights`: files by setting;
@@ -102,7 +100,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         stage = f" of stage {recipe['stage']}" if isinstance(recipe, dict) else ""
         raise ValueError(
             f"{path}: not a stage-2 checkpoint, but {DESCRIPTIONS[info.kind]}{stage} with the "
-            f"parts {', '.join(info.parts) or 'none'}; restoring needs one made by "
+            f"parts {', '.join(info.parts) or 'none'}; restoring needs one from "
             "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
     own = {"robust_encoder": str(path)} if "robust_encoder" in info.parts else {}
@@ -124,7 +122,7 @@ def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
 def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
     if "robust_encoder" not in info.parts:
         raise ValueError(
-            f"{info.path}: holds adaptor and connector, but no robust encoder, which restoring "
+            f"{info.path}: has adaptor and connector, but no robust encoder, which restoring "
             "needs; use the complete file"
         )
     architecture = sdxl_architecture(control=info.control, connector=info.connector)
@@ -137,7 +135,7 @@ def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def _build(architecture: Mapping[str, Any]) -> Networks:
-    """Build the networks; those with base weights without memory."""
+    """Build the networks; all but connector and denoiser on the meta device."""
     network = ControlledUNet(
         build_on_meta(architecture["unet"]),
         build_on_meta(architecture["control"]),
@@ -159,7 +157,7 @@ def _loads(
     files: Mapping[str, str | None],
     dtype: torch.dtype,
 ) -> list[Load]:
-    """Return which file each part is loaded from; later ones replace what earlier ones loaded."""
+    """Return the file each part is loaded from; later loads override earlier ones."""
     network, denoiser, conditioner, vae, robust_encoder = networks
     ignored = ignored_for(denoiser.prediction)
     base: dict[str, nn.Module] = {

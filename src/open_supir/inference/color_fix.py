@@ -1,8 +1,8 @@
 """Colour fixes: give a restored image the colours of a reference, keeping its detail.
 
-Images are (B, 3, H, W) of the reference's size, both unit or both signed; results may overshoot.
-Both work in strips of rows, so that the device needs memory for a strip only, and give what they
-would on the whole image.
+Image and reference are (B, 3, H, W) of one size, both in [0, 1] or both in [-1, 1]; results may
+overshoot. Work is done in strips of rows, so that the device needs memory for one strip only; the
+results are the same as on the whole image.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor
 
 WAVELET_LEVELS = 5
 ADAIN_EPS = 1e-5
-STRIP_PIXELS = 2**20  # of one strip: at most this many, where a row is no longer
+STRIP_PIXELS = 2**20  # maximum size of a strip; a strip has at least one row
 
 
 def wavelet_color_fix(
@@ -26,15 +26,15 @@ def wavelet_color_fix(
 ) -> Tensor:
     """Replace the low frequencies of `image` by those of `reference`.
 
-    The high bands of an a-trous wavelet transform sum to the image less its coarsest blur, and blur
-    is linear: blurring the difference of the two is all it takes. Source: StableSR
-    (arXiv:2305.07015).
+    The high bands of an a-trous wavelet transform sum to the image minus its coarsest blur, and
+    blurring is linear, so it suffices to add the blurred difference of the two images. Source:
+    StableSR (arXiv:2305.07015).
 
     Args:
         image, reference: See above; on any device.
-        levels: Blurs, each with holes twice as wide.
-        device: Where to work; None is where `image` is.
-        strip_pixels: Pixels of a strip.
+        levels: Number of blurs; the dilation doubles with each.
+        device: Where to compute; None is the device of `image`.
+        strip_pixels: Maximum pixels per strip.
     """
     reach = 2**levels - 1  # 1 + 2 + 4 + ... pixels
     out = torch.empty_like(image)
@@ -59,7 +59,7 @@ def adain_color_fix(
     device: torch.device | str | None = None,
     strip_pixels: int = STRIP_PIXELS,
 ) -> Tensor:
-    """Give each channel of `image` the mean and deviation of `reference` (arXiv:1703.06868).
+    """Match each channel's mean and standard deviation to `reference` (arXiv:1703.06868).
 
     Args:
         image, reference, device, strip_pixels: As in `wavelet_color_fix`.
@@ -75,7 +75,7 @@ def adain_color_fix(
 def no_color_fix(
     image: Tensor, reference: Tensor, *, device: torch.device | str | None = None
 ) -> Tensor:
-    """Return `image` as it is."""
+    """Return `image` unchanged."""
     return image
 
 
@@ -87,14 +87,14 @@ COLOR_FIXES: dict[str, Callable[..., Tensor]] = {
 
 
 def _strips(image: Tensor, strip_pixels: int) -> Iterator[tuple[int, int]]:
-    """Return the first and last row of strips; the last is excluded."""
+    """Return the row ranges [first, last) of the strips."""
     height, width = image.shape[-2:]
     rows = max(1, strip_pixels // width)
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _coarse(image: Tensor, levels: int) -> Tensor:
-    """Blur by [1 2 1] / 4 along both axes, with holes that double from level to level."""
+    """Blur by [1 2 1] / 4 along both axes; the dilation doubles from level to level."""
     channels = image.shape[1]
     row = image.new_tensor([0.25, 0.5, 0.25])
     kernel = row.outer(row).expand(channels, 1, 3, 3)
@@ -106,7 +106,7 @@ def _coarse(image: Tensor, levels: int) -> Tensor:
 
 
 def _statistics(image: Tensor, eps: float, strip_pixels: int) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation (B, 3, 1, 1), float64: sums over strips stay exact enough."""
+    """Return mean and standard deviation (B, 3, 1, 1); float64, to sum strips accurately."""
     total = squares = torch.zeros((), dtype=torch.float64, device=image.device)
     for top, bottom in _strips(image, strip_pixels):
         strip = image[..., top:bottom, :].double()

@@ -1,4 +1,4 @@
-"""Folders of photographs: which files to restore, and where each result goes."""
+"""Folders of photographs: which files to restore, and where results go."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from open_supir.inference.options import RestoreOptions
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its file, its name within the input, and the files to write."""
+    """One image: its file, its path within the input, and the files to write."""
 
     source: Path
     name: str
@@ -21,15 +21,15 @@ class Job:
 
     @property
     def record(self) -> Path:
-        """The record, written after all targets."""
+        """Path of the record, which is written after all targets."""
         return self.targets[0].with_name(self.targets[0].name + ".json")
 
 
 def find_photos(source: Path, output: Path) -> tuple[Path, list[Path], list[str]]:
-    """List what to restore, sorted.
+    """List the files to restore, sorted.
 
-    Files with a known suffix are listed whatever they hold; hidden ones and the output folder are
-    not. Links to folders are not followed.
+    All files with a known suffix are listed, except hidden ones and those in the output folder.
+    Symbolic links to folders are not followed.
 
     Returns:
         The folder that names are relative to, the files, and one line for each folder that cannot
@@ -37,14 +37,14 @@ def find_photos(source: Path, output: Path) -> tuple[Path, list[Path], list[str]
 
     Raises:
         FileNotFoundError: `source` does not exist.
-        ValueError: It holds no images, or is the output folder.
+        ValueError: `source` has no images, or is the output folder.
     """
     if source.is_file():
         return source.parent, [source], []
     if not source.is_dir():
         raise FileNotFoundError(f"input={printable(source)}: no such file or folder")
     if source.resolve() == output.resolve():
-        raise ValueError(f"output={printable(output)} is the input folder; give another one")
+        raise ValueError(f"output={printable(output)} is the input folder; choose another one")
     found, problems = [], []
 
     def unreadable(error: OSError) -> None:
@@ -72,10 +72,10 @@ def find_photos(source: Path, output: Path) -> tuple[Path, list[Path], list[str]
 def plan_jobs(
     paths: Sequence[Path], root: Path, output: Path, options: RestoreOptions
 ) -> list[Job]:
-    """Decide where each image goes: the input's tree below `output`.
+    """Choose the targets of each image, mirroring the input's tree below `output`.
 
-    Images that differ only in suffix keep it in their names; names that still collide, also on
-    file systems that ignore case, get a hash. Control characters become underscores.
+    If images differ only in suffix, their targets keep it in the name; if names still collide,
+    ignoring case, a hash is added. Control characters become underscores.
 
     Raises:
         ValueError: A target is one of the inputs.
@@ -102,14 +102,14 @@ def plan_jobs(
     for files in planned:
         for file in files:
             if os.path.realpath(file) in inputs:
-                raise ValueError(f"{printable(file)} is an input; give another output folder")
+                raise ValueError(f"{printable(file)} is an input; choose another output folder")
     return [
         Job(path, str(name), files) for path, name, files in zip(paths, names, planned, strict=True)
     ]
 
 
 def printable(path: object) -> str:
-    """Return a path or message in one line, control characters and broken bytes escaped."""
+    """Return a path or message as one line, with control characters and invalid bytes escaped."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path)
     )

@@ -1,4 +1,4 @@
-"""Image-to-image with the prior alone: how negative samples are made.
+"""Image-to-image with the prior alone, for making negative samples.
 
 Shapes: B batch, H W image size, h w latent size. Images are in [0, 1].
 """
@@ -33,18 +33,18 @@ def image_to_image(
     """Sample images (B, 3, H, W) from the prior, starting from `images` (SDEdit, arXiv:2108.01073).
 
     Args:
-        network: Predicts from noisy latents; called with z_lq=None.
+        network: The UNet; called with z_lq=None.
         denoiser: Turns its output into an estimate of the clean latent.
         conditioner: Captions and sizes -> Conditioning.
-        vae: Encodes images and decodes latents; the work is done on its device.
+        vae: Encodes images and decodes latents; work is done on its device.
         images: (B, 3, H, W) in [0, 1], of any size.
-        captions: What is wanted, B of them.
-        negative_captions: What is not wanted, B of them.
-        strength: Share of the steps that are taken: 0 returns `images` as the VAE reproduces them,
-            1 ignores them. SUPIR makes its negative samples at 0.5.
-        settings: How to sample; its settings of control and restoration guidance are not used.
-        seeds: One an image, which alone decides its noise.
-        size_condition: (h, w) told to the conditioner; None tells it the images' size.
+        captions: B prompts.
+        negative_captions: B negative prompts.
+        strength: Share of the sampling steps that are run: 0 returns the VAE's reconstruction of
+            `images`, 1 ignores them. SUPIR makes its negative samples at 0.5.
+        settings: Sampler settings; those for control and restoration guidance are ignored.
+        seeds: One per image; an image's noise depends on nothing else.
+        size_condition: (h, w) given to the conditioner; None is the images' size.
 
     Raises:
         ValueError: `strength` is not in [0, 1], or the lists differ in length.
@@ -77,7 +77,7 @@ def _conditions(
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     if not len(captions) == len(negative_captions) == len(seeds):
         raise ValueError(
-            f"expected one caption, one negative caption and one seed an image, got "
+            f"expected one caption, one negative caption and one seed per image, got "
             f"{len(captions)}, {len(negative_captions)} and {len(seeds)}"
         )
     sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)

@@ -1,7 +1,7 @@
-"""Memory: what fits, and what to give up, in order, where something did not.
+"""Memory: estimate what fits, and reduce the options step by step when memory runs out.
 
-The order is fixed: what does not change the result comes before what does, but for parking parts
-off the device, which is slowest and comes last.
+The order is fixed: steps that keep the result exact come before those that change it, except for
+offloading parts from the device, which is slowest and comes last.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from open_supir.networks import AutoencoderKL, ControlledUNet
 
 VAE_TILE = 1024  # pixels
 LEAST_TILE = 16  # latent pixels
-# Values held at once, counted for SDXL-shaped networks: 1.5 GiB a megapixel for its autoencoder in
-# bfloat16 (128 channels), 0.6 GiB a megapixel for UNet and adaptor with two guidance halves (320).
-VAE_VALUES = 6.0  # a pixel and channel of the finest level
-UNET_VALUES = 31.0  # a latent pixel, channel of the finest level, and half
-SHARE = {"cpu": 0.5, "cuda": 0.8}  # of all memory that the estimate may use
+# Values held at once, counted for SDXL-shaped networks: in bfloat16, the autoencoder (128 channels)
+# takes 1.5 GiB per megapixel, UNet and adaptor (320) with both guidance halves 0.6 GiB.
+VAE_VALUES = 6.0  # per pixel and channel of the finest level
+UNET_VALUES = 31.0  # per latent pixel, channel of the finest level, and guidance half
+SHARE = {"cpu": 0.5, "cuda": 0.8}  # share of the total memory that the estimate may use
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One step down: what was given up, and whether the result is another one for it."""
+    """One reduction: the changed option, and whether the result stays exact."""
 
     name: str
     is_exact: bool
@@ -33,12 +33,12 @@ class Rung:
 def step_down(
     options: RestoreOptions, *, native_tile: int, has_device: bool = True
 ) -> tuple[RestoreOptions, Rung] | None:
-    """Return options that need less memory, and what they gave up; None where nothing is left.
+    """Return options that need less memory, and the reduction made; None if none is left.
 
     Args:
-        options: What did not fit.
-        native_tile: Latent side that the networks were trained at: the first tile to try.
-        has_device: Whether parts can be parked off the device at all.
+        options: Options that did not fit.
+        native_tile: Latent side that the networks were trained at; the first tile size to try.
+        has_device: Whether parts can be offloaded at all (not on a CPU).
     """
     settings = options.settings
     if settings.tile is not None and settings.tile_batch > 1:
@@ -69,9 +69,9 @@ def fit(
     native_tile: int,
     device: torch.device,
 ) -> tuple[RestoreOptions, list[Rung]]:
-    """Return options that should fit, by an estimate from sizes and the device's whole memory.
+    """Return options that should fit, estimated from sizes and the device's total memory.
 
-    What other programs use is not asked, so that one machine always decides alike.
+    Memory in use by other programs is ignored, so that a machine always decides the same way.
     """
     budget = _memory(device) * SHARE["cpu" if device.type == "cpu" else "cuda"]
     given_up: list[Rung] = []
@@ -95,7 +95,7 @@ def fit(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether `error` is a device or the machine running out of memory."""
+    """Return whether `error` means that the device or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU

@@ -1,4 +1,4 @@
-"""The model of a command: a stage-2 checkpoint, the files that replace parts of it, its options."""
+"""The model of a command: a stage-2 checkpoint, files that replace parts of it, and its options."""
 
 import logging
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What restores, before its weights are loaded.
+    """A model whose weights are not loaded yet.
 
     Attributes:
         checkpoint: A stage-2 checkpoint or a SUPIR file.
         recipe: Its recipe; see `read_recipe`.
-        weights: Base files in place of those that the checkpoint names; see `load_networks`.
-        dtype: Of the networks: float32, bfloat16 or float16.
+        weights: Base files that replace those named by the checkpoint; see `load_networks`.
+        dtype: Dtype of the networks: float32, bfloat16 or float16.
         quantize: int8 or fp8 for the UNet's linear weights; None keeps their dtype.
     """
 
@@ -45,30 +45,30 @@ class Model:
 
     @classmethod
     def find(cls, checkpoint: str | None, *, runs_dir: str | Path, **settings: Any) -> "Model":
-        """Return the model of a checkpoint, or of the newest of stage 2 below `runs_dir`.
+        """Return the model of a checkpoint, or of the newest stage-2 checkpoint below `runs_dir`.
 
         Args:
             checkpoint: A file; None takes the newest.
-            runs_dir: Where the runs are.
-            settings: The other attributes of the class, but for the recipe.
+            runs_dir: Folder that holds the run folders.
+            settings: The other attributes of the class, except `recipe`.
 
         Raises:
-            FileNotFoundError: There is no such file, or no checkpoint yet.
+            FileNotFoundError: The file does not exist, or there is no checkpoint yet.
             ValueError: The file is not a stage-2 checkpoint.
         """
         path = find_checkpoint(checkpoint, runs_dir=runs_dir)
         return cls(checkpoint=path, recipe=read_recipe(path), **settings)
 
     def options(self, sampler: Mapping[str, Any], options: Mapping[str, Any]) -> RestoreOptions:
-        """Return the options that were asked for; the recipe fills in what was not.
+        """Return the given options, completed from the recipe.
 
         Args:
             sampler: Sampler settings. With `_target_` they are complete, and its class is trusted;
-                without it they replace single settings of the recipe. "???" is not set.
-            options: Fields of RestoreOptions; None is not set.
+                without it they override single settings of the recipe. "???" means unset.
+            options: Fields of RestoreOptions; None means unset.
 
         Raises:
-            ValueError: A name is unknown, or a value out of its range.
+            ValueError: A name is unknown, or a value is out of range.
         """
         asked = {name: value for name, value in sampler.items() if value != "???"}
         if "_target_" in asked:
@@ -82,9 +82,9 @@ class Model:
             raise ValueError(f"options: {error}") from error
 
     def described(self) -> dict[str, str | None]:
-        """Return what records say of the model: names and hashes of its files, without folders.
+        """Return the model's description for records: names and hashes of its files, no folders.
 
-        Reads every file whole.
+        Reads all files completely.
         """
         said = {
             "checkpoint": self.checkpoint.name,
@@ -124,15 +124,15 @@ class Model:
 
 
 def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
-    """Return the checkpoint that was asked for, or the newest of stage 2.
+    """Return the given checkpoint, or the newest of stage 2.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The file does not exist, or there is no checkpoint yet.
     """
     if checkpoint is not None:
         path = Path(checkpoint)
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint={path}: no such file")
+            raise FileNotFoundError(f"checkpoint={path}: file not found")
         return path
     newest = newest_checkpoint(runs_dir, stage="supir")
     if newest is None:
@@ -145,9 +145,9 @@ def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
 
 
 def cached(captioner: Captioner, folder: str | Path | None) -> Captioner:
-    """Return a captioner that keeps its answers in `folder`.
+    """Return a captioner that caches its answers in `folder`.
 
-    Captioners without an identity (text files, none) are returned as they are.
+    Captioners without an identity (text files, none) are returned unchanged.
     """
     if folder and hasattr(captioner, "identity"):
         return CachedCaptioner(captioner, folder)

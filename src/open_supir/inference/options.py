@@ -1,4 +1,4 @@
-"""All that can be chosen about a restoration: one dataclass for library, command and page."""
+"""All options of a restoration, for library, command and page alike."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
@@ -10,41 +10,40 @@ from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, Promp
 FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
 MAX_SAMPLES = 64
-MAX_ENLARGED = 16  # times `min_size`: where the longer side ends
+MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreOptions:
-    """What is wanted of a restoration.
+    """The options of a restoration.
 
     Attributes:
-        settings: How to sample.
-        seed: Another seed gives another restoration.
-        num_samples: Restorations of each image, each from noise of its own.
-        strength: From 0, which returns the input untouched, to 1, the whole restoration; between
-            them the two are mixed.
-        scale: Enlarge by this factor.
-        long_side: Longer side of the result in pixels, in place of `scale`.
-        min_size: Images whose shorter side would be below this are restored enlarged, and reduced
-            after. "native" is the size that the model was trained at, as `size_condition` tells.
+        settings: Sampler settings.
+        seed: Different seeds give different restorations.
+        num_samples: Restorations per image, each from its own noise.
+        strength: 0 returns the input untouched, 1 the full restoration; values between blend them.
+        scale: Factor by which the result is enlarged.
+        long_side: Longer side of the result in pixels, instead of `scale`.
+        min_size: Images whose shorter side would be below this are restored enlarged and reduced
+            afterwards. "native" is the training size, given by `size_condition`.
         color_fix: "wavelet", "adain" or "none".
-        color_reference: Whose colours: the cleaned image's (as released) or the input's.
-        positive_prompt: Quality words that go with every caption.
-        negative_prompt: What is not wanted.
+        color_reference: Colours of the cleaned image (as released) or of the input.
+        positive_prompt: Quality words added to every caption.
+        negative_prompt: Description of unwanted qualities.
         prompt_mode: How caption and quality words share CLIP's 77 tokens; see `prompts`.
-        size_condition: (h, w) told to the conditioner as original and target size, whatever the
-            real one; None tells it the size at work. SUPIR always says 1024x1024.
-        vae_tile: Side of the autoencoder's tiles in pixels; None passes images whole while they fit
-            in memory.
+        size_condition: (h, w) given to the conditioner as original and target size, regardless of
+            the real one; None is the padded working size. SUPIR always uses 1024x1024.
+        vae_tile: Side of the autoencoder's tiles in pixels; None processes whole images as long as
+            they fit in memory.
         attention_tokens: Latent pixels up to which the autoencoder's attention sees the whole
-            image; None by device.
-        offload: Keep on the device only the part at work: text, autoencoder or networks.
-        format: Of the written files.
-        bits: A channel, 8 or 16, of PNG and TIFF files; None keeps the input's.
-        quality: Of JPEG and WebP files, 1..100; a WebP of 100 is lossless.
+            image; None chooses by device.
+        offload: Keep only the active part on the device: text, autoencoder or networks.
+        format: Format of the written files.
+        bits: Bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's.
+        quality: Quality of JPEG and WebP files, 1..100; WebP at 100 is lossless.
 
     Raises:
-        ValueError: A value is out of its range; the message names it.
+        ValueError: A value is out of range; the message names it.
     """
 
     settings: SamplerSettings = field(default_factory=SamplerSettings)
@@ -100,21 +99,21 @@ class RestoreOptions:
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value}")
         if self.long_side is not None and self.scale != 1:
-            raise ValueError(f"give scale or long_side, not both: {self.scale}, {self.long_side}")
+            raise ValueError(f"set scale or long_side, not both: {self.scale}, {self.long_side}")
         if self.bits == 16 and self.format not in ("png", "tiff"):
             raise ValueError(f"bits=16 needs format png or tiff, got {self.format}")
-        if self.size_condition is not None:  # a list, where a checkpoint or a config gives it
+        if self.size_condition is not None:  # checkpoints and configs give a list
             object.__setattr__(self, "size_condition", tuple(self.size_condition))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (h, w) of the result for an input of that size; the aspect is kept."""
+        """Return the result's (h, w) for an input of this size; the aspect ratio is kept."""
         scale = self.scale if self.long_side is None else self.long_side / max(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (h, w) that an input of that size is restored at, before padding.
+        """Return the (h, w) at which an input of this size is restored, before padding.
 
-        `min_size` enlarges no image beyond 16 times itself along the longer side.
+        Enlarging to `min_size` stops where the longer side reaches 16 times `min_size`.
         """
         size = self.output_size(height, width)
         least = self.min_size

@@ -1,7 +1,4 @@
-"""The text-to-image prior by itself: for making negative samples, without adaptor or restoration.
-
-Images are in [0, 1].
-"""
+"""The text-to-image prior by itself, for making negative samples; images are in [0, 1]."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ from open_supir.networks.build import build_on_meta
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """UNet, autoencoder and text towers of SDXL's kind, and how they are sampled."""
+    """UNet, autoencoder and text towers of an SDXL-like model, with its sampler settings."""
 
     unet: UNet
     vae: AutoencoderKL
@@ -30,7 +27,7 @@ class Prior:
     size_condition: tuple[int, int] | None = None
 
     def image_to_image(self, image: Tensor, *, prompt: str, strength: float, seed: int) -> Tensor:
-        """Sample (1, 3, H, W) from the prior, starting from an image of that shape."""
+        """Sample (1, 3, H, W) from the prior, starting from an image of this shape."""
         return image_to_image(
             self.unet,
             self.denoiser,
@@ -63,13 +60,13 @@ def load_prior(
     Args:
         path: The file, or a diffusers folder.
         unet, vae, conditioner: How to build them, as in a checkpoint's recipe.
-        denoiser, settings: Arguments of Denoiser and SamplerSettings; `_target_` is passed over.
-        size_condition: (h, w) that the conditioner is told; None tells it the image's.
+        denoiser, settings: Arguments of Denoiser and SamplerSettings; `_target_` is ignored.
+        size_condition: (h, w) given to the conditioner; None is the image's size.
         device: `auto` is the GPU if there is one.
-        dtype: Of UNet and text towers; the autoencoder is float32.
+        dtype: Dtype of UNet and text towers; the autoencoder is float32.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: The file is missing or wrong; names it.
+        FileNotFoundError, KeyError, ValueError: The file is missing or wrong; the message names it.
     """
     precision = parse_dtype(dtype)
     if device == "auto":

@@ -1,4 +1,4 @@
-"""The processes of one command: each takes its share of the work, the first one speaks for all."""
+"""The processes of one command: each does a share of the work, the first one reports for all."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """This process among `count`; `is_grouped` processes can talk to each other."""
+    """This process among `count`; processes can communicate if `is_grouped`."""
 
     rank: int = 0
     count: int = 1
@@ -25,7 +25,7 @@ class Process:
         return list(items[self.rank :: self.count])
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, so that the others need not make it again."""
+        """Return what the first process makes; the others receive it instead of making it."""
         if not self.is_grouped:
             return make()
         made: list[Any] = [make() if self.rank == 0 else None]
@@ -33,10 +33,10 @@ class Process:
         return made[0]
 
     def gathered(self, lines: list[str]) -> list[str]:
-        """Return the lines of all processes to the first one, and none to the others.
+        """Return the lines of all processes in the first one, and none in the others.
 
-        Returns when all have come here: torchrun ends every process as soon as one of them fails,
-        so none may fail before all are done.
+        Waits for all processes: torchrun kills all as soon as one fails, so none may fail before
+        all are done.
         """
         if not self.is_grouped:
             return lines
@@ -47,7 +47,7 @@ class Process:
 
 @contextmanager
 def this_process() -> Iterator[Process]:
-    """Yield this process; under torchrun it is in a group with the others for the block."""
+    """Yield this process; under torchrun, it joins a group with the others inside the block."""
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     is_grouped = count > 1 and dist.is_torchelastic_launched()
     if is_grouped:

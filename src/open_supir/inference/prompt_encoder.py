@@ -1,4 +1,4 @@
-"""Caption and options -> the two conditions of guidance; what was encoded once is kept."""
+"""Caption and options -> the two conditions of guidance, with a cache of encoded prompts."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from open_supir.inference.options import RestoreOptions
 from open_supir.inference.prompts import compose_prompt, split_chunks, suffix_first
 from open_supir.networks import Conditioner, Conditioning
 
-KEPT = 16  # the negative prompt is the same for all images
+KEPT = 16  # cached prompts
 
 
 class PromptEncoder:
-    """Encodes prompts, and keeps the last few: the negative one is the same for all images.
+    """Encodes prompts and caches the last few: the negative one is the same for all images.
 
     Args:
         conditioner: Captions and sizes -> Conditioning; its weights must not change.
-        count_tokens: Tokens of a text as the conditioner's encoders count them.
+        count_tokens: Number of tokens of a text for the conditioner's encoders.
     """
 
     def __init__(self, conditioner: Conditioner, count_tokens: Callable[[str], int]) -> None:
@@ -32,12 +32,12 @@ class PromptEncoder:
         size: tuple[int, int],
         device: torch.device,
     ) -> tuple[str, Conditioning, Conditioning]:
-        """Return the whole positive prompt, and the conditions of it and of the negative one.
+        """Return the full positive prompt, and the conditions of it and of the negative prompt.
 
         Args:
             caption: What the image shows; may be empty.
-            options: Quality words and how they share the tokens.
-            size: (h, w) that the conditioner is told.
+            options: Quality words and prompt mode.
+            size: (h, w) given to the conditioner.
             device: Where the conditioner is.
         """
         quality, negative = options.positive_prompt, [options.negative_prompt]
@@ -58,7 +58,7 @@ class PromptEncoder:
     def _encode(
         self, texts: list[str], size: tuple[int, int], device: torch.device
     ) -> Conditioning:
-        """Encode one prompt, in chunks: their tokens in a row, and the first one's vector."""
+        """Encode a prompt's chunks: concatenate their tokens, keep the first one's vector."""
         key = (*texts, *size)
         if key not in self.encoded:
             sizes = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)

@@ -1,15 +1,15 @@
-"""Prompts: the quality words of SUPIR, and how a caption shares CLIP's 77 tokens with them.
+"""Prompts: SUPIR's quality words, and how a caption shares CLIP's 77 tokens with them.
 
-Three ways, of which none loses quality words: "budget" shortens the caption until both fit,
-"suffix_first" puts the quality words first, "chunks" encodes as many texts of 77 tokens as it takes
-and gives the networks all their tokens.
+None of the three modes loses quality words: "budget" shortens the caption until both fit,
+"suffix_first" puts the quality words first, "chunks" encodes as many texts of 77 tokens as needed
+and gives the networks all tokens.
 """
 
 from collections.abc import Callable
 from typing import Literal
 
 PromptMode = Literal["budget", "suffix_first", "chunks"]
-MAX_TOKENS = 75  # CLIP sees 77, of which two mark the start and the end
+MAX_TOKENS = 75  # CLIP sees 77, including the start and end tokens
 
 POSITIVE_PROMPT = (
     "Cinematic, High Contrast, highly detailed, taken using a Canon EOS R camera, hyper detailed "
@@ -32,14 +32,14 @@ def compose_prompt(
 ) -> str:
     """Join a caption and quality words so that no quality word is cut off.
 
-    The caption comes first and loses words from its end until both fit. Run together, as the
-    released SUPIR does, a usual caption pushes the quality words out of CLIP's sight.
+    The caption comes first and loses words from its end until both fit. Simply concatenated, as in
+    the released SUPIR, a typical caption pushes the quality words past CLIP's limit.
 
     Args:
         caption: Describes the image; may be empty. Line breaks become spaces.
-        quality: Words wanted of every image; may be empty.
-        count_tokens: Tokens of a text, without start and end marks.
-        max_tokens: What the text encoder sees.
+        quality: Quality words for every image; may be empty.
+        count_tokens: Number of tokens of a text, without start and end tokens.
+        max_tokens: Number of tokens that the text encoder sees.
 
     Raises:
         ValueError: The quality words alone do not fit.
@@ -47,8 +47,8 @@ def compose_prompt(
     quality = " ".join(quality.split())
     if count_tokens(quality) > max_tokens:
         raise ValueError(
-            f"the quality words take {count_tokens(quality)} tokens, and the text encoder sees "
-            f"{max_tokens}; shorten them: {quality[:60]!r}..."
+            f"the quality words take {count_tokens(quality)} tokens, but the text encoder sees "
+            f"only {max_tokens}; shorten them: {quality[:60]!r}..."
         )
     words = caption.split()
 
@@ -71,7 +71,7 @@ def compose_prompt(
 
 
 def suffix_first(caption: str, quality: str) -> str:
-    """Put the quality words first: what CLIP does not see is the caption's end."""
+    """Put the quality words first: CLIP truncates only the end of the caption."""
     caption, quality = " ".join(caption.split()), " ".join(quality.split())
     if not (caption and quality):
         return caption or quality
@@ -85,10 +85,10 @@ def split_chunks(
     count_tokens: Callable[[str], int],
     max_tokens: int = MAX_TOKENS,
 ) -> list[str]:
-    """Split caption and quality words into texts that CLIP sees whole, none lost.
+    """Split caption and quality words into texts that fit CLIP, without losing a word.
 
-    Words are filled into chunks in order; the quality words start a chunk of their own where they
-    do not fit behind the caption.
+    Words fill the chunks in order; the quality words start a new chunk if they do not fit after
+    the caption.
     """
     chunks: list[str] = []
     for part in (caption, quality):

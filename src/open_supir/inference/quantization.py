@@ -1,21 +1,22 @@
-"""Weight-only quantisation of frozen networks through torchao: less memory, not more speed."""
+"""Weight-only quantisation of frozen networks with torchao: saves memory, not time."""
 
 from torch import nn
 
 from open_supir.networks import UNet
 
-FP8_CAPABILITY = (8, 9)  # of the first GPUs whose kernels know float8
+FP8_CAPABILITY = (8, 9)  # lowest compute capability with float8 kernels
 
 
 def quantize_weights(unet: UNet, kind: str) -> None:
-    """Keep the weights of the UNet's linear layers in 8 bits, in place; use scales them back.
+    """Quantise the weights of the UNet's linear layers to 8 bits, in place.
 
-    Convolutions, norms and embeddings stay as they are. At full size the linear layers hold 87 % of
-    the UNet's weights. Do not quantise the autoencoder: its results show it.
+    Weights are scaled back on use; convolutions, norms and embeddings are unchanged. At full size,
+    the linear layers hold 87 % of the UNet's weights. Do not quantise the autoencoder: it visibly
+    degrades results.
 
     Args:
-        unet: Frozen, and where it will work.
-        kind: "int8", or "fp8" on GPUs that have it.
+        unet: A frozen UNet on its final device.
+        kind: "int8", or "fp8" on GPUs that support it.
 
     Raises:
         ImportError: torchao is not installed.
@@ -39,7 +40,7 @@ def quantize_weights(unet: UNet, kind: str) -> None:
 
 
 def linear_share(unet: nn.Module) -> float:
-    """Return the share of the weights that `quantize_weights` would touch."""
+    """Return the share of the weights that `quantize_weights` would quantise."""
     linear = sum(m.weight.numel() for m in unet.modules() if isinstance(m, nn.Linear))
     return linear / sum(p.numel() for p in unet.parameters())
 

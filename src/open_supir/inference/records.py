@@ -1,7 +1,7 @@
-"""Records: what made each restored image, and whether it is done already.
+"""Records: how each restored image was made, and whether it is already done.
 
-Beside each restored image lies a record, NAME.json, written last: it names the input, the outputs
-and everything that made them, with hashes. An image is done when its record matches.
+Each restored image has a record beside it, NAME.json, written last: it lists the input, the outputs
+and everything that determined them, with hashes. An image is done if its record matches.
 """
 
 import hashlib
@@ -30,14 +30,15 @@ RECORD_VERSION = 1
 
 
 def job_key(options: RestoreOptions, model: Mapping[str, str | None]) -> str:
-    """Return a hash of all that decides the result besides the image."""
+    """Return a hash of everything except the image that determines the result."""
     text = json.dumps([RECORD_VERSION, options.described(), dict(model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_done(job: Job, key: str, caption: str | None = None) -> bool:
-    """Return whether the record matches input, options and outputs by their hashes, and the
-    caption where one is given.
+    """Return whether the record matches the hashes of input, options and outputs.
+
+    If a caption is given, it must match too.
     """
     try:
         record = json.loads(job.record.read_bytes())
@@ -63,31 +64,31 @@ def restore_file(
     max_pixels: int = MAX_PIXELS,
     max_output_pixels: int | None = None,
 ) -> dict[str, Any]:
-    """Restore one file by the restorer's options, write its outputs and record; returns the record.
+    """Restore one file with the restorer's options, write outputs and record, return the record.
 
     Args:
         restorer: Restores the image.
         job: The file, and where its results go.
         on_step: Called after each sampling step.
-        output: The folder that nothing may be written outside of.
+        output: Output folder; nothing may be written outside it.
         key: See `job_key`.
         model: See `Model.described`.
-        max_pixels: Larger inputs are refused before they are decoded.
-        max_output_pixels: Larger results are refused before they are made; None allows any.
+        max_pixels: Larger inputs are rejected before decoding.
+        max_output_pixels: Larger results are rejected before restoring; None allows any.
 
     Raises:
         FileNotFoundError: The input does not exist.
-        ValueError: It is not an image, too large, or would be written outside of `output`.
+        ValueError: It is not an image, is too large, or would be written outside `output`.
         OSError: An output cannot be written.
     """
     options = restorer.options
     photo = read_photo(job.source, max_pixels=max_pixels)
     height, width = options.output_size(*photo.rgb.shape[-2:])
     if max_output_pixels is not None and height * width > max_output_pixels:
-        raise ValueError(f"the result: {width}x{height} pixels, limit {max_output_pixels}")
+        raise ValueError(f"result too large: {width}x{height} pixels, limit {max_output_pixels}")
     folder = job.targets[0].parent
     if not folder.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"{printable(folder)} leads out of the output folder by a link")
+        raise ValueError(f"{printable(folder)} leads outside the output folder through a link")
     folder.mkdir(parents=True, exist_ok=True)
     result = restorer(photo.rgb, source=job.source, on_step=on_step)
     inside = describe(result, model) | {
@@ -110,7 +111,7 @@ def restore_file(
 
 
 def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return what made a result, as plain values: the same for every run of the same inputs."""
+    """Return how a result was made, as plain values; identical for identical inputs."""
     return {
         "caption": result.caption,
         "prompt": result.prompt,
@@ -129,7 +130,7 @@ def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, 
 def encode_result(
     photo: Photo, sample: torch.Tensor, options: RestoreOptions, *, record: Mapping[str, Any]
 ) -> bytes:
-    """Encode a restored sample with the alpha, greyness and EXIF of its input."""
+    """Encode a restored sample with the alpha channel, greyness and EXIF data of its input."""
     alpha = photo.alpha
     if alpha is not None:
         alpha = resize(alpha, (sample.shape[-2], sample.shape[-1])).clamp(0, 1)
@@ -141,7 +142,7 @@ def encode_result(
 
 
 def _finite(value: Any) -> Any:
-    """Replace infinity, which JSON does not know, by null."""
+    """Replace infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return None if value == math.inf else value

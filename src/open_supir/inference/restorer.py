@@ -1,6 +1,6 @@
 """Restorer: image in, image out.
 
-Shapes: H W image size, h w latent size. Images are in [0, 1] at the door, [-1, 1] inside.
+Shapes: H W image size, h w latent size. Images are in [0, 1] at the interface, [-1, 1] inside.
 """
 
 import gc
@@ -44,26 +44,24 @@ PREVIEW_SIDE = 64  # latent pixels
 
 
 class Restorer:
-    """Restores one image after another, one call at a time.
-
-    Keeps nothing between calls but encoded prompts.
+    """Restores images one call at a time; only encoded prompts are kept between calls.
 
     Args:
-        network: Predicts from noisy latents under the control of the degraded image's latent.
+        network: UNet with adaptor and connector, controlled by the degraded image's latent.
         denoiser: Turns its output into an estimate of the clean latent.
         conditioner: Captions and sizes -> Conditioning.
         vae: Decodes latents; encodes the cleaned image for restoration guidance.
         robust_encoder: Encodes degraded images.
-        captioner: Describes the cleaned image where the caller gives no caption.
-        options: What is wanted where the caller does not say.
-        latent_factor: Pixels a latent pixel; None asks the VAE. 8 for SDXL.
-        count_tokens: Tokens of a text as the conditioner's encoders count them.
+        captioner: Describes the cleaned image if the caller gives no caption.
+        options: Default options.
+        latent_factor: Image pixels per latent pixel and side, 8 for SDXL; None asks the VAE.
+        count_tokens: Number of tokens of a text for the conditioner's encoders.
         device: Where modules are moved and work is done.
-        dtype: Of the modules. The VAE stays float32 under float16, in which it overflows.
+        dtype: Dtype of the modules. With float16 the VAE stays float32, since it would overflow.
         changes: Fields of `options` to replace.
 
     Raises:
-        ValueError: An option is out of its range.
+        ValueError: An option is out of range.
     """
 
     def __init__(
@@ -109,19 +107,19 @@ class Restorer:
         quantize: str | None = None,
         **options: Any,
     ) -> "Restorer":
-        """Build a restorer from a stage-2 checkpoint, which says what it is made of.
+        """Build a restorer from a stage-2 checkpoint and its recipe.
 
         Args:
             path: A training checkpoint of stage supir, or a SUPIR file.
             recipe: The result of `read_recipe`, if the caller already has it.
-            weights: Base files to use in place of the recorded ones: sdxl, vae, robust_encoder.
-            settings: How to sample; None samples as the run's validation pictures did.
+            weights: Base files that replace the recorded ones: sdxl, vae, robust_encoder.
+            settings: Sampler settings; None uses the recorded ones.
             captioner, device, dtype: See the class.
             quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
-            options: Fields of `RestoreOptions`, in place of the recorded ones.
+            options: Fields of `RestoreOptions` that replace the recorded ones.
 
         Raises:
-            FileNotFoundError: The checkpoint or a base file is missing; names it.
+            FileNotFoundError: The checkpoint or a base file is missing; the message names it.
             ValueError: The file is not a stage-2 checkpoint.
         """
         recipe = read_recipe(path) if recipe is None else recipe
@@ -141,14 +139,12 @@ class Restorer:
 
     @property
     def native_tile(self) -> int:
-        """The latent side that the networks were trained at, as far as the options tell."""
+        """The latent side that the networks were trained at, according to the options."""
         return min(self.options.size_condition or (1024, 1024)) // self.latent_factor
 
     @torch.no_grad()
     def clean(self, image: Tensor, *, robust: bool = True) -> Tensor:
-        """Return what the robust encoder alone makes of an image (1, 3, H, W) in [0, 1], or the
-        autoencoder's ordinary one.
-        """
+        """Encode and decode an image (1, 3, H, W) in [0, 1] with the robust or ordinary encoder."""
         padded, inner = pad_to_multiple(image.to(self.device), self.multiple)
         encode = self.robust_encoder if robust else self.vae.encode
         decoded = self.vae.decode(encode(to_signed(padded)))
@@ -156,7 +152,7 @@ class Restorer:
 
     @torch.no_grad()
     def preview(self, denoised: Tensor) -> Tensor:
-        """Decode an estimate of the clean latent (1, C, h, w), small and fast: (3, H', W')."""
+        """Decode a reduced estimate of the clean latent (1, C, h, w) quickly, to (3, H', W')."""
         scale = min(1.0, PREVIEW_SIDE / max(denoised.shape[-2:]))
         if scale < 1:
             size = [max(1, round(side * scale)) for side in denoised.shape[-2:]]
@@ -178,20 +174,20 @@ class Restorer:
         """Restore one image.
 
         The noise depends on the seed, the image's content and the sample's number, not on device,
-        tile or order. Where memory runs out, less demanding options are tried.
+        tile size or order. If memory runs out, less demanding options are tried.
 
         Args:
             image: (3, H, W) or (1, 3, H, W) in [0, 1].
             caption: What the image shows; None asks the captioner.
-            source: File of the image, for captioners that look beside it.
-            on_step: Called after each step; may raise, to cancel.
-            options: What is wanted; None takes the restorer's own.
+            source: The image's file, for captioners that read files beside it.
+            on_step: Called after each step; may raise to cancel.
+            options: None is the restorer's options.
             changes: Fields of the options to replace, such as seed=1 or scale=2.
 
         Raises:
-            ValueError: `image` is not one RGB image in floating point, or an option is out of
+            ValueError: `image` is not a single floating-point RGB image, or an option is out of
                 range.
-            torch.OutOfMemoryError: Not even the least demanding options fit.
+            torch.OutOfMemoryError: Even the least demanding options do not fit.
         """
         batch = image[None] if image.ndim == 3 else image
         if batch.ndim != 4 or batch.shape[:2] != (1, 3) or not batch.is_floating_point():
@@ -230,18 +226,18 @@ class Restorer:
                 if not is_out_of_memory(error):
                     raise
                 failure = str(error).partition("\n")[0] or type(error).__name__
-            # outside of the except block: the traceback holds the tensors that did not fit
+            # outside the except block, since the traceback keeps the tensors alive
             lower = step_down(
                 options, native_tile=self.native_tile, has_device=self.device.type != "cpu"
             )
             if lower is None:
                 raise torch.OutOfMemoryError(
-                    f"out of memory with the least demanding options too ({failure}); "
+                    f"out of memory even with the least demanding options ({failure}); "
                     "reduce scale, or use a machine with more memory"
                 )
             options, rung = lower
             given_up = [*given_up, rung]
-            log.warning("out of memory; trying again with %s", rung.name)
+            log.warning("out of memory; retrying with %s", rung.name)
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -249,7 +245,7 @@ class Restorer:
     def _fit(
         self, options: RestoreOptions, size: tuple[int, int]
     ) -> tuple[RestoreOptions, list[Rung]]:
-        if not isinstance(self.vae, AutoencoderKL):  # stand-ins have no size to estimate by
+        if not isinstance(self.vae, AutoencoderKL):  # stand-ins in tests have no known size
             return options, []
         return fit(
             options,
@@ -261,7 +257,7 @@ class Restorer:
         )
 
     def _restore(self, run: Run, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
-        """Restore with the options as they are: clean, describe, then sample each result."""
+        """Restore with exactly these options: clean, caption, then sample each result."""
         self._place(options)
         size = options.output_size(*run.image.shape[-2:])
         place = self.device if options.vae_tile is None else torch.device("cpu")
@@ -312,7 +308,7 @@ class Restorer:
     def _center(
         self, run: Run, options: RestoreOptions, cleaned: Tensor, z_lq: Tensor, noise: Randn
     ) -> Tensor | None:
-        """Return the latent that restoration guidance pulls to; None where it needs none."""
+        """Return the latent that restoration guidance pulls towards; None if it needs none."""
         if not options.settings.needs_clean_center:
             return None
         with run.timed("encode"), self._at_work(options, self.vae):
@@ -352,7 +348,7 @@ class Restorer:
         options: RestoreOptions,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Return the scaled latent of an image: the posterior's mean, or a draw by `noise`."""
+        """Return the scaled latent of an image: the posterior's mean, or a sample with `noise`."""
         if options.vae_tile is not None:
             posterior = encode_tiled(part, signed, self._tiles(options))
             z = posterior.mean if noise is None else posterior.sample(noise)
@@ -365,14 +361,14 @@ class Restorer:
         return decode_tiled(self.vae, z, self._tiles(options))
 
     def _place(self, options: RestoreOptions) -> None:
-        """Put all parts where they wait: on the device, or off it under offload."""
+        """Move all parts to where they are kept: the device, or the CPU with offload."""
         place = torch.device("cpu") if options.offload else self.device
         for part in (self.conditioner, self.vae, self.robust_encoder, self.network):
             part.to(place)
 
     @contextmanager
     def _at_work(self, options: RestoreOptions, part: nn.Module) -> Iterator[None]:
-        """Under offload, have `part` on the device within the block only."""
+        """With offload, keep `part` on the device only inside the block."""
         if not options.offload:
             yield
             return

@@ -1,4 +1,4 @@
-"""What one restoration is given and what it gives."""
+"""Input and result of one restoration."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,17 +16,17 @@ from open_supir.inference.options import RestoreOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """What a restoration gives.
+    """The result of a restoration.
 
     Attributes:
-        samples: One image or more, shaped as the input, or scaled; [0, 1].
-        cleaned: The same size: what the robust encoder alone makes of the input; [0, 1].
-        caption: The caption used, before the quality words.
-        prompt: The whole positive prompt; chunks are joined by " | ".
-        options: As asked for, with what was given up for want of memory.
-        given_up: That, in order.
-        is_exact: Whether all of it left the result as asked for. Not so where tiles were made
-            smaller than asked, or where the autoencoder's attention saw tiles only.
+        samples: One or more images in [0, 1], shaped like the input except for scaling.
+        cleaned: The input cleaned by the robust encoder alone, in [0, 1]; same shape.
+        caption: The caption used, without the quality words.
+        prompt: The full positive prompt; chunks are joined by " | ".
+        options: The options used: as requested, after any reductions to save memory.
+        given_up: These reductions, in order.
+        is_exact: Whether the result is as requested. False if tiles were made smaller, or if the
+            autoencoder's attention saw only tiles.
         seconds: Wall time by stage.
     """
 
@@ -46,18 +46,18 @@ class Restoration:
 
     @property
     def seed(self) -> int:
-        """As given."""
+        """The seed used."""
         return self.options.seed
 
     @property
     def settings(self) -> SamplerSettings:
-        """How it was sampled."""
+        """The sampler settings used."""
         return self.options.settings
 
 
 @dataclass
 class Run:
-    """One call: what it was given, and what outlives an attempt that ran out of memory."""
+    """One call: its inputs, and state that is kept when an attempt runs out of memory."""
 
     image: Tensor  # (1, 3, H, W)
     caption: str | None
@@ -67,7 +67,7 @@ class Run:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the wall time of the block to the stage's."""
+        """Add the block's wall time to the stage's total."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""What the page's buttons do: from values of the page to updates of it.
+"""Actions of the page's buttons: component values in, page updates out.
 
-Gradio reads the signatures: parameters annotated gr.Request and defaults of gr.Progress are filled
-in by it, the others are values of components.
+Gradio inspects the signatures: it fills in parameters annotated gr.Request and defaults of
+gr.Progress; the others are component values.
 """
 
 import json
@@ -32,7 +32,7 @@ DIALS = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
 
 
 class Handlers:
-    """The page's actions on a studio; each session can cancel its own run."""
+    """The page's actions on a studio; each session can cancel only its own run."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -47,7 +47,7 @@ class Handlers:
         preset: str,
         *values: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Restore one image; yields updates by the names of the page's parts."""
+        """Restore one image; yield updates by name of the page's part."""
         if not image:
             raise gr.Error("choose an image first")
         cancel = self.cancels[request.session_hash]
@@ -85,7 +85,7 @@ class Handlers:
         }
 
     def describe(self, image: str | None, preset: str, *values: Any) -> str:
-        """Return the captioner's words for an image."""
+        """Return the captioner's description of an image."""
         if not image:
             raise gr.Error("choose an image first")
         with errors_shown():
@@ -97,9 +97,9 @@ class Handlers:
         files: Sequence[str] | None,
         preset: str,
         *values: Any,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio is asked for a bar
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio's way to request a bar
     ) -> tuple[str, list[list[str]]]:
-        """Restore several images; returns an archive of them, and what became of each file."""
+        """Restore several images; return an archive of them, and each file's outcome."""
         files = files or []
         if not 0 < len(files) <= self.studio.max_files:
             raise gr.Error(f"choose 1 to {self.studio.max_files} images")
@@ -122,7 +122,7 @@ class Handlers:
         return str(packed), rows
 
     def begin(self, request: gr.Request) -> None:
-        """Forget an earlier cancel of the session."""
+        """Clear an earlier cancellation of the session."""
         self.cancels[request.session_hash] = threading.Event()
 
     def stop(self, request: gr.Request) -> None:
@@ -130,7 +130,7 @@ class Handlers:
         self.cancels[request.session_hash].set()
 
     def leave(self, request: gr.Request) -> None:
-        """Cancel the run of a session whose page was closed."""
+        """Cancel the session's run after its page was closed."""
         self.cancels.pop(request.session_hash, threading.Event()).set()
 
     def _options(self, preset: str, values: Sequence[Any]) -> RestoreOptions:
@@ -155,7 +155,7 @@ class Handlers:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Show what a bad file or option raises as a message on the page."""
+    """Show errors from bad files or options as messages on the page."""
     try:
         yield
     except Cancelled:

@@ -1,4 +1,4 @@
-"""The page: its parts, and which button does what. See `handlers` for the actions themselves."""
+"""The page: its layout and wiring; `handlers` holds the actions."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ Parts = dict[str, Any]  # Gradio's components, by name
 
 
 def build_page(studio: Studio, examples: list[str]) -> gr.Blocks:
-    """Return the page over a studio; `examples` are images to try."""
+    """Return the page for a studio; `examples` are images to try."""
     with gr.Blocks(title="open-supir", analytics_enabled=False) as page:
         gr.Markdown("# open-supir\nRestores photographs on this machine.")
         with gr.Row():
@@ -44,7 +44,7 @@ def build_page(studio: Studio, examples: list[str]) -> gr.Blocks:
 
 
 def write_examples(folder: Path) -> list[str]:
-    """Write small JPEGs of photographs that scikit-image ships, as something to try."""
+    """Write small JPEGs of scikit-image's photographs as examples; return their paths."""
     paths = []
     for name in EXAMPLES:
         photo = resize_short_side(read_image(photo_folder() / name), 160)
@@ -54,7 +54,7 @@ def write_examples(folder: Path) -> list[str]:
 
 
 def _dials(options: RestoreOptions) -> list[Any]:
-    """Return the page's dials, in the order of `dial_values`."""
+    """Create the page's dials, in the order of `dial_values`."""
     values = iter(dial_values(options))
     dials = [
         gr.Slider(1, 8, next(values), step=0.25, label="Enlarge"),
@@ -63,7 +63,7 @@ def _dials(options: RestoreOptions) -> list[Any]:
         gr.Slider(1, 8, next(values), step=1, label="Samples"),
         gr.Dropdown(["wavelet", "adain", "none"], value=next(values), label="Colour fix"),
         gr.Dropdown(list(SUFFIXES), value=next(values), label="File format"),
-        gr.Dropdown(["as the input", "8", "16"], value=next(values), label="Bits a channel"),
+        gr.Dropdown(["as the input", "8", "16"], value=next(values), label="Bits per channel"),
     ]
     with gr.Accordion("Sampling", open=False):
         dials += [
@@ -127,9 +127,7 @@ def _batch() -> Parts:
         parts["go"] = gr.Button("Restore all", variant="primary", elem_id="restore_all")
         parts["cancel"] = gr.Button("Cancel", variant="stop", elem_id="cancel_all")
     parts["packed"] = gr.File(label="Download", interactive=False, elem_id="packed")
-    parts["report"] = gr.Dataframe(
-        headers=["image", "result"], interactive=False, elem_id="report"
-    )
+    parts["report"] = gr.Dataframe(headers=["image", "result"], interactive=False, elem_id="report")
     return parts
 
 
@@ -141,7 +139,7 @@ def _wire_one_image(parts: Parts, choices: list[Any], handlers: Handlers) -> Non
             yield {parts[name]: value for name, value in update.items()}
 
     image = parts["image"]
-    image.change(lambda: "", None, parts["caption"], **PRIVATE)  # it was another image's
+    image.change(lambda: "", None, parts["caption"], **PRIVATE)  # it described another image
     shown = ("preview", "slider", "status", "download", "record", "past", "history", "caption")
     parts["go"].click(handlers.begin, **PRIVATE).then(
         restore,

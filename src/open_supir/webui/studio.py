@@ -1,4 +1,4 @@
-"""What the page does, without the page: restore with previews and cancelling, save for download."""
+"""The page's logic without Gradio: restore with previews and cancellation, save for download."""
 
 import dataclasses
 import queue
@@ -21,8 +21,8 @@ from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
 RUN = "restoring"  # the name of a run's thread
-PREVIEWS = 8  # while one image is sampled
-# what the page's dials change, in their order
+PREVIEWS = 8  # per image
+# fields that the page's dials set, in the dials' order
 OPTION_DIALS = ("scale", "strength", "seed", "num_samples", "color_fix", "format", "bits")
 SETTING_DIALS = ("num_steps", "cfg_scale", "control_scale", "tau")
 PROMPT_DIALS = ("positive_prompt", "negative_prompt")
@@ -36,7 +36,7 @@ class Cancelled(RuntimeError):
 class Studio:
     """What the page works with: one restorer, the presets, and the limits of a request.
 
-    The restorer does one thing at a time; who comes meanwhile waits.
+    The restorer handles one request at a time; others wait.
     """
 
     restorer: Restorer
@@ -52,12 +52,14 @@ class Studio:
         """Read an upload.
 
         Raises:
-            ValueError: It is no image, or it or its result is too large.
+            ValueError: It is not an image, or it or its result is too large.
         """
         photo = read_photo(Path(path), max_pixels=self.max_pixels)
         height, width = options.output_size(*photo.rgb.shape[-2:])
         if height * width > self.max_output_pixels:
-            raise ValueError(f"the result: {width}x{height} pixels, limit {self.max_output_pixels}")
+            raise ValueError(
+                f"result too large: {width}x{height} pixels, limit {self.max_output_pixels}"
+            )
         return photo
 
     @property
@@ -66,7 +68,7 @@ class Studio:
         return not isinstance(self.restorer.captioner, NoCaptioner)
 
     def describe(self, photo: Photo) -> str:
-        """Return the captioner's words for a photograph, cleaned and at the size it is shown."""
+        """Return the captioner's description of a photograph, cleaned and at most CAPTION_SIDE."""
         scale = min(1.0, CAPTION_SIDE / max(photo.rgb.shape[-2:]))
         height, width = (max(1, round(side * scale)) for side in photo.rgb.shape[-2:])
         with self.busy:
@@ -76,9 +78,9 @@ class Studio:
     def run(
         self, photo: Photo, caption: str, options: RestoreOptions, cancel: threading.Event
     ) -> Iterator[tuple[float, Tensor | None, Any]]:
-        """Restore in a thread; yields (share done, preview, None), and the result last.
+        """Restore in a thread; yield (share done, preview, None), then (1.0, None, result).
 
-        Closing the iterator early, as when the user has left, cancels too.
+        Closing the iterator early, as when the user leaves, also cancels.
 
         Raises:
             Cancelled: `cancel` was set.
@@ -102,7 +104,7 @@ class Studio:
                 text = caption.strip() or None
                 result = self.restorer(photo.rgb, caption=text, options=options, on_step=on_step)
                 events.put((1.0, None, result))
-            except Exception as error:  # whatever it is: raised below, or the page waits for ever
+            except Exception as error:  # any error: re-raised below, else the page waits forever
                 events.put(error)
 
         with self.busy:
@@ -123,10 +125,10 @@ class Studio:
     def save(
         self, photo: Photo, result: Restoration, name: str
     ) -> tuple[list[str], str, dict[str, Any]]:
-        """Write the samples as the user will download them, and the enlarged input for comparing.
+        """Write the samples for download, and the enlarged input for comparison.
 
         Returns:
-            Paths of the samples, path of the input, and the record that is inside them.
+            Paths of the samples, path of the input, and the record embedded in the samples.
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         record = describe(result, self.model) | {"input": {"name": name}}
@@ -146,14 +148,14 @@ class Studio:
         return paths, str(shown), record
 
     def shown(self, sample: Tensor) -> str:
-        """Write a sample as PNG for the page, whatever format is downloaded."""
+        """Write a sample as PNG for the page, whatever the download format; return its path."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "restored.png"
         path.write_bytes(encode_photo(Photo(rgb=sample), format="png"))
         return str(path)
 
 
 def with_dials(base: RestoreOptions, values: dict[str, Any]) -> RestoreOptions:
-    """Return a preset with the page's dials in place.
+    """Return a preset with the values of the page's dials applied.
 
     Raises:
         ValueError: A dial is out of range.
@@ -181,7 +183,7 @@ def with_dials(base: RestoreOptions, values: dict[str, Any]) -> RestoreOptions:
 
 
 def dial_values(options: RestoreOptions) -> list[Any]:
-    """Return what the dials show for options, in their order."""
+    """Return the dials' values for options, in the dials' order."""
     own = [getattr(options, name) for name in OPTION_DIALS]
     own[-1] = str(options.bits or "as the input")
     settings = [getattr(options.settings, name) for name in SETTING_DIALS]
