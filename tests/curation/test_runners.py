@@ -111,7 +111,7 @@ def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     try:
         _check_faults(RayRunner(num_workers=1), tmp_path, death="the worker died")
-        with pytest.raises(ValueError, match="no room for a worker of runner.num_cpus=1 and"):
+        with pytest.raises(ValueError, match="too few for a worker with runner.num_cpus=1 and"):
             list(RayRunner(num_gpus=99).run(ToyStep(str(tmp_path)), toy_units(1), tmp_path))
         alone = RayRunner(num_workers=3, num_cpus=ray.cluster_resources()["CPU"])
         done = alone.run(ToyStep(str(tmp_path)), toy_units(2), tmp_path / "more")

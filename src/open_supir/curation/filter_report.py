@@ -1,6 +1,6 @@
-"""The filter report: what was refused and why, and pictures on both sides of every threshold.
+"""The filter report: what was refused and why, with pictures on both sides of each threshold.
 
-One HTML page, so that thresholds can be chosen by eye; a CSV file lists what could not be stored.
+One HTML page for choosing thresholds by eye; a CSV file lists what could not be stored.
 """
 
 from collections import Counter
@@ -31,20 +31,20 @@ from open_supir.reports.tables import csv_table
 
 NEAREST = 8  # pictures on each side of a threshold
 THUMBNAIL = 112  # pixels
-SHOWN = 200  # files that could not be stored
+SHOWN = 200  # listed files that could not be stored
 
 
 class Stored(NamedTuple):
-    """Where every stored image is, and its scores by name."""
+    """Location and scores of every stored image."""
 
     units: list[str]
-    unit: np.ndarray  # (N,) number of its unit
-    index: np.ndarray  # (N,) place in that unit's tar
+    unit: np.ndarray  # (N,) index into `units`
+    index: np.ndarray  # (N,) position in that unit's tar
     scores: dict[str, np.ndarray]  # (N,) each, NaN where a score does not apply
 
 
 def write_filter_report(path: Path, root: Path, thresholds: Thresholds) -> None:
-    """Write the page, and `skipped.csv` beside it, from finished filter and select steps.
+    """Write the page, and `skipped.csv` beside it, from the finished filter and select steps.
 
     Raises:
         FileNotFoundError: The select step is not done.
@@ -114,7 +114,7 @@ def _load(root: Path, units: list[str]) -> Stored:
 def _score_blocks(
     root: Path, stored: Stored, name: str, edges: Sequence[tuple[str, float]]
 ) -> Iterator[Block]:
-    """Yield the histogram of a score, and what each threshold has just refused and just kept."""
+    """Yield a score's histogram, and the pictures nearest to each threshold on both sides."""
     yield Heading(name)
     values = stored.scores[name]
     finite = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""JPEG files without decoding them: the quality they were saved at, and metadata cut out."""
+"""Estimate the quality of JPEG files and strip their metadata, without decoding."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# ITU-T T.81, tables K.1 and K.2: what libjpeg scales by its quality setting; natural order
+# ITU-T T.81, tables K.1 and K.2, which libjpeg scales by its quality setting; natural order
 LUMINANCE = [
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
     14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
@@ -20,20 +20,20 @@ CHROMINANCE = [
 ]  # fmt: skip
 APP1, APP14, APP15, COMMENT = 0xE1, 0xEE, 0xEF, 0xFE
 START_OF_FRAME, START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN = 0xC0, 0xD8, 0xD9, 0xDA
-# What ends the data of a scan: no stuffed byte, fill byte or restart marker
+# Ends the data of a scan: a marker that is not a stuffed byte, fill byte or restart marker
 AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> float:
-    """Return the libjpeg quality, 1 to 100, whose quantisation tables are nearest.
+    """Return the libjpeg quality, 1 to 100, with the nearest quantisation tables.
 
-    Exact for files of libjpeg and its relatives; for other encoders the quality of like strength.
+    Exact for files from libjpeg and its relatives; an equivalent quality for other encoders.
 
     Args:
-        tables: By number, 64 divisors each, as Pillow gives them.
+        tables: Tables by number, 64 divisors each, as Pillow returns them.
 
     Raises:
-        ValueError: There is no table of 64.
+        ValueError: There are no tables, or one does not have 64 entries.
     """
     given = [np.asarray(tables[n]) for n in sorted(tables)[:2]]
     if not given or any(table.shape != (64,) for table in given):
@@ -47,7 +47,7 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> float:
 
 @functools.cache
 def _scaled_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return both standard tables at quality 1 ... 100, (100, 64) each, by libjpeg's rule."""
+    """Return both standard tables at quality 1 to 100, (100, 64) each, by libjpeg's rule."""
     quality = np.arange(1, 101)[:, None]
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
     tables = [np.asarray(base)[None] for base in (LUMINANCE, CHROMINANCE)]
@@ -56,11 +56,11 @@ def _scaled_tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def strip_metadata(data: bytes) -> bytes:
-    """Return a JPEG file without EXIF, XMP, colour profile and comments; pixels are untouched.
+    """Return a JPEG file without EXIF, XMP, colour profile and comments; pixels are unchanged.
 
-    What decides colours stays: the JFIF header and Adobe's marker. What cameras and phones append
-    (previews with EXIF of their own, gain maps, films) goes. A file whose segments cannot be
-    followed is returned as it is.
+    The JFIF header and Adobe's marker, which affect colours, are kept. Data appended by cameras and
+    phones (previews with their own EXIF, gain maps, videos) is removed. A file whose segments
+    cannot be parsed is returned unchanged.
     """
     kept, at = [data[:2]], 2
     while data[at : at + 1] == b"\xff" and at + 1 < len(data):

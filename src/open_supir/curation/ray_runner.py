@@ -1,4 +1,4 @@
-"""Runner on Ray: on this machine, or on a cluster whose nodes share the output folder."""
+"""Runner on Ray: this machine, or a cluster whose nodes share the output folder."""
 
 import logging
 from collections import deque
@@ -17,19 +17,19 @@ EXTRA = "install with: pip install -e '.[curation]'"
 
 @dataclass(frozen=True, kw_only=True)
 class RayRunner:
-    """Ray actors, each with what the step needs loaded once.
+    """Ray actors; each loads what the step needs once.
 
-    A killed actor or node, or one that ran out of memory, is replaced, and costs the unit that it
-    had one attempt.
+    An actor that dies, by a kill, a lost node or lack of memory, is replaced, which costs its unit
+    one attempt.
 
     Attributes:
-        address: Of a running cluster, such as `auto`; None starts Ray on this machine.
-        num_workers: Actors; -1 takes as many as the cluster has room for.
-        num_cpus: CPUs of an actor.
-        num_gpus: GPUs of an actor; a share such as 0.5 puts two on one.
-        memory: Bytes of an actor beyond which Ray may end it; None sets no bound.
-        object_store: Bytes of Ray's store when started here; what passes through is small.
-        attempts: How often a unit is tried.
+        address: Address of a running cluster, such as `auto`; None starts Ray on this machine.
+        num_workers: Number of actors; -1 takes as many as the cluster has room for.
+        num_cpus: CPUs per actor.
+        num_gpus: GPUs per actor; a fraction such as 0.5 puts two actors on one GPU.
+        memory: Bytes per actor beyond which Ray may kill it; None sets no limit.
+        object_store: Size of Ray's object store in bytes if started here; little passes through it.
+        attempts: Maximum attempts per unit.
     """
 
     address: str | None = None
@@ -43,22 +43,22 @@ class RayRunner:
     def __post_init__(self) -> None:
         if self.num_workers < -1 or self.num_workers == 0 or self.attempts < 1:
             raise ValueError(
-                "runner needs num_workers >= 1, or -1 for as many as there is room for, and "
+                "runner needs num_workers >= 1, or -1 for as many as fit, and "
                 f"attempts >= 1, got {self.num_workers} and {self.attempts}"
             )
 
     def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
-        """Yield the outcome of every unit as it comes; see Runner.
+        """Yield the outcome of every unit as it completes; see Runner.
 
         Raises:
-            ImportError: Ray is not installed; it comes with the extra `curation`.
-            ValueError: Ray has no room for one worker, which would wait for ever.
+            ImportError: Ray is not installed (extra `curation`).
+            ValueError: Ray has no room for even one worker, which would wait forever.
         """
         try:
             import ray
         except ImportError as error:
             raise ImportError(f"runner=ray needs Ray; {EXTRA}") from error
-        if not ray.is_initialized():  # the next step finds it running; it ends with this process
+        if not ray.is_initialized():  # later steps reuse it; it ends with this process
             self._start(ray)
         actors: list[Any] = []
         try:
@@ -71,7 +71,7 @@ class RayRunner:
 
             room = self._room(ray)
             count = min(len(units), room if self.num_workers < 0 else self.num_workers)
-            if count > room and self.address is None:  # the rest would keep their units waiting
+            if count > room and self.address is None:  # the rest would never start
                 count = room
             actors = [start() for _ in range(count)]
             yield from self._share_out(ray, actors, start, units)
@@ -92,7 +92,7 @@ class RayRunner:
         if min(room) < 1 and self.address is None:  # a cluster may grow
             has = f"{total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs"
             raise ValueError(
-                f"Ray has {has}, no room for a worker of runner.num_cpus={self.num_cpus:g} and "
+                f"Ray has {has}, too few for a worker with runner.num_cpus={self.num_cpus:g} and "
                 f"runner.num_gpus={self.num_gpus:g}"
             )
         return max(1, int(min(room)))
@@ -100,9 +100,9 @@ class RayRunner:
     def _share_out(
         self, ray: Any, actors: list[Any], start: Callable[[], Any], units: Sequence[Unit]
     ) -> Iterator[Outcome]:
-        """Keep every actor busy; a dead one costs its unit an attempt and is replaced.
+        """Keep every actor busy; replace dead ones, which costs their unit an attempt.
 
-        Ray would restart it, but meanwhile fails the calls of other units.
+        Ray could restart an actor by itself, but would fail other units' calls meanwhile.
         """
         waiting = deque((unit, 1) for unit in units)
         busy: dict[Any, tuple[Any, Unit, int]] = {}
@@ -123,11 +123,11 @@ class RayRunner:
             if error is None or attempt >= self.attempts:
                 yield Outcome(unit.name, attempt, error)
             else:
-                log.warning("%s: %s; trying again", unit.name, error)
+                log.warning("%s: %s; retrying", unit.name, error)
                 waiting.append((unit, attempt + 1))
 
     def _answer(self, ray: Any, ready: Any) -> tuple[str | None, bool]:
-        """Return what went wrong with a unit, if anything did, and whether its actor lives."""
+        """Return a unit's error, or None, and whether its actor is alive."""
         try:
             kind, error = ray.get(ready)
         except ray.exceptions.RayError as failure:  # killed, out of memory, node lost
@@ -138,14 +138,14 @@ class RayRunner:
 
 
 class Actor:
-    """What runs in Ray's workers."""
+    """Runs in Ray's workers."""
 
     def __init__(self, step: Step, root: str) -> None:
         self.step, self.root = step, Path(root)
         self.process: Any = None
 
     def do(self, unit: Unit) -> tuple[str, str | None]:
-        """Do a unit; returns ("done", what went wrong) or ("open", why nothing can be loaded)."""
+        """Do a unit; return ("done", error or None), or ("open", error) if loading failed."""
         if self.process is None:
             try:
                 self.process = open_step(self.step)

@@ -1,4 +1,4 @@
-"""Runners: who does the units of a step. This one: processes on this machine."""
+"""Runners do the units of a step; the one here uses processes on this machine."""
 
 import contextlib
 import logging
@@ -20,16 +20,16 @@ from open_supir.curation.work import Process, Step, Unit, run_unit
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-HEAVY = ["open_supir.curation.filters"]  # what every worker imports, imported once for all of them
+HEAVY = ["open_supir.curation.filters"]  # imported once for all workers
 
 
 class OpenError(RuntimeError):
-    """A worker could not load what the step needs: no unit can be done."""
+    """A worker could not load what the step needs, so no unit can be done."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit; `error` is None where it is done."""
+    """The outcome of a unit; `error` is None if it is done."""
 
     unit: str
     attempts: int
@@ -40,9 +40,9 @@ class Runner(Protocol):
     """Does the units of a step, in any order."""
 
     def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
-        """Yield the outcome of every unit as it comes.
+        """Yield the outcome of every unit as it completes.
 
-        A unit that fails, or whose worker dies, is tried again; the others go on.
+        A unit that fails, or whose worker dies, is retried; the others continue.
 
         Raises:
             OpenError: The step could not load what it needs.
@@ -52,12 +52,12 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRunner:
-    """Processes on this machine, each with what the step needs loaded once.
+    """Processes on this machine; each loads what the step needs once.
 
     Attributes:
-        num_workers: Processes; 0 works in this one, -1 takes one a core.
-        num_gpus: GPUs to share out among them; each process sees one.
-        attempts: How often a unit is tried.
+        num_workers: Number of processes; 0 works in this one, -1 is one per core.
+        num_gpus: GPUs to distribute among the processes; each sees one.
+        attempts: Maximum attempts per unit.
     """
 
     num_workers: int = -1
@@ -72,13 +72,13 @@ class LocalRunner:
             )
 
     def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
-        """Yield the outcome of every unit as it comes; see Runner."""
+        """Yield the outcome of every unit as it completes; see Runner."""
         if self.num_workers == 0:
             yield from self._run_here(step, units, root)
             return
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         count = min(len(units), cores or 1 if self.num_workers < 0 else self.num_workers)
-        context: Any = multiprocessing.get_context("forkserver")  # fork: unsafe beside threads
+        context: Any = multiprocessing.get_context("forkserver")  # fork is unsafe with threads
         context.set_forkserver_preload(HEAVY)
         threads = max(1, (cores or 1) // count)
         workers = [
@@ -103,7 +103,7 @@ class LocalRunner:
             yield Outcome(unit.name, attempt, error)
 
     def _share_out(self, workers: list["_Worker"], units: Sequence[Unit]) -> Iterator[Outcome]:
-        """Keep every worker busy; a dead one costs its unit an attempt and is replaced."""
+        """Keep every worker busy; replace dead ones, which costs their unit an attempt."""
         waiting = deque((unit, 1) for unit in units)
         busy: dict[Connection, _Worker] = {}
         idle = list(workers)
@@ -121,12 +121,12 @@ class LocalRunner:
                 if error is None or attempt >= self.attempts:
                     yield Outcome(unit.name, attempt, error)
                 else:
-                    log.warning("%s: %s; trying again", unit.name, error)
+                    log.warning("%s: %s; retrying", unit.name, error)
                     waiting.append((unit, attempt + 1))
 
 
 class _Worker:
-    """One process at the other end of a pipe."""
+    """A worker process at the other end of a pipe."""
 
     def __init__(
         self, context: Any, step: Step, root: Path, *, gpu: int | None, threads: int
@@ -148,7 +148,7 @@ class _Worker:
             self.connection.send(unit)
 
     def answer(self) -> str | None:
-        """Return what went wrong with the unit, if anything did; replace a dead process."""
+        """Return the unit's error, or None; replace a dead process."""
         try:
             kind, error = self.connection.recv()
         except (EOFError, OSError):
@@ -176,8 +176,8 @@ def _serve(
     threads: int,
     starter: int,
 ) -> None:
-    """Work on the units that come through the pipe until it closes or the starter is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter decides what an interrupt means
+    """Do units from the pipe until it closes or the process that started this one is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter handles interrupts
     threading.Thread(target=_leave_with, args=(starter,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
@@ -195,7 +195,7 @@ def _serve(
 
 
 def _leave_with(starter: int) -> None:
-    """End this process soon after the one that started the run was killed."""
+    """End this process soon after the one that started it is gone."""
     while True:
         try:
             os.kill(starter, 0)
@@ -205,23 +205,23 @@ def _leave_with(starter: int) -> None:
 
 
 def open_step(step: Step, threads: int | None = None) -> Process:
-    """Load what a step needs; `threads` of arithmetic for each worker, where that is given.
+    """Load what a step needs; `threads`, if given, limits torch's threads.
 
     Raises:
-        OpenError: That failed; says why.
+        OpenError: Loading failed; the message says why.
     """
     try:
         process = step.open()
     except Exception as error:
         raise OpenError(f"step {step.name}: {describe(error)}") from error
-    torch = sys.modules.get("torch")  # many steps need none
+    torch = sys.modules.get("torch")  # many steps do not need it
     if threads is not None and torch is not None:
         torch.set_num_threads(threads)
     return process
 
 
 def try_unit(process: Process, step: Step, unit: Unit, root: Path) -> str | None:
-    """Do a unit; return what went wrong, if anything did. One bad unit never ends a run."""
+    """Do a unit; return its error, or None. One bad unit never ends a run."""
     try:
         run_unit(process, step, unit, root)
     except Exception as error:
@@ -231,5 +231,5 @@ def try_unit(process: Process, step: Step, unit: Unit, root: Path) -> str | None
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception in one line."""
+    """Return an exception as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""The selection: for every stored image kept or why not, from scores, thresholds and duplicates."""
+"""The selection: which stored images are kept or why not, by thresholds and duplicates."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,22 +18,22 @@ ROWS = pa.schema([("key", pa.string()), ("index", pa.int32()), ("reason", pa.str
 
 @dataclass(frozen=True, kw_only=True)
 class SelectStep:
-    """Applies the thresholds to all units at once; writes a table for each."""
+    """Applies the thresholds to all units at once; writes one table per unit."""
 
     thresholds: Thresholds
 
     name = "select"
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output besides the tables."""
+        """Return everything that determines the output besides the tables."""
         return self.thresholds.plain()
 
     def open(self) -> Process:
-        """Return the work, which wants all units at once."""
+        """Return the work, which needs all units at once."""
         return self._select
 
     def _select(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Write `UNIT.parquet` with key, place in the tar and reason ("" is kept)."""
+        """Write `UNIT.parquet` with key, position in the tar, and reason ("" if kept)."""
         root, units = Path(unit.inputs["root"]), unit.inputs["units"]
         gone = {}
         if unit.inputs["dedup"]:
@@ -63,7 +63,7 @@ class SelectStep:
         return [n for n in (*self.thresholds.bounds, *self.thresholds.top) if n in MEASURES]
 
     def _cuts(self, root: Path, units: list[str]) -> dict[str, float]:
-        """Return score -> lowest value of its top share, among the rows within all bounds."""
+        """Return score -> lowest value in its top share of the rows within all bounds."""
         values: dict[str, list[np.ndarray]] = {name: [] for name in self.thresholds.top}
         if values:
             for stored in stored_rows(root, units, self._columns(), scores=True):
@@ -80,6 +80,6 @@ class SelectStep:
 
 
 def kept_rows(root: Path, unit: str) -> list[dict[str, Any]]:
-    """Return key and index of the images of a unit that are kept."""
+    """Return key and index of a unit's kept images."""
     rows = read_rows(unit_folder(root, "select", "all") / f"{unit}.parquet")
     return [row for row in rows if not row["reason"]]

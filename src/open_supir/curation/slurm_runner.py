@@ -1,4 +1,4 @@
-"""Runner on Slurm: a job array through submitit, on a cluster whose nodes share the output."""
+"""Runner on Slurm: job arrays through submitit, on a cluster whose nodes share the output."""
 
 import logging
 import time
@@ -18,19 +18,19 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmRunner:
-    """One job array for each step; each job takes its share of the units, one after the other.
+    """One job array per step; each job does its share of the units one by one.
 
-    What a killed or timed-out job leaves undone goes into the next array.
+    Units left undone by killed or timed-out jobs go into the next array.
 
     Attributes:
-        jobs: Jobs in the array.
-        at_once: Of these, how many may run at a time; None leaves that to Slurm.
-        logs: Folder for submitit's scripts and logs; all nodes must see it.
-        cluster: `slurm`; None takes Slurm if there is one; `local` runs the jobs as processes here.
-        parameters: Of submitit's AutoExecutor: timeout_min, cpus_per_task, mem_gb,
+        jobs: Number of jobs in an array.
+        at_once: Maximum number of jobs running at a time; None leaves that to Slurm.
+        logs: Folder for submitit's scripts and logs, visible to all nodes.
+        cluster: `slurm`; `local` runs the jobs as processes here; None uses Slurm if available.
+        parameters: Parameters of submitit's AutoExecutor: timeout_min, cpus_per_task, mem_gb,
             gpus_per_node, slurm_partition, slurm_account and so on.
-        attempts: How many arrays are submitted for one step.
-        poll_s: Seconds between looks at the jobs.
+        attempts: Maximum number of arrays per step.
+        poll_s: Seconds between polls of the jobs.
     """
 
     logs: str
@@ -51,7 +51,7 @@ class SlurmRunner:
         """Yield the outcome of every unit once its job has ended; see Runner.
 
         Raises:
-            ImportError: submitit is not installed; it comes with the extra `curation`.
+            ImportError: submitit is not installed (extra `curation`).
         """
         try:
             import submitit
@@ -80,7 +80,7 @@ class SlurmRunner:
                             problem = f"job {job.job_id} ended before it was done"
                             errors.setdefault(unit.name, problem)
             finally:
-                for job in running:  # this run was interrupted: the next one submits its own
+                for job in running:  # this run was interrupted; the next one submits new jobs
                     job.cancel(check=False)
             left = failed
             if not left:
@@ -98,14 +98,14 @@ class SlurmRunner:
 
 
 def _errors(job: Any) -> dict[str, str]:
-    """Return what the units of a finished job failed of, by name.
+    """Return the errors of a finished job's failed units, by name.
 
     Raises:
-        OpenError: The step could not load what it needs: no other job will.
+        OpenError: The step could not load what it needs; neither will other jobs.
     """
     try:
         results = job.results()[0]
-    except Exception as error:  # submitit's, or what the job itself raised
+    except Exception as error:  # from submitit or from the job itself
         if "OpenError" in str(error):
             lines = [line for line in str(error).splitlines() if "OpenError: " in line]
             raise OpenError(lines[-1].partition("OpenError: ")[2]) from error
@@ -115,13 +115,13 @@ def _errors(job: Any) -> dict[str, str]:
 
 
 class Job:
-    """What a job of the array runs; submitit puts a preempted one back into the queue."""
+    """The callable run by each job; submitit requeues preempted jobs."""
 
     def __init__(self, step: Step, root: Path) -> None:
         self.step, self.root = step, root
 
     def __call__(self, units: Sequence[Unit]) -> dict[str, str]:
-        """Do the units; returns what went wrong, by unit."""
+        """Do the units; return errors by unit."""
         process = open_step(self.step)
         errors = {}
         for unit in units:
@@ -131,7 +131,7 @@ class Job:
         return errors
 
     def checkpoint(self, units: Sequence[Unit]) -> Any:
-        """Queue the job again: what is done is passed over."""
+        """Requeue the job; finished units are skipped."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, units)

@@ -1,4 +1,4 @@
-"""Tables on disk: one Parquet file for the rows of a shard."""
+"""Tables on disk: one Parquet file per unit or shard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write rows; columns that a row lacks are null there."""
+    """Write rows; missing columns become null."""
     columns = {name: [row.get(name) for row in rows] for name in schema.names}
     pq.write_table(pa.table(columns, schema=schema), path)
 
@@ -18,7 +18,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a table, or some of its columns.
 
     Raises:
-        ValueError: The file is no table, or lacks one of the columns; names it.
+        ValueError: The file is not a table, or lacks a column; the message names it.
     """
     try:
         return pq.read_table(
@@ -29,5 +29,5 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Read a table as one dict a row."""
+    """Read a table as one dict per row."""
     return read_table(path, columns).to_pylist()

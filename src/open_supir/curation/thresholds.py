@@ -1,6 +1,6 @@
-"""Thresholds: which stored rows are kept, decided from their scores alone.
+"""Thresholds: select stored rows by their scores.
 
-Nothing here reads an image, so thresholds can be tried out at will.
+No images are read, so trying out thresholds is cheap.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +24,8 @@ class Thresholds:
     """Bounds on scores.
 
     Attributes:
-        bounds: Score -> `min`, `max` or both, inclusive. A row without that score passes.
-        top: Score -> the share of the rows within all bounds that is kept, the highest ones.
+        bounds: Score -> `min`, `max` or both, inclusive. A row without the score passes.
+        top: Score -> share of the rows within all bounds to keep, those with the highest values.
     """
 
     bounds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -44,22 +44,22 @@ class Thresholds:
                 raise ValueError(f"thresholds.top.{name} must be in (0, 1], got {share}")
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuse scores that nobody computes.
+        """Check that all bounded scores are known.
 
         Raises:
-            ValueError: A bound is on no score of `known`; names them.
+            ValueError: A bound is on a score that is not in `known`; the message lists these.
         """
         for name in (*self.bounds, *self.top):
             if name not in known:
                 raise ValueError(f"thresholds: no score {name!r}; known: {', '.join(known)}")
 
     def plain(self) -> dict[str, Any]:
-        """Return everything as plain values."""
+        """Return the thresholds as plain values."""
         bounds = {n: {k: v for k, v in b.items() if v is not None} for n, b in self.bounds.items()}
         return {"bounds": bounds, "top": dict(self.top)}
 
     def only(self, names: Sequence[str]) -> "Thresholds":
-        """Return the bounds on these scores alone."""
+        """Return only the bounds on these scores."""
         return Thresholds(bounds={n: b for n, b in self.bounds.items() if n in names})
 
     def edges(self) -> Iterator[tuple[str, str, float]]:
@@ -69,11 +69,11 @@ class Thresholds:
                 yield name, side, float(value)
 
     def judge(self, table: pa.Table, cuts: Mapping[str, float] | None = None) -> np.ndarray:
-        """Return the first reason against each row, "" where there is none.
+        """Return the first reason to refuse each row, "" if there is none.
 
         Args:
-            table: With the bounded scores as columns; columns that are missing bound nothing.
-            cuts: Score -> lowest value of its top share.
+            table: Has the bounded scores as columns; missing columns are not checked.
+            cuts: Score -> lowest value in its top share.
         """
         reasons = np.array([""] * len(table), dtype=object)
         edges = [*self.edges(), *((name, "top", cut) for name, cut in (cuts or {}).items())]
@@ -88,12 +88,12 @@ class Thresholds:
 
 
 def column(table: pa.Table, name: str) -> np.ndarray:
-    """Return a column of numbers as float64, nulls as NaN, which no comparison holds for."""
+    """Return a numeric column as float64; nulls become NaN, which fails every comparison."""
     return table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 class Stored(NamedTuple):
-    """The rows of one unit that lie in its tar, in the tar's order, with all scores."""
+    """The rows of one unit's stored images, in the order of its tar, with their scores."""
 
     unit: str
     table: pa.Table
@@ -102,7 +102,7 @@ class Stored(NamedTuple):
 def stored_rows(
     root: Path, units: Sequence[str], columns: Sequence[str], *, scores: bool
 ) -> Iterator[Stored]:
-    """Yield what the filter stored, unit by unit, with the score step's columns where asked for."""
+    """Yield the rows stored by the filter, unit by unit; `scores` adds the score step's columns."""
     for unit in units:
         table = read_table(
             unit_folder(root, "filter", unit) / "rows.parquet", ["key", "reason", *columns]
