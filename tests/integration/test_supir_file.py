@@ -167,6 +167,15 @@ def test_released_file_is_built_at_sdxl_size_as_its_names_say(released: Path) ->
     assert recipe["options"]["size_condition"] == [1024, 1024]
 
 
+def test_recipe_of_an_older_checkpoint_restores_alike(checkpoint: Path, tmp_path: Path) -> None:
+    """Checkpoints used to record one key `restore`, with the sampler settings inside."""
+    state = torch.load(checkpoint, weights_only=True)
+    recipe = state["recipe"]
+    recipe["restore"] = {"settings": recipe.pop("sampler"), **recipe.pop("options")}
+    torch.save(state, tmp_path / "older.ckpt")
+    assert read_recipe(tmp_path / "older.ckpt") == read_recipe(checkpoint)
+
+
 def test_released_settings_are_those_of_the_preset() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         preset = instantiate(compose("restore", overrides=["sampler=released"]).sampler)

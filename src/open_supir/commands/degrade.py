@@ -1,4 +1,4 @@
-"""Make low-quality images: input=FOLDER output=FOLDER degradation=supir_q seed=0.
+"""Make low-quality images: input=FOLDER output=FOLDER degradation=supir_q.
 
 Writes one PNG per image, `parameters.jsonl` with one row per image, and `degradation.yaml` with the
 ranges and switches used. The same seed reproduces the images; so do the rows, which may be edited:
