@@ -163,7 +163,7 @@ def test_fractions_are_nested_and_seedless() -> None:
 
 def test_twenty_million_samples_are_planned_and_looked_up_fast() -> None:
     """Generous bounds for a busy machine; benchmarks/bench_loader.py measures."""
-    start = time.perf_counter()
+    start = time.process_time()
     mix = Mixture(
         [
             SourceOrder("positive", np.full(20_000, 1000).tolist(), block=64, seed=1),
@@ -174,7 +174,7 @@ def test_twenty_million_samples_are_planned_and_looked_up_fast() -> None:
         seed=1,
     )
     mix.locate(123_456_789)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     start = time.process_time()
     for position in range(200_000_000, 200_002_000):
         mix.locate(position)
