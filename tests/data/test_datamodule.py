@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from open_supir.data import SourceConfig
+from open_supir.data.captions import approximate_tokens
+from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.shards import StorageError
 from tests.data.made import pixels, shard_folder
 from tests.data.recorder import GLOBAL_BATCH, data_module, train
@@ -250,3 +252,9 @@ def test_killed_processes_resume_exactly_on_one_and_back_on_two(root: Path) -> N
             else:  # killed in the middle of a step: what was read belongs to it
                 assert set(samples) <= set(straight[step])
     assert seen == straight
+
+
+def test_without_a_counter_tokens_are_estimated(tmp_path: Path) -> None:
+    sources = {"a": SourceConfig(weight=1)}
+    data = RestorationDataModule(tmp_path, sources, crop_size=64, global_batch=4, count_tokens=None)
+    assert data.sample_reader.count_tokens is approximate_tokens

@@ -22,6 +22,7 @@ from open_supir.training.base_weights import load_base_weights
 from open_supir.training.fit import fit, git_commit, keep_earlier_metrics, make_ready, start_process
 from open_supir.training.replay import ReplayStep, config_of_replay, open_record
 from open_supir.training.resume import resolve_checkpoint
+from open_supir.training.settings import check_crops, check_settings
 from open_supir.training.trained_parts import TrainedParts
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def build(
     cfg: DictConfig, *extra: pl.Callback
 ) -> tuple[TrainedParts, RestorationDataModule, pl.Trainer]:
     """Build module, data and trainer, and load the base weights; `extra` callbacks come first."""
+    steps = {key: cfg[key] for key in ("max_steps", "val_every", "save_every")}
+    check_settings(steps, cfg.trainer.precision)
     recipe: dict[str, Any] = {
         "stage": cfg.stage,
         "architecture": {part: plain(cfg[part]) for part in ARCHITECTURE},
@@ -85,6 +88,7 @@ def build(
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")
     module.recipe = recipe | {"weights": load_base_weights(module, cfg)}
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
+    check_crops(module, data)
     callbacks, loggers = (
         [instantiate(c, _convert_="all") for c in group.values() if c]
         for group in (cfg.callbacks, cfg.logger)

@@ -75,7 +75,7 @@ class RestorationDataModule(LightningDataModule):
         seed: int = 0,
         crop: CropPolicy | None = None,
         captions: CaptionPolicy | None = None,
-        count_tokens: Callable[[str], int] = approximate_tokens,
+        count_tokens: Callable[[str], int] | None = None,
         precomputed: Sequence[str] = (),
         reader: str = "index",
         prepare: Callable[[Path], None] | None = None,
@@ -96,6 +96,10 @@ class RestorationDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise ValueError("the data module needs at least one source")
+        counts = {"global_batch": global_batch, "micro_batch": micro_batch, "val_size": val_size}
+        for name, count in (counts | {"val_batch": val_batch}).items():
+            if count is not None and count < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {count}")
         if reader not in ("index", "stream"):
             raise ValueError(f"reader must be index or stream, got {reader!r}")
         self.root = str(root) if is_remote(root) else Path(root)
@@ -108,7 +112,7 @@ class RestorationDataModule(LightningDataModule):
             captions=captions or CaptionPolicy(),
             seed=seed,
             limits=image_limits or ImageLimits(),
-            count_tokens=count_tokens,
+            count_tokens=count_tokens or approximate_tokens,
         )
         self.precomputed = list(precomputed)
         self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of this run's network

@@ -1,0 +1,23 @@
+"""Settings that no run can have are refused by their key before anything is trained."""
+
+import pytest
+
+from open_supir.commands.train import build
+from tests.integration.conftest import Compose
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("max_steps=0", "max_steps=0: .* at least 1"),
+        ("val_every=0", "val_every=0: .* at least 1"),
+        ("trainer.precision=16-true", "trainer.precision=16-true: .*32-true, 16-mixed, bf16-mixed"),
+        ("data.val_size=0", "data.val_size must be at least 1, got 0"),
+        ("data.global_batch=0", "data.global_batch must be at least 1, got 0"),
+        ("data.crop_size=30", "data.crop_size=30: .* multiple of 16, such as 16, 32"),
+        ("data.val_crop_size=100", "data.val_crop_size=100: .* multiple of 16, such as 96, 112"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(composed_in: Compose, override: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        build(composed_in("train", "experiment=zerosft", override))
