@@ -24,7 +24,7 @@ from tests.integration.conftest import Compose
 from tests.integration.test_road import checkpoint, losses
 from tests.test_configs import CONF, ROOT
 
-MODULE = '''
+MODULE = """
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +88,7 @@ class Brightness(Metric):
         super().__init__(
             name="brightness", title="Brightness", direction="none", library="own", color="RGB",
             metric_id="mean", needs_reference=False, build=mean, **options)
-'''
+"""
 OPTIONS = {
     "connector/gate.yaml": """
         _target_: my_parts.GateConnector

@@ -352,8 +352,9 @@ def test_a_killed_command_goes_on_and_an_interrupted_one_ends_well(
                                    stderr=subprocess.STDOUT, text=True)  # fmt: skip
         have = len(list((tmp_path / "out").glob("*.json")))
         wait_for(
-            lambda: len(list((tmp_path / "out").glob("*.json"))) > have
-            or process.poll() is not None,
+            lambda: (
+                len(list((tmp_path / "out").glob("*.json"))) > have or process.poll() is not None
+            ),
             what="one more photograph",
         )
         return process
