@@ -1,4 +1,4 @@
-"""The caption step's work: any captioner of open_supir.inference, asked once an image."""
+"""The work of the caption step: asks any captioner of open_supir.inference once per image."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ RETRY_SECONDS = 1.0
 
 
 class Caption:
-    """Does the units of the caption step."""
+    """Processes the units of the caption step."""
 
     def __init__(self, step: CaptionStep, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.step, self.sleep = step, sleep
@@ -44,7 +44,7 @@ class Caption:
             self.captioner = captioner
 
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Caption one unit; returns counts."""
+        """Caption one unit; return counts."""
         rows = kept_rows(Path(unit.inputs["root"]), unit.name)
         source = unit_folder(Path(unit.inputs["root"]), "filter", unit.name)
         shard = open_shard(source, unit.inputs["shard"])
@@ -79,7 +79,7 @@ class Caption:
         for attempt in range(self.step.attempts):
             try:
                 return self._ask(captioner, image)
-            except Exception as error:  # a model may fail in any way on one image
+            except Exception as error:  # a model may fail in any way
                 problem = " ".join(f"{type(error).__name__}: {error}".split())
                 log.warning("caption of %s: %s", key, problem)
             if attempt + 1 < self.step.attempts:

@@ -1,4 +1,4 @@
-"""The data card: what is in a data set, where it is from, and how it was chosen."""
+"""The data card: contents of a data set, their origin, and how they were selected."""
 
 import json
 import platform
@@ -36,13 +36,13 @@ def write_card(
     filtered: Units,
     captioned: Units,
 ) -> None:
-    """Write `card.json` and `CARD.md` beside the positives, unless they describe them already.
+    """Write `card.json` and `CARD.md` beside the positives, unless they are up to date.
 
     Args:
-        folder: Of the positives' shards.
-        root: Of the units.
+        folder: Folder of the positives' shards.
+        root: Folder of the units.
         settings: A PipelineSettings.
-        entries: Source -> its manifest's entries.
+        entries: Source -> entries of its manifest.
         filtered: Units of the filter.
         captioned: Units that the positives come from.
     """
@@ -80,7 +80,7 @@ def _counts(
     filtered: Units,
     captioned: Units,
 ) -> dict[str, Any]:
-    """Count candidates, refusals by reason, and what the shards hold by source and licence."""
+    """Count candidates, refusals by reason, and samples in the shards by source and licence."""
     refused: Counter[str] = Counter()
     candidates = 0
     for _, done in filtered:
@@ -136,7 +136,7 @@ def _versions() -> dict[str, str]:
 
 
 def _markdown(card: Mapping[str, Any]) -> str:
-    """Lay the card out for people."""
+    """Render the card for people."""
     shards = [
         [source, str(row["samples"]), str(row["shards"]), f"{row['bytes'] / 1e9:.3f}"]
         for source, row in card["shards"].items()
@@ -145,7 +145,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         Heading("Data card", 1),
         Heading("Contents"),
         Table(["source", "samples", "shards", "GB"], shards),
-        Text(f"{card['candidates']} candidates came in."),
+        Text(f"{card['candidates']} candidates in the input."),
         *_counted("Refused", "reason", card["refused"]),
         *_counted("Origin of the positives", "source", card["sources"]),
         *_counted("Licences of the positives", "licence", card["licences"]),
@@ -168,5 +168,5 @@ def _counted(title: str, name: str, counts: Mapping[str, int]) -> list[Block]:
 
 
 def _word_range(low: str) -> str:
-    """Write a bucket of captions by its lowest number of words, as `write_shards` counts them."""
+    """Format a range of caption lengths, given its lowest number of words."""
     return f"{max(1, int(low))} to {int(low) + 15}" if low.isdigit() else "no caption"

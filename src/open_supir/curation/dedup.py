@@ -1,6 +1,6 @@
-"""Duplicates: images of nearly the same perceptual hash, and images of the evaluation sets.
+"""Duplicates: images with nearly the same perceptual hash, and images of the evaluation sets.
 
-Hashes are 64 bit; their distance is the number of differing bits. Twenty million are 160 MB.
+Hashes have 64 bits; their distance is the number of differing bits. Twenty million take 160 MB.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,13 +22,13 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class DedupStep:
-    """Finds duplicates among the images within all bounds, and images of the evaluation sets.
+    """Finds duplicates and evaluation images among the images within all bounds.
 
     Attributes:
-        max_distance: Most differing bits of duplicates; -1 looks for none.
-        leak_distance: Most differing bits of an image and one of the evaluation sets.
-        against: Folders of the evaluation sets' images, which must not be trained on. They are cut
-            as the candidates are, and compared mirrored too.
+        max_distance: Maximum distance between duplicates; -1 disables the search.
+        leak_distance: Maximum distance between an image and an evaluation image.
+        against: Folders of evaluation images, which must not be trained on. They are cut like the
+            candidates, and also compared mirrored.
         fit: How candidates are cut.
     """
 
@@ -47,15 +47,15 @@ class DedupStep:
             )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output besides the rows and the evaluation sets' files."""
+        """Return everything that determines the output besides the rows and evaluation images."""
         return {"max_distance": self.max_distance, "leak_distance": self.leak_distance}
 
     def open(self) -> Process:
-        """Return the work, which wants all units at once."""
+        """Return the work, which needs all units at once."""
         return self._find
 
     def _find(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Write a row for every image that is to go; `of` names what it is like."""
+        """Write a row for each image to remove; `of` names the image it duplicates."""
         thresholds = Thresholds(**unit.inputs["thresholds"])
         keys, hashes, quality = _survivors(
             Path(unit.inputs["root"]), unit.inputs["units"], thresholds
@@ -128,12 +128,12 @@ def _evaluation_hashes(folders: Sequence[str], fit: FilterStep) -> tuple[list[st
 def find_near(
     hashes: np.ndarray, wanted: np.ndarray, distance: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Yield (number of the hash, number of the wanted one, distance) of every pair so near.
+    """Yield (index in `hashes`, index in `wanted`, distance) of every pair within `distance`.
 
     Args:
         hashes: (N,) uint64.
-        wanted: (M,) uint64; all are compared with all.
-        distance: Most differing bits.
+        wanted: (M,) uint64; each is compared with all hashes.
+        distance: Maximum number of differing bits.
     """
     for start in range(0, len(hashes), CHUNK):
         chunk = hashes[start : start + CHUNK]
@@ -186,10 +186,9 @@ def _root(links: np.ndarray, start: int) -> int:
 
 
 def best_of(groups: np.ndarray, quality: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Return for every image the best of its group, (N,) int64: the largest; of equals the one
-    with the lowest key."""
+    """Return the best image of each image's group, (N,) int64: the largest, then lowest key."""
     order = np.lexsort((keys, -quality, groups))
-    first = np.flatnonzero(np.diff(groups[order], prepend=-1))  # of each group
+    first = np.flatnonzero(np.diff(groups[order], prepend=-1))  # start of each group
     counts = np.diff(first, append=len(order))
     best = np.empty(len(order), dtype=np.int64)
     best[order] = np.repeat(order[first], counts)

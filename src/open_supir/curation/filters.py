@@ -1,7 +1,7 @@
-"""The filter's work: decode strictly, normalise once, cut to the stored size, measure.
+"""The work of the filter: decode strictly, normalise once, cut to the stored size, measure.
 
-Nothing is judged here but what cannot be stored at all. Scores go into a table, and thresholds are
-applied to that (see select.py).
+Only images that cannot be stored are refused here. Scores go into a table, to which thresholds are
+applied later (see selection.py).
 """
 
 from collections import Counter
@@ -43,17 +43,17 @@ Row = dict[str, Any]
 
 
 class Decoded(NamedTuple):
-    """An image as upright 8-bit sRGB, and what had to be done for that."""
+    """An image as upright 8-bit sRGB, and what was changed to get there."""
 
     picture: Image.Image
     original_size: tuple[int, int]  # (h, w) of the file, upright
     normalised: list[str]
     quality: float | None  # of a JPEG
-    plain: bytes | None  # the JPEG itself, without metadata, where it needs no change
+    plain: bytes | None  # the JPEG file without metadata, if it needs no other change
 
 
 class Filter:
-    """Does the units of the filter: fills a folder with a tar and `rows.parquet`."""
+    """Processes the units of the filter: fills a folder with a tar and `rows.parquet`."""
 
     def __init__(self, step: FilterStep) -> None:
         self.step = step
@@ -63,7 +63,7 @@ class Filter:
         Image.MAX_IMAGE_PIXELS = None  # the header is checked against `max_pixels` instead
 
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Filter one unit; returns counts by reason and the tar's manifest entry."""
+        """Filter one unit; return counts by reason and the tar's manifest entry."""
         rows: list[Row] = []
         entry = write_shard(folder / f"{unit.name}.tar", self._stored(unit, rows))
         write_rows(folder / "rows.parquet", rows, ROWS)
@@ -91,7 +91,7 @@ class Filter:
     def _pieces(
         self, candidate: Candidate, decoded: Decoded, row: Row
     ) -> Iterator[tuple[StoredSample, Row]]:
-        """Cut an image into what is stored of it, each with its row."""
+        """Yield the samples made from an image, each with its row."""
         height, width = decoded.original_size
         for tile, picture in self.step.fit(decoded.picture):
             key = f"{candidate.key}-{tile}" if tile else candidate.key
@@ -136,15 +136,15 @@ class Filter:
         }
 
 
-# What the sample of a tar may bring along: where it is from, and what the loader reads
+# Metadata kept from a tar's samples: origin, and what the loader reads
 KEPT_META = ("url", "captions", "caption_short", "is_negative", "content")
 
 
 def decode(data: bytes, limits: ImageLimits) -> Decoded:
     """Decode an image file of any mode to upright 8-bit sRGB without alpha.
 
-    The header is read first. Of a file with pages, or with previews as cameras add them (MPO), the
-    first picture is taken.
+    The header is checked first. Of files with several pages or camera previews (MPO), the first
+    picture is used.
 
     Raises:
         SampleError: The file is refused or damaged.

@@ -1,4 +1,4 @@
-"""What the filter measures of an image: sharpness, flatness, exposure, colour, perceptual hash.
+"""The filter's measurements: sharpness, flatness, exposure, colour, perceptual hash.
 
 Shapes: H W image size. Luma is BT.601 full range, 8 bit.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 PATCH = 240  # pixels: LucidFlux's patches for flatness
-FLAT_SOBEL = 800.0  # below this variance of the gradient a patch is flat, as in LucidFlux
+FLAT_SOBEL = 800.0  # a patch with a lower gradient variance is flat, as in LucidFlux
 SHADOW, HIGHLIGHT = 8, 247  # luma at or beyond these is crushed or burnt out
 HASH_SIDE, HASH_LOW = 32, 8
 
@@ -19,8 +19,8 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
 
     sharpness is the variance of the 3x3 Laplacian (LucidFlux keeps 150 to 8000 at 1024 pixels),
     flat the share of 240x240 patches with little gradient, dark and bright the shares of crushed
-    and burnt-out pixels, luma and contrast the mean and deviation of luma, colour the mean
-    difference of the largest and the smallest channel in [0, 1].
+    and burnt-out pixels, luma and contrast the mean and standard deviation of luma, colour the mean
+    difference between the largest and smallest channel, in [0, 1].
     """
     picture = Image.fromarray(pixels)
     luma = np.asarray(picture.convert("L"))
@@ -40,7 +40,7 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
 
 
 def laplacian_variance(luma: np.ndarray) -> float:
-    """Return the variance of the Laplacian of (H, W) int16 luma, inside the image."""
+    """Return the variance of the Laplacian of (H, W) int16 luma, without padding."""
     if min(luma.shape) < 3:
         return 0.0
     edges = 4 * luma[1:-1, 1:-1]
@@ -52,7 +52,7 @@ def laplacian_variance(luma: np.ndarray) -> float:
 def flat_share(luma: np.ndarray, *, patch: int = PATCH, limit: float = FLAT_SOBEL) -> float:
     """Return the share of patches whose Sobel magnitude has a variance below `limit`.
 
-    Patches tile (H, W) int16 luma from the top left; an image smaller than one is one patch.
+    Patches tile (H, W) int16 luma from the top left; a side shorter than `patch` limits the patch.
     """
     height, width = luma.shape
     if min(height, width) < 3:

@@ -1,7 +1,7 @@
-"""The negative step's work: what the prior itself makes of the negative words.
+"""The work of the negative step: images that the prior makes from the negative words.
 
-SUPIR (arXiv:2401.13627, section 3.3) trains on such images so that the negative prompt has a
-meaning: image-to-image from a photograph at strength 0.5, prompted by words of bad quality.
+SUPIR (arXiv:2401.13627, section 3.3) trains on such images to give the negative prompt a meaning:
+image-to-image from a photograph at strength 0.5, prompted with words for bad quality.
 """
 
 import json
@@ -23,14 +23,14 @@ from open_supir.data.shards import StoredSample, write_shard
 
 
 class Negatives:
-    """Does the units of the negative step: a tar of negative samples each."""
+    """Processes the units of the negative step: writes a tar of negative samples for each."""
 
     def __init__(self, step: NegativeStep) -> None:
         self.step = step
         self.prior = step.prior.build()
 
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Make the negative samples of one unit; returns the tar's manifest entry."""
+        """Make the negative samples of one unit; return their keys and the tar's manifest entry."""
         root = Path(unit.inputs["root"])
         wanted, made = set(unit.inputs["keys"]), []
         captions = read_rows(unit_folder(root, "caption", unit.name) / "rows.parquet")
@@ -65,10 +65,10 @@ class Negatives:
 
 
 def negative_seed(seed: int, key: str) -> int:
-    """Return the seed of a negative sample's noise: of its key alone, whoever makes it when."""
+    """Return the seed of a negative sample's noise, which depends only on `seed` and its key."""
     return int(digest("negative", seed, key), 16) >> 1
 
 
 def negative_key(key: str) -> str:
-    """Return the key of the negative sample made from the positive of that key."""
+    """Return the key of the negative sample made from the positive with this key."""
     return f"negative-{key}"

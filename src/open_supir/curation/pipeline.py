@@ -1,4 +1,4 @@
-"""The pipeline: which units each step has, what is left to do, and what became of it."""
+"""The pipeline: the units of each step, what is left to do, and what failed."""
 
 import heapq
 import logging
@@ -47,10 +47,10 @@ LOG_SECONDS = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSettings:
-    """What each step does; None leaves a step out.
+    """Settings of all steps; None skips a step.
 
-    `rescan` looks for new and changed input; `retry_failed` asks again for captions that failed;
-    `num_negatives` are made; `prefix` replaces the positives' shard names.
+    `rescan` looks for new and changed inputs, `retry_failed` retries failed captions,
+    `num_negatives` is the number of negative samples, `prefix` replaces the positives' shard names.
     """
 
     input: InputSettings
@@ -74,13 +74,13 @@ class PipelineSettings:
             raise ValueError(f"negatives.count must be at least 0, got {self.num_negatives}")
         if self.positives.source == self.negative_shards.source:
             raise ValueError(
-                "shards.source and negatives.source must differ: each is a folder of its own; got "
+                "shards.source and negatives.source must differ, since each names a folder; got "
                 f"{self.positives.source!r} twice"
             )
 
 
 class UnitsFailed(RuntimeError):
-    """Some units could not be done; the others are."""
+    """Some units failed; the others are done."""
 
 
 class Pipeline:
@@ -96,12 +96,12 @@ class Pipeline:
         self.failed: dict[tuple[str, str], str] = {}
 
     def run(self, steps: Sequence[str]) -> None:
-        """Run steps in their order.
+        """Run steps in pipeline order.
 
         Raises:
-            UnitsFailed: After the last step, where units failed for good; lists them.
-            FileNotFoundError: A step before these has not been run.
-            ValueError: Another run writes into this output, or the shards there are another's.
+            UnitsFailed: Some units failed on every attempt; raised after the last step, lists them.
+            FileNotFoundError: An earlier step has not been run.
+            ValueError: Another run uses this output, or its shards come from other inputs.
         """
         with alone(self.root):
             self._sweep()
@@ -111,7 +111,7 @@ class Pipeline:
                     getattr(self, f"_run_{name}")()
         if self.failed:
             raise UnitsFailed(
-                f"{len(self.failed)} units failed; run the same command again to retry:\n"
+                f"{len(self.failed)} units failed; rerun the same command to retry:\n"
                 + "\n".join(self.failed.values())
             )
 
@@ -182,8 +182,8 @@ class Pipeline:
         failed = sum(done["statistics"]["failed"] for _, done in self._captioned())
         if failed:
             log.warning(
-                "caption: %d images are left out, for no caption came; their reasons are in "
-                "work/caption; retry_failed=true asks again", failed
+                "caption: %d images are left out because captioning failed; see work/caption for "
+                "reasons; retry_failed=true tries again", failed
             )  # fmt: skip
 
     def _caption_units(self) -> list[Unit]:
@@ -204,7 +204,7 @@ class Pipeline:
             self._do(step, self._negative_units(step))
 
     def _negative_units(self, step: NegativeStep) -> list[Unit]:
-        """Pick the positives with the lowest hashes: more of them are a superset of fewer."""
+        """Pick the positives with the lowest hashes, so that a larger number is a superset."""
         captioned, filtered = dict(self._captioned()), dict(self._filtered())
         ranked = (
             (digest("negative", step.seed, row["key"]), row["key"], name)
@@ -251,10 +251,10 @@ class Pipeline:
         return self._ready(self.settings.filter, self.plan)
 
     def _ready(self, step: Step, units: Sequence[Unit]) -> list[tuple[str, dict[str, Any]]]:
-        """Return what `done.json` says of every unit, but for those that failed in this run.
+        """Return the `done.json` of every unit, except those that failed in this run.
 
         Raises:
-            FileNotFoundError: A unit has not been tried, or was made from something else.
+            FileNotFoundError: A unit has not been tried, or was made from other inputs or settings.
         """
         ready = []
         for unit in units:
@@ -269,7 +269,7 @@ class Pipeline:
         return ready
 
     def _everything(self, extra: dict[str, Any]) -> Unit:
-        """Return the unit of a step that wants all filtered rows and their scores."""
+        """Return the unit of a step that needs all filtered rows and their scores."""
         ready = self._filtered()
         content = [done["result"] for _, done in ready]
         if self.settings.score is not None:
@@ -282,7 +282,7 @@ class Pipeline:
         return {"root": str(self.root), "shard": done["statistics"]["shard"]}
 
     def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> None:
-        """Do what is left of a step."""
+        """Do the remaining units of a step."""
         left = [unit for unit in units if not is_done(self.root, step, unit)]
         if not left:
             log.info("%s: %d units, all done", step.name, len(units))
@@ -295,7 +295,7 @@ class Pipeline:
                 line = f"{step.name}/{outcome.unit}: {outcome.error}"
                 self.failed[step.name, outcome.unit] = line
                 log.error("%s, after %d attempts", line, outcome.attempts)
-                if here:  # the only unit of its step: no later step can do without
+                if here:  # the step's only unit, which all later steps need
                     raise UnitsFailed(line)
             if time.monotonic() - shown > LOG_SECONDS:
                 shown = time.monotonic()
@@ -306,7 +306,7 @@ class Pipeline:
 
 
 def _shows(report: Path, result: str) -> bool:
-    """Say whether a report is of the selection with this result."""
+    """Return whether a report shows the selection with this result."""
     try:
         with open(report, encoding="utf-8") as file:
             return result in file.readline(400)
@@ -317,5 +317,5 @@ def _shows(report: Path, result: str) -> bool:
 def _folder(path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"dedup.against: no such folder {folder}")
+        raise FileNotFoundError(f"dedup.against: no such folder: {folder}")
     return folder

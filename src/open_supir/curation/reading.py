@@ -1,4 +1,4 @@
-"""Reading the images of a unit: from files, or from a tar that somebody else made."""
+"""Read the images of a unit, from files or from a third-party tar."""
 
 import json
 import os
@@ -22,7 +22,7 @@ MAX_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One image that came in, as bytes, or why it could not be read."""
+    """One input image as bytes, or the error on reading it."""
 
     key: str
     path: str
@@ -71,7 +71,7 @@ def _from_file(row: dict[str, Any]) -> Candidate:
 
 
 def _text_beside(path: Path) -> str | None:
-    """Return the caption in NAME.txt beside NAME.jpg, where there is one that is text."""
+    """Return the caption in NAME.txt beside NAME.jpg, or None if it is missing or not text."""
     beside = path.with_suffix(".txt")
     try:
         if beside.stat().st_size > SIZE_LIMITS["text"]:
@@ -82,7 +82,7 @@ def _text_beside(path: Path) -> str | None:
 
 
 def _from_tar(row: dict[str, Any], keep_keys: bool) -> Iterator[Candidate]:
-    """Yield the samples of a tar: what training could not read is reported, not lost."""
+    """Yield the samples of a tar; members that training could not read come with an error."""
     path = os.fsdecode(row["path"])
     index = index_tar(path, max_examples=None)
     fd = os.open(path, os.O_RDONLY)
@@ -135,7 +135,7 @@ def _from_sample(raw: RawSample, row: dict[str, Any], key: str) -> Candidate:
 
 
 def open_shard(folder: Path, entry: dict[str, Any]) -> ShardFolder:
-    """Open the tar of a finished unit; `entry` is what its statistics say of it."""
+    """Open the tar of a finished unit; `entry` is the shard entry in its statistics."""
     return ShardFolder(folder, [ShardEntry(**entry)])
 
 

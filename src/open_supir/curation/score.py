@@ -1,4 +1,4 @@
-"""The score step's work: metrics without a reference, on the images that passed so far."""
+"""The work of the score step: no-reference metrics of the images that have passed so far."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from open_supir.curation.work import Unit, digest, read_done, unit_folder
 
 
 class Score:
-    """Does the units of the score step; what was scored before is not scored again."""
+    """Processes the units of the score step; reuses earlier scores."""
 
     def __init__(self, step: ScoreStep) -> None:
         self.step = step
@@ -24,7 +24,7 @@ class Score:
 
     @torch.no_grad()
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Score one unit; returns counts."""
+        """Score one unit; return counts."""
         root = Path(unit.inputs["root"])
         thresholds = Thresholds(bounds=unit.inputs["bounds"])
         (stored,) = stored_rows(root, [unit.name], list(thresholds.bounds), scores=False)
@@ -46,7 +46,7 @@ class Score:
         return {"rows": len(rows), "settings": self.settings, "filter": unit.inputs["filter"]}
 
     def _known(self, root: Path, unit: Unit) -> dict[str, dict[str, float]]:
-        """Return the scores of an earlier run of the unit, by key, if made by the same metrics."""
+        """Return scores by key from an earlier run of the unit with the same metrics, if any."""
         before = unit_folder(root, "score", unit.name)
         done = read_done(before)
         content = unit.inputs["filter"]

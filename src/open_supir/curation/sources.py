@@ -36,15 +36,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """Where candidates are.
+    """Where the candidates are.
 
     Attributes:
-        paths: Source name -> a folder of images, a folder of tars, one tar, or a Parquet file with
-            a column `path` (and `caption`, `source`, `licence` where it has them). Relative paths
-            in a Parquet file start at its folder.
-        licences: Source name -> licence, where a sample does not say.
-        unit_size: Images in a unit; a tar is always a unit of its own.
-        exclude: Folders that are not looked into: what the pipeline itself writes.
+        paths: Source name -> a folder of images, a folder of tars, a tar, or a Parquet file with a
+            column `path` (optionally `caption`, `source`, `licence`). Relative paths in a Parquet
+            file are relative to its folder.
+        licences: Source name -> licence of samples that do not state one.
+        unit_size: Images per unit; a tar is always its own unit.
+        exclude: Folders to skip: those that the pipeline itself writes.
     """
 
     paths: Mapping[str, str]
@@ -64,7 +64,7 @@ class InputSettings:
 
 
 def name_inputs(paths: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
-    """Return source name -> path; where no name is given, it is the file's or folder's.
+    """Return source name -> path; the default name is that of the file or folder.
 
     Raises:
         ValueError: Two inputs would have the same name.
@@ -94,7 +94,7 @@ def plan_units(settings: InputSettings, root: Path, *, rescan: bool = False) -> 
     known = _read_plan(folder)
     if known is not None and known["about"] != about:
         raise ValueError(
-            f"{folder} was made for other inputs ({known['about']}); give another output, or "
+            f"{folder} was made for other inputs ({known['about']}); set another output, or "
             "delete it"
         )
     if known is None or rescan:
@@ -135,7 +135,7 @@ def _make_plan(
             twice += row["key"] in found[kind]
             found[kind].setdefault(row["key"], row)
     if twice:
-        log.warning("%d inputs are listed twice, and taken once", twice)
+        log.warning("%d inputs are listed twice and used once", twice)
     if known is None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tupl
 
 
 def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tuple[str, Row]]:
-    """Yield (kind, row) of everything in one input; `name` identifies it below the input."""
+    """Yield (kind, row) for each file of an input; `name` is its path below the input."""
     common = {"source": source, "licence": settings.licences.get(source)}
     if path.suffix == ".parquet" and path.is_file():
         yield from (("files", row) for row in _listed_in_table(path, common))
@@ -181,12 +181,12 @@ def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tu
 
 
 def _absolute(path: str) -> Path:
-    """Return a path that means the same in workers, wherever they were started."""
+    """Return an absolute path, valid in workers wherever they are started."""
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _images(path: Path, tars: Sequence[Path]) -> list[Path]:
-    """Return the image files of an input, which may have none if it has tars."""
+    """Return the image files of an input; an input with tars may have none."""
     from open_supir.base.images import list_images
 
     if path in tars:
@@ -222,7 +222,7 @@ def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
 
 
 def _stat(path: Path) -> dict[str, int | None]:
-    """Return size and time of change; nothing of a file that is missing, which the step reports."""
+    """Return size and modification time; None for a missing file, which the filter reports."""
     try:
         stat = path.stat()
     except OSError:
@@ -231,7 +231,7 @@ def _stat(path: Path) -> dict[str, int | None]:
 
 
 def printable(path: str | bytes) -> str:
-    """Return a path as text that every file can hold."""
+    """Return a path as valid UTF-8 text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

@@ -1,9 +1,9 @@
-"""The unit of work: one shard of one step, done whole or not at all, and done once.
+"""The unit of work: one shard of one step, done atomically and only once.
 
-A finished unit is a folder `ROOT/STEP/UNIT/` whose `done.json` says what it was made of and from.
-It is filled under a temporary name and renamed, so whoever is killed leaves nothing that looks
-finished. Whatever decides the output is in the unit's key: where the key in `done.json` is another,
-the unit is made again.
+A finished unit is a folder `ROOT/STEP/UNIT/` with a `done.json` that describes it. The folder is
+filled under a temporary name and renamed, so a killed process leaves nothing that looks finished.
+The unit's key covers everything that determines the output; if the key in `done.json` differs, the
+unit is redone.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from open_supir.base.files import flush
 log = logging.getLogger(__name__)
 
 DONE = "done.json"
-VERSION = 1  # of what the steps write; raise it when old output must be made again
+VERSION = 1  # of the steps' output; raise it when old output must be redone
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Unit:
     """One shard of one step.
 
     Attributes:
-        name: Its name, and its folder's.
-        content: Digest of all that it reads.
-        inputs: Where that is; plain values.
+        name: Name of the unit and its folder.
+        content: Digest of everything it reads.
+        inputs: Where its inputs are, as plain values.
     """
 
     name: str
@@ -43,20 +43,20 @@ class Unit:
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Fills a folder and returns statistics, from which later steps see whether the result has changed
+# Fills a folder and returns statistics, which tell later steps whether the result has changed
 Process = Callable[[Unit, Path], Mapping[str, Any]]
 
 
 class Step(Protocol):
-    """What is done to every unit. Describing a step is cheap; `open` loads what the work needs."""
+    """What is done to each unit. Steps are cheap to create; `open` loads what the work needs."""
 
     @property
     def name(self) -> str:
-        """The step's name, and its folder's."""
+        """Name of the step and its folder."""
         ...
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output besides the units, as plain values."""
+        """Return everything that determines the output besides the units, as plain values."""
         ...
 
     def open(self) -> Process:
@@ -76,13 +76,13 @@ class Recipe:
 
 
 def digest(*parts: Any) -> str:
-    """Return 16 hexadecimal digits that stand for plain values."""
+    """Return a digest of plain values, 16 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def digest_all(parts: Iterable[str]) -> str:
-    """Return 16 hexadecimal digits that stand for a sequence of texts without line breaks."""
+    """Return a digest of texts without line breaks, 16 hexadecimal digits."""
     state = hashlib.blake2b(digest_size=8)
     for part in parts:
         state.update(part.encode() + b"\n")
@@ -90,17 +90,17 @@ def digest_all(parts: Iterable[str]) -> str:
 
 
 def unit_key(step: Step, unit: Unit) -> str:
-    """Return what must stand in `done.json` for the unit to count as done."""
+    """Return the key that `done.json` must contain for the unit to count as done."""
     return digest(VERSION, step.name, dict(step.settings()), unit.content)
 
 
 def unit_folder(root: Path, step: str, unit: str) -> Path:
-    """Return where a finished unit lies."""
+    """Return the folder of a finished unit."""
     return root / step / unit
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a unit's `done.json`; None where there is none that can be read."""
+    """Return the content of a unit's `done.json`; None if it is missing or unreadable."""
     try:
         content = json.loads((folder / DONE).read_bytes())
     except (OSError, ValueError):
@@ -109,16 +109,16 @@ def read_done(folder: Path) -> dict[str, Any] | None:
 
 
 def is_done(root: Path, step: Step, unit: Unit) -> bool:
-    """Say whether the unit lies finished, made from the same input in the same way."""
+    """Return whether the unit is finished, with the same inputs and settings."""
     done = read_done(unit_folder(root, step.name, unit.name))
     return done is not None and done["key"] == unit_key(step, unit)
 
 
 def run_unit(process: Process, step: Step, unit: Unit, root: Path) -> None:
-    """Do one unit, unless it is done.
+    """Do one unit, unless it is already done.
 
     Raises:
-        Exception: Whatever `process` raises; nothing is left under the final name.
+        Exception: Whatever `process` raises; the final folder is then unchanged.
     """
     if is_done(root, step, unit):
         return
@@ -147,13 +147,13 @@ def run_unit(process: Process, step: Step, unit: Unit, root: Path) -> None:
 
 
 def sweep(final: Path) -> None:
-    """Delete what killed attempts at a unit have left."""
+    """Delete leftovers of killed attempts at a unit."""
     for left in final.parent.glob(f".{final.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Rename a folder onto one that may exist: a folder with content cannot be replaced at once."""
+    """Rename a folder; an existing target is moved away first, as it cannot be overwritten."""
     if final.exists():
         old = final.with_name(f".{final.name}.old.{os.getpid()}.tmp")
         os.replace(final, old)
@@ -163,10 +163,10 @@ def _replace(temporary: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Hold a folder of units for one run; the lock goes with the process, however that ends.
+    """Lock a folder of units for one run; the lock is released whenever the process ends.
 
     Raises:
-        ValueError: Another run holds it.
+        ValueError: Another run holds the lock.
     """
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "a") as file:
@@ -177,5 +177,5 @@ def alone(root: Path) -> Iterator[None]:
                 f"{root}: another run writes into this output; wait for its end, or give another"
             ) from None
         except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked (%s); start no second run", root, error)
+            log.warning("cannot lock %s (%s); do not start a second run", root, error)
         yield
