@@ -29,7 +29,8 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from open_supir.base.places import CHECKOUT, CONF
-from open_supir.commands.curate import settings_of
+from open_supir.commands.curate import BUILD, plain
+from open_supir.curation.configured import settings_of
 from open_supir.curation.pipeline import Pipeline
 from open_supir.curation.runners import Outcome, Runner
 from open_supir.data.demo import load_photo
@@ -154,7 +155,7 @@ def measure(
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("curate", overrides=[*overrides(images, output, runner, workers), *also])
     timed = Timed(instantiate(cfg.runner, _convert_="all"))
-    pipeline = Pipeline(settings_of(cfg), timed)
+    pipeline = Pipeline(settings_of(plain(cfg), BUILD), timed)
     result: dict[str, Any] = {}
     for step in steps:
         start = time.perf_counter()

@@ -27,11 +27,11 @@ from open_supir.curation.dedup import DedupStep
 from open_supir.curation.filters import ROWS as FILTER_ROWS
 from open_supir.curation.pipeline import Pipeline, PipelineSettings
 from open_supir.curation.runners import LocalRunner
-from open_supir.curation.sources import PLAN, InputSettings
+from open_supir.curation.shard_layout import ShardLayoutStep
+from open_supir.curation.sources import LISTING, InputSettings
 from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
 from open_supir.curation.thresholds import MEASURES, Thresholds
-from open_supir.curation.work import DONE, Recipe, Unit, unit_folder, unit_key
-from open_supir.curation.write_shards import ShardPlanStep
+from open_supir.curation.work import DONE, Blueprint, Unit, unit_folder, unit_key
 
 UNIT = 1000
 CAPTION = 450  # characters, about what LLaVA says in 100 tokens
@@ -50,10 +50,10 @@ def settings(folder: Path) -> PipelineSettings:
         dedup=DedupStep(fit=fit),
         thresholds=Thresholds(bounds={"sharpness": {"min": 0.1, "max": 0.95}}),
         caption=CaptionStep(captioner=None, cache=str(folder / "captions")),
-        negatives=NegativeStep(prior=Recipe({}, dict), words="blurry"),
+        negatives=NegativeStep(prior=Blueprint({}, dict), words="blurry"),
         num_negatives=NEGATIVES,
-        positives=ShardPlanStep(source="positive", origin="filter"),
-        negative_shards=ShardPlanStep(source="negative", origin="negatives"),
+        positives=ShardLayoutStep(source="positive", origin="filter"),
+        negative_shards=ShardLayoutStep(source="negative", origin="negatives"),
         output=str(folder),
         shards_dir=str(folder / "shards"),
     )
@@ -64,8 +64,8 @@ class Tables(Pipeline):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(settings(folder), LocalRunner(num_workers=0))
-        plan = self.root / PLAN / "plan.json"
-        self.plan = [Unit(name, name) for name in plan.read_text().split()]
+        listing = self.root / LISTING / "listing.json"
+        self.listed = [Unit(name, name) for name in listing.read_text().split()]
 
     def select_only(self) -> None:
         self._do(self.select, [self._select_unit()], here=True)
@@ -75,13 +75,13 @@ class Tables(Pipeline):
         self._negative_units(self.settings.negatives)
 
     def plan_shards(self) -> None:
-        plan, origin = self.settings.positives, self._captioned()
+        layout, origin = self.settings.positives, self._captioned()
         inputs = {"root": str(self.root), "units": [name for name, _ in origin]}
-        self._do(plan, [Unit("all", "made", inputs)], here=True)
+        self._do(layout, [Unit("all", "made", inputs)], here=True)
 
 
 def filter_tables(folder: Path, units: int) -> None:
-    """Write the plan and what the filter would have written."""
+    """Write the listing and what the filter would have written."""
     rng = np.random.default_rng(0)
     names = [f"{number:06d}" for number in range(units)]
     step, root = settings(folder).filter, folder / "work"
@@ -101,8 +101,8 @@ def filter_tables(folder: Path, units: int) -> None:
             **{measure: rng.random(UNIT) for measure in MEASURES},
         }
         _write(root, step, Unit(name, name), columns, FILTER_ROWS, SHARD | {"result": name})
-    (root / PLAN).mkdir()
-    (root / PLAN / "plan.json").write_text("\n".join(names))
+    (root / LISTING).mkdir()
+    (root / LISTING / "listing.json").write_text("\n".join(names))
 
 
 def caption_tables(folder: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from open_supir.commands.curate import curate, settings_of, steps_of
-from open_supir.curation.pipeline import STEPS
+from open_supir.commands.curate import BUILD, curate, plain
+from open_supir.curation.configured import settings_of, steps_of
+from open_supir.curation.pipeline import STEPS, PipelineSettings
 from open_supir.data.demo import write_demo_shards
 from tests.test_configs import CONF
 
@@ -16,6 +17,10 @@ from tests.test_configs import CONF
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         return compose("curate", overrides=list(overrides))
+
+
+def configured(cfg: DictConfig) -> PipelineSettings:
+    return settings_of(plain(cfg), BUILD)
 
 
 def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
@@ -26,7 +31,7 @@ def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
     write_demo_shards(candidates, photos=0.05, dead_leaves=6, negatives=8, shard_size=16)
     monkeypatch.chdir(tmp_path)
     for source in ("photos", "dead_leaves", "negatives"):
-        curate(composed("recipe=demo", f"shards.source={source}", f"work={tmp_path / 'work'}",
+        curate(composed("set=demo", f"shards.source={source}", f"work={tmp_path / 'work'}",
                         "shards.shard_size=16"))  # fmt: skip
         before = {p.name: p.read_bytes() for p in (candidates / source).iterdir()}
         made = {p.name: p.read_bytes() for p in (tmp_path / "work/demo" / source).iterdir()}
@@ -48,7 +53,7 @@ def test_question_reaches_the_captioner_and_its_key() -> None:
     captioner = ["captioner=server", "captioner.url=http://localhost:1/v1", "captioner.model=m"]
     base = ["input=a", "output=b", *captioner]
     plain, asked = (
-        settings_of(composed(*base, *more)).caption for more in ([], ["caption.question='Why?'"])
+        configured(composed(*base, *more)).caption for more in ([], ["caption.question='Why?'"])
     )
     assert plain.settings() != asked.settings()
     assert asked.captioner is not None and asked.captioner.build().question == "Why?"
@@ -56,15 +61,15 @@ def test_question_reaches_the_captioner_and_its_key() -> None:
 
 def test_inputs_licences_and_left_out_steps() -> None:
     cfg = composed("input={one: x, two: y}", "output=o", "licence={one: CC0}")
-    settings = settings_of(cfg)
+    settings = configured(cfg)
     assert settings.input.paths == {"one": "x", "two": "y"}
     assert settings.input.licences == {"one": "CC0"}
     assert settings.score is None and settings.negatives is None and settings.dedup is not None
-    assert settings_of(composed("input=x", "output=o", "dedup.enabled=false")).dedup is None
+    assert configured(composed("input=x", "output=o", "dedup.enabled=false")).dedup is None
 
 
 def test_null_takes_a_threshold_away() -> None:
-    settings = settings_of(composed("input=x", "output=o", "thresholds.bounds.sharpness=null"))
+    settings = configured(composed("input=x", "output=o", "thresholds.bounds.sharpness=null"))
     assert "sharpness" not in settings.thresholds.bounds and "aspect" in settings.thresholds.bounds
 
 
@@ -79,7 +84,7 @@ def test_every_runner_can_be_built_without_its_library(runner: str) -> None:
 
 def test_full_size_prior_composes() -> None:
     cfg = composed("input=x", "output=o", "prior=sdxl", "prior.path=f", "negatives.count=9")
-    step = settings_of(cfg).negatives
+    step = configured(cfg).negatives
     assert step is not None
     assert step.prior.about["unet"]["model_channels"] == 320
     assert step.prior.about["settings"]["num_steps"] == 50 and step.strength == 0.5
@@ -87,7 +92,7 @@ def test_full_size_prior_composes() -> None:
 
 def test_a_name_alone_is_a_list_of_one() -> None:
     one = ["score.metrics=musiq", "dedup.against=/eval", "licence=4"]
-    settings = settings_of(composed("input=x", "output=o", *one))
+    settings = configured(composed("input=x", "output=o", *one))
     assert settings.score is not None and settings.score.metrics == ("musiq",)
     assert settings.score.scorer.about["metrics"] == ["musiq"]
     assert settings.dedup is not None and settings.dedup.against == ("/eval",)
@@ -108,4 +113,4 @@ def test_a_name_alone_is_a_list_of_one() -> None:
 )
 def test_wrong_settings_are_refused_before_anything_is_done(override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        settings_of(composed("input=x", "output=o", override))
+        configured(composed("input=x", "output=o", override))

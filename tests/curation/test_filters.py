@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from open_supir.curation.filters import Filter, decode
-from open_supir.curation.sources import InputSettings, plan_units
-from open_supir.curation.steps import FilterStep, tile_corners
+from open_supir.curation.sources import InputSettings, list_units
+from open_supir.curation.step_settings import tile_corners
+from open_supir.curation.steps import FilterStep
 from open_supir.curation.tables import read_rows
 from open_supir.data.index import index_tar
 from open_supir.data.samples import ImageLimits, SampleError, decode_training_image
@@ -23,7 +24,7 @@ LIMITS = ImageLimits(min_side=16, max_side=1 << 20, max_pixels=10_000_000)
 
 def _filter(source: Path, tmp_path: Path, **options) -> tuple[list[dict], list, dict]:
     """Filter one unit; returns its rows, the stored samples, and the statistics."""
-    (unit,) = plan_units(InputSettings(paths={"a": str(source)}), tmp_path / "work")
+    (unit,) = list_units(InputSettings(paths={"a": str(source)}), tmp_path / "work")
     folder = tmp_path / "unit"
     folder.mkdir()
     step = FilterStep(**{"size": 16, "min_side": 16} | options)

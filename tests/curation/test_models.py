@@ -16,7 +16,7 @@ from open_supir.curation.measures import laplacian_variance
 from open_supir.curation.sources import InputSettings
 from open_supir.curation.steps import CaptionStep, ScoreStep
 from open_supir.curation.thresholds import Thresholds
-from open_supir.curation.work import Recipe
+from open_supir.curation.work import Blueprint
 from open_supir.data.demo import load_photo
 from open_supir.data.samples import ImageLimits, decode_training_image
 from open_supir.evaluation.scorers import build_scorer
@@ -101,7 +101,7 @@ def test_metric_of_the_table_scores_images() -> None:
 
 def test_score_that_hides_a_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="score.metrics.*sharpness.*filter"):
-        ScoreStep(metrics=("sharpness",), scorer=Recipe({}, dict))
+        ScoreStep(metrics=("sharpness",), scorer=Blueprint({}, dict))
 
 
 def test_server_is_asked_three_at_a_time_and_again_after_failures(
@@ -133,7 +133,7 @@ def test_server_is_asked_three_at_a_time_and_again_after_failures(
         (tmp_path / "in" / f"{number}.jpg").write_bytes(jpeg(number, 64, 64))
     build = functools.partial(ServerCaptioner, server.url, "m", sleep=no_sleep)
     caption = CaptionStep(
-        captioner=Recipe({"model": "m"}, build), cache=str(tmp_path / "cache"), concurrency=3
+        captioner=Blueprint({"model": "m"}, build), cache=str(tmp_path / "cache"), concurrency=3
     )
     try:
         unit = InputSettings(paths={"in": str(tmp_path / "in")})
@@ -159,11 +159,11 @@ def test_a_real_llava_captions_what_it_sees(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number, colour in enumerate(CAPTIONS):
         Image.new("RGB", (64, 64), colour).save(tmp_path / "in" / f"{number}.png")
-    recipe = Recipe(
+    blueprint = Blueprint(
         {"model": "tiny"},
         functools.partial(LocalCaptioner, str(tmp_path / "llava"), max_tokens=8),
     )
-    caption = CaptionStep(captioner=recipe, cache=str(tmp_path / "cache"), quadrants=True)
+    caption = CaptionStep(captioner=blueprint, cache=str(tmp_path / "cache"), quadrants=True)
     run(tmp_path / "in", tmp_path / "out", caption=caption, num_negatives=0, dedup=None,
         thresholds=Thresholds(), steps=("filter", "select", "caption", "shards"))  # fmt: skip
     samples = shards(tmp_path / "out", "positive")

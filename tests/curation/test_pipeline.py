@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from open_supir.curation import filters, write_shards
+from open_supir.curation import filters, shard_layout
 from open_supir.curation.caption import quadrants
 from open_supir.curation.negatives import negative_seed
 from open_supir.curation.pipeline import STEPS, Pipeline, UnitsFailed
 from open_supir.curation.runners import LocalRunner
+from open_supir.curation.shard_layout import ShardLayoutStep
 from open_supir.curation.sources import InputSettings
 from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from open_supir.curation.tables import read_rows
 from open_supir.curation.thresholds import Thresholds
-from open_supir.curation.work import Recipe, alone
-from open_supir.curation.write_shards import ShardPlanStep
+from open_supir.curation.work import Blueprint, alone
 from open_supir.data.inspection import InspectSettings, inspect_folder
 from open_supir.data.samples import ImageLimits, decode_training_image
 from open_supir.data.shards import ShardFolder, read_manifest
@@ -90,8 +90,8 @@ def test_shuffle_is_global_and_a_function_of_the_seed(
     order = [sample.key for sample in shards(built, "positive")]
     run(candidates, tmp_path, num_negatives=0)
     assert [sample.key for sample in shards(tmp_path, "positive")] == order
-    plan = ShardPlanStep(source="positive", origin="filter", shard_size=6, seed=1)
-    run(candidates, tmp_path, num_negatives=0, positives=plan)
+    layout = ShardLayoutStep(source="positive", origin="filter", shard_size=6, seed=1)
+    run(candidates, tmp_path, num_negatives=0, positives=layout)
     other = [sample.key for sample in shards(tmp_path, "positive")]
     assert other != order and sorted(other) == sorted(order)
     tars = {path.name for path in (tmp_path / "shards/positive").glob("*.tar")}
@@ -102,29 +102,29 @@ def test_shuffle_is_global_and_a_function_of_the_seed(
 
 
 def _plan(output: Path) -> dict[str, list]:
-    folder = output / "work/shards-plan-positive/all"
+    folder = output / "work/shards-layout-positive/all"
     assert {p.suffix for p in folder.iterdir()} == {".json", ".parquet"}  # no scratch files
     return {path.stem: read_rows(path) for path in folder.glob("*.parquet")}
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_plan_made_in_parts_is_that_made_at_once(
+def test_layout_made_in_parts_is_that_made_at_once(
     candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool
 ) -> None:
-    plan = ShardPlanStep(source="positive", origin="filter", shard_size=3, shuffle=shuffle)
+    layout = ShardLayoutStep(source="positive", origin="filter", shard_size=3, shuffle=shuffle)
     for name, block in (("once", 1000), ("parts", 7)):
-        monkeypatch.setattr(write_shards, "BLOCK", block)
-        run(candidates, tmp_path / name, num_negatives=0, positives=plan)
+        monkeypatch.setattr(shard_layout, "BLOCK", block)
+        run(candidates, tmp_path / name, num_negatives=0, positives=layout)
     assert _plan(tmp_path / "parts") == _plan(tmp_path / "once")
     assert [len(rows) for _, rows in sorted(_plan(tmp_path / "once").items())] == [3] * 6 + [2]
-    once, parts = (statistics(tmp_path / n, "shards-plan-positive") for n in ("once", "parts"))
+    once, parts = (statistics(tmp_path / n, "shards-layout-positive") for n in ("once", "parts"))
     assert parts == once
 
 
 def test_keys_of_the_same_hash_are_told_from_keys_that_come_twice(
     candidates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ShardPlanStep, "_order", lambda self, key: 7)
+    monkeypatch.setattr(ShardLayoutStep, "_order", lambda self, key: 7)
     run(candidates, tmp_path / "made", num_negatives=0)
     assert len({raw.key for raw in shards(tmp_path / "made", "positive")}) == GOOD
     tars = tmp_path / "made/shards/positive"
@@ -255,8 +255,8 @@ def test_scores_become_columns_and_are_not_computed_again(candidates: Path, tmp_
     asked = tmp_path / "asked"
     import functools
 
-    recipe = Recipe({}, functools.partial(CountingScorer, str(asked)))
-    score = ScoreStep(metrics=("mean",), scorer=recipe)
+    blueprint = Blueprint({}, functools.partial(CountingScorer, str(asked)))
+    score = ScoreStep(metrics=("mean",), scorer=blueprint)
     output = tmp_path / "out"
     run(candidates, output, score=score, num_negatives=0)
     assert len(asked.read_text()) == GOOD  # not the flat one, which the bounds refuse
@@ -284,8 +284,8 @@ def test_captions_that_fail_are_recorded_left_out_and_retried_on_demand(
     output, asked = tmp_path / "out", tmp_path / "asked"
 
     def captioner(fails_on: str) -> CaptionStep:
-        recipe = Recipe({"mean": ""}, mean_captioner(str(asked), fails_on).build)
-        return CaptionStep(captioner=recipe, cache=str(tmp_path / "cache"), attempts=2)
+        blueprint = Blueprint({"mean": ""}, mean_captioner(str(asked), fails_on).build)
+        return CaptionStep(captioner=blueprint, cache=str(tmp_path / "cache"), attempts=2)
 
     run(candidates, output, caption=captioner("mean 0.5"), num_negatives=0)
     rows = [r for p in (output / "work/caption").iterdir() for r in read_rows(p / "rows.parquet")]
@@ -334,7 +334,7 @@ def test_shards_of_another_output_are_not_replaced(candidates: Path, tmp_path: P
     before = sorted((tmp_path / "shards").rglob("*"))
     with pytest.raises(ValueError, match="positive holds shards made from another"):
         run(tmp_path / "other", tmp_path / "two", **place)
-    face = ShardPlanStep(source="face", origin="filter", shard_size=6)
+    face = ShardLayoutStep(source="face", origin="filter", shard_size=6)
     with pytest.raises(ValueError, match="negative holds shards"):
         run(tmp_path / "other", tmp_path / "two", **place, positives=face)
     assert before == [p for p in sorted((tmp_path / "shards").rglob("*")) if "face" not in str(p)]
@@ -350,7 +350,7 @@ def test_run_killed_before_its_report_or_before_old_shards_go_catches_up(
     run(candidates, tmp_path)
     bounds = {"thresholds": Thresholds(bounds={"luma": {"min": 126.0}})}
     with monkeypatch.context() as patch:
-        patch.setattr("open_supir.curation.pipeline.write_filter_report", lambda *_: 1 / 0)
+        patch.setattr("open_supir.curation.filter_report.write_filter_report", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(candidates, tmp_path, **bounds)
     run(candidates, tmp_path, ("select", "caption", "negatives"), **bounds)
@@ -411,8 +411,8 @@ def test_failed_units_are_listed_and_the_others_done(
 
 
 @pytest.mark.parametrize("make", [
-    lambda: NegativeStep(prior=Recipe({}, dict), words=" "),
-    lambda: NegativeStep(prior=Recipe({}, dict), words="w", strength=0),
+    lambda: NegativeStep(prior=Blueprint({}, dict), words=" "),
+    lambda: NegativeStep(prior=Blueprint({}, dict), words="w", strength=0),
     lambda: CaptionStep(captioner=None, cache="x", concurrency=0),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(make) -> None:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from open_supir.curation.reading import read_candidates
-from open_supir.curation.sources import InputSettings, name_inputs, plan_units
+from open_supir.curation.sources import InputSettings, list_units, name_inputs
 from open_supir.curation.work import Unit
 from tests.data.made import good_members, jpeg, tar_bytes
 
@@ -27,7 +27,7 @@ def test_folder_is_split_into_units_and_each_image_is_in_one(tmp_path: Path) -> 
     (folder / "a.txt").write_text("words about a\n")
     (folder / "notes.md").write_text("no image")
     settings = InputSettings(paths={"s": str(folder)}, licences={"s": "CC0"}, unit_size=2)
-    units = plan_units(settings, tmp_path / "work")
+    units = list_units(settings, tmp_path / "work")
     read = _read(units)
     assert [unit.name for unit in units] == ["000000", "000001", "000002"]
     assert [Path(c.path).name for c in read] == ["a.jpg", "b.png", "c.webp", "d.jpg", "e.jpg"]
@@ -39,11 +39,11 @@ def test_folder_is_split_into_units_and_each_image_is_in_one(tmp_path: Path) -> 
 def test_plan_is_kept_until_a_rescan_which_renames_nothing(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "in", "b.jpg c.jpg d.jpg")
     settings = InputSettings(paths={"s": str(folder)}, unit_size=2)
-    before = plan_units(settings, tmp_path / "work")
+    before = list_units(settings, tmp_path / "work")
     _folder(folder, "a.jpg")
     (folder / "d.jpg").write_bytes(jpeg(7))
-    assert plan_units(settings, tmp_path / "work") == before
-    after = plan_units(settings, tmp_path / "work", rescan=True)
+    assert list_units(settings, tmp_path / "work") == before
+    after = list_units(settings, tmp_path / "work", rescan=True)
     assert after[0] == before[0] and after[1].name == before[1].name
     assert after[1].content != before[1].content  # d.jpg has changed
     assert [Path(c.path).name for c in _read(after)] == ["b.jpg", "c.jpg", "d.jpg", "a.jpg"]
@@ -53,9 +53,9 @@ def test_key_depends_on_source_and_place_below_the_input_alone(tmp_path: Path) -
     keys = []
     for place in ("one", "two"):
         folder = _folder(tmp_path / place, "a.jpg b.jpg")
-        units = plan_units(InputSettings(paths={"s": str(folder)}), tmp_path / f"work {place}")
+        units = list_units(InputSettings(paths={"s": str(folder)}), tmp_path / f"work {place}")
         keys.append([c.key for c in _read(units)])
-    other = plan_units(InputSettings(paths={"t": str(tmp_path / "one")}), tmp_path / "work t")
+    other = list_units(InputSettings(paths={"t": str(tmp_path / "one")}), tmp_path / "work t")
     assert keys[0] == keys[1]
     assert not {c.key for c in _read(other)} & set(keys[0])
 
@@ -77,7 +77,7 @@ def test_tars_are_units_and_parquet_lists_name_paths(
     paths = {"list": str(tmp_path / "list.parquet"), "t": str(tmp_path / "tars")}
     settings = InputSettings(paths=paths, licences={"list": "unknown"})
     with caplog.at_level(logging.WARNING):
-        units = plan_units(settings, tmp_path / "work")
+        units = list_units(settings, tmp_path / "work")
     assert [unit.inputs["kind"] for unit in units] == ["files", "tar", "tar"]
     assert "listed twice" in caplog.text
     read = _read(units)
@@ -90,9 +90,9 @@ def test_tars_are_units_and_parquet_lists_name_paths(
 
 def test_output_of_other_inputs_is_not_mixed_up(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "in", "a.jpg")
-    plan_units(InputSettings(paths={"s": str(folder)}), tmp_path / "work")
+    list_units(InputSettings(paths={"s": str(folder)}), tmp_path / "work")
     with pytest.raises(ValueError, match="other inputs"):
-        plan_units(InputSettings(paths={"s": str(folder)}, unit_size=5), tmp_path / "work")
+        list_units(InputSettings(paths={"s": str(folder)}, unit_size=5), tmp_path / "work")
 
 
 def test_wrong_inputs_are_named(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
         (_folder(tmp_path / "empty", ""), ValueError, "no images"),
     ]:
         with pytest.raises(error, match=words):
-            plan_units(InputSettings(paths={"s": str(path)}), tmp_path / "work")
+            list_units(InputSettings(paths={"s": str(path)}), tmp_path / "work")
     with pytest.raises(ValueError, match="sources that input has not"):
         InputSettings(paths={"s": "x"}, licences={"other": "CC0"})
 
@@ -122,7 +122,7 @@ def test_lists_with_the_same_source_and_names_are_different_images(tmp_path: Pat
         table = pa.table({"path": ["a.jpg"], "source": ["wiki"], "license": ["CC-BY"]})
         pq.write_table(table, tmp_path / name / f"{name}.parquet")
     paths = {n: str(tmp_path / n / f"{n}.parquet") for n in ("one", "two")}
-    read = _read(plan_units(InputSettings(paths=paths), tmp_path / "work"))
+    read = _read(list_units(InputSettings(paths=paths), tmp_path / "work"))
     assert [Path(c.path).parent.name for c in read] == ["one", "two"]
     assert {(c.source, c.licence) for c in read} == {("wiki", "CC-BY")}
 
@@ -130,7 +130,7 @@ def test_lists_with_the_same_source_and_names_are_different_images(tmp_path: Pat
 def test_addresses_in_a_list_are_img2datasets_job(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["http://x/a.jpg"]}), tmp_path / "list.parquet")
     with pytest.raises(ValueError, match="http://x/a.jpg is no path; run img2dataset"):
-        plan_units(InputSettings(paths={"s": str(tmp_path / "list.parquet")}), tmp_path / "work")
+        list_units(InputSettings(paths={"s": str(tmp_path / "list.parquet")}), tmp_path / "work")
 
 
 def test_folder_of_images_and_tars_gives_both_but_not_what_the_pipeline_wrote(
@@ -142,7 +142,7 @@ def test_folder_of_images_and_tars_gives_both_but_not_what_the_pipeline_wrote(
         (folder / tar).write_bytes(tar_bytes(good_members(2)))
     own = tuple(str(folder / "out" / name) for name in ("work", "shards"))
     monkeypatch.chdir(tmp_path)
-    units = plan_units(InputSettings(paths={"s": "in"}, exclude=own), folder / "out" / "work")
+    units = list_units(InputSettings(paths={"s": "in"}, exclude=own), folder / "out" / "work")
     monkeypatch.chdir("/")
     assert [unit.inputs["kind"] for unit in units] == ["files", "tar"]
     assert [c.error for c in _read(units)] == [None] * 3  # found from any folder

@@ -10,11 +10,11 @@ from typing import Any
 
 from open_supir.curation.dedup import DedupStep
 from open_supir.curation.pipeline import PipelineSettings
+from open_supir.curation.shard_layout import ShardLayoutStep
 from open_supir.curation.sources import InputSettings
 from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep
 from open_supir.curation.thresholds import Thresholds
-from open_supir.curation.work import Process, Recipe, Unit
-from open_supir.curation.write_shards import ShardPlanStep
+from open_supir.curation.work import Blueprint, Process, Unit
 from tests.waiting import PATIENCE
 
 WORDS = "blurry, jpeg artifacts"
@@ -90,10 +90,10 @@ class InvertingPrior:
         return 1 - image * strength + (seed % 7) / 100
 
 
-def mean_captioner(log: str | None = None, fails_on: str = "") -> Recipe:
+def mean_captioner(log: str | None = None, fails_on: str = "") -> Blueprint:
     import functools
 
-    return Recipe({"mean": fails_on}, functools.partial(MeanCaptioner, log, fails_on))
+    return Blueprint({"mean": fails_on}, functools.partial(MeanCaptioner, log, fails_on))
 
 
 def settings(source: Path, output: Path, **changes: Any) -> PipelineSettings:
@@ -106,10 +106,10 @@ def settings(source: Path, output: Path, **changes: Any) -> PipelineSettings:
         dedup=DedupStep(fit=filter_step),
         thresholds=Thresholds(bounds={"contrast": {"min": 5.0}}),
         caption=CaptionStep(captioner=mean_captioner(), cache=str(output / "captions")),
-        negatives=NegativeStep(prior=Recipe({}, InvertingPrior), words=WORDS),
+        negatives=NegativeStep(prior=Blueprint({}, InvertingPrior), words=WORDS),
         num_negatives=5,
-        positives=ShardPlanStep(source="positive", origin="filter", shard_size=6),
-        negative_shards=ShardPlanStep(source="negative", origin="negatives", shard_size=6),
+        positives=ShardLayoutStep(source="positive", origin="filter", shard_size=6),
+        negative_shards=ShardLayoutStep(source="negative", origin="negatives", shard_size=6),
         output=str(output),
         shards_dir=str(output / "shards"),
     )

@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from open_supir.curation.reading import open_shard, read_pixels
+from open_supir.curation.reading import open_shard, stored_pixels
 from open_supir.curation.selection import kept_rows
-from open_supir.curation.steps import CaptionStep
+from open_supir.curation.step_settings import CaptionSettings
 from open_supir.curation.tables import write_rows
 from open_supir.curation.work import Unit, digest_all, unit_folder
 from open_supir.inference.caption_cache import CachedCaptioner
@@ -34,13 +34,15 @@ RETRY_SECONDS = 1.0
 class Caption:
     """Processes the units of the caption step."""
 
-    def __init__(self, step: CaptionStep, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.step, self.sleep = step, sleep
+    def __init__(
+        self, settings: CaptionSettings, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.settings, self.sleep = settings, sleep
         self.captioner: Captioner | None = None
-        if step.captioner is not None:
-            captioner = step.captioner.build()
+        if settings.captioner is not None:
+            captioner = settings.captioner.build()
             if hasattr(captioner, "identity"):  # only models are worth remembering
-                captioner = CachedCaptioner(captioner, step.cache)
+                captioner = CachedCaptioner(captioner, settings.cache)
             self.captioner = captioner
 
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
@@ -53,17 +55,17 @@ class Caption:
             raw = shard.read(0, row["index"])
             row = {"key": row["key"], "index": row["index"]}
             given = (raw.text or b"").decode("utf-8")
-            if self.captioner is None or (given and self.step.keep_existing):
+            if self.captioner is None or (given and self.settings.keep_existing):
                 return row | {"caption": given}
-            pixels = torch.from_numpy(read_pixels(raw.image)).permute(2, 0, 1).float() / 255
+            pixels = torch.from_numpy(stored_pixels(raw.image)).permute(2, 0, 1).float() / 255
             return row | self._describe(self.captioner, pixels, raw.key)
 
         if rows:
             shard.key(0, 0)  # opens the tar, before threads share it
-        if self.step.concurrency == 1:
+        if self.settings.concurrency == 1:
             answers = [answer(row) for row in rows]
         else:
-            with ThreadPoolExecutor(self.step.concurrency) as pool:
+            with ThreadPoolExecutor(self.settings.concurrency) as pool:
                 answers = list(pool.map(answer, rows))
         shard.close()
         write_rows(folder / "rows.parquet", answers, ROWS)
@@ -76,13 +78,13 @@ class Caption:
 
     def _describe(self, captioner: Captioner, image: Tensor, key: str) -> dict[str, Any]:
         """Return the captions of an image, or the error that is left after the last attempt."""
-        for attempt in range(self.step.attempts):
+        for attempt in range(self.settings.attempts):
             try:
                 return self._ask(captioner, image)
             except Exception as error:  # a model may fail in any way
                 problem = " ".join(f"{type(error).__name__}: {error}".split())
                 log.warning("caption of %s: %s", key, problem)
-            if attempt + 1 < self.step.attempts:
+            if attempt + 1 < self.settings.attempts:
                 self.sleep(RETRY_SECONDS * 2**attempt)
         return {"error": problem}
 
@@ -90,7 +92,7 @@ class Caption:
         answers = {"caption": captioner(image)}
         if not answers["caption"]:
             raise ValueError("the captioner said nothing")
-        if self.step.quadrants:
+        if self.settings.quadrants:
             for name, part in zip(QUADRANTS, quadrants(image), strict=True):
                 answers[name] = captioner(part)
         return answers

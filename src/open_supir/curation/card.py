@@ -104,10 +104,10 @@ def _counts(
     if failed:
         refused["caption failed"] = failed
     words = {}
-    for plan in (settings.positives, settings.negative_shards):
-        done = read_done(unit_folder(root, plan.name, "all"))
-        if done is not None and plan.source in entries:
-            words[plan.source] = done["statistics"]["captions"]
+    for layout in (settings.positives, settings.negative_shards):
+        done = read_done(unit_folder(root, layout.name, "all"))
+        if done is not None and layout.source in entries:
+            words[layout.source] = done["statistics"]["captions"]
     return {
         "candidates": candidates,
         "refused": dict(refused.most_common()),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from open_supir.curation.steps import FilterStep
+from open_supir.curation.step_settings import FilterSettings
 from open_supir.curation.tables import write_rows
 from open_supir.curation.thresholds import MEASURES, Thresholds, column, stored_rows
 from open_supir.curation.work import Process, Unit
@@ -32,7 +32,7 @@ class DedupStep:
         fit: How candidates are cut.
     """
 
-    fit: FilterStep
+    fit: FilterSettings
     max_distance: int = 3
     leak_distance: int = 6
     against: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ def _survivors(
     return np.concatenate(keys), np.concatenate(hashes), np.concatenate(quality)
 
 
-def _evaluation_hashes(folders: Sequence[str], fit: FilterStep) -> tuple[list[str], np.ndarray]:
+def _evaluation_hashes(folders: Sequence[str], fit: FilterSettings) -> tuple[list[str], np.ndarray]:
     """Hash the images of the evaluation sets: whole, cut as candidates are, and mirrored."""
     names: list[str] = []
     hashes: list[int] = []
@@ -144,16 +144,18 @@ def find_near(
 
 
 def group_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """Return the group of every hash, (N,) int64: chains of hashes at most `distance` bits apart.
+    """Return the group of every hash, (N,) int: chains of hashes at most `distance` bits apart.
 
     Two hashes that differ in at most d bits agree in one of d + 1 bands of bits, so only those
     that share a band are compared: no pair is missed.
     """
-    parent = np.arange(len(hashes))
+    from scipy.sparse import coo_array  # takes as long to load as all the rest here
+    from scipy.sparse.csgraph import connected_components
+
     if distance < 0:
-        return parent
+        return np.arange(len(hashes))
     unique, where = np.unique(hashes, return_inverse=True)
-    links = np.arange(len(unique))
+    pairs = [np.zeros((2, 0), np.int64)]
     edges = np.linspace(0, 64, distance + 2).astype(np.uint64)
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         mask = np.uint64((1 << int(high - low)) - 1)
@@ -162,27 +164,20 @@ def group_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
         cuts = np.flatnonzero(np.diff(band[order])) + 1
         for bucket in np.split(order, cuts):
             if len(bucket) > 1:
-                _link(unique, bucket, distance, links)
-    while (links != links[links]).any():  # each to the root of its chain
-        links = links[links]
-    return links[where]
+                pairs += _near_pairs(unique, bucket, distance)
+    one, two = np.concatenate(pairs, axis=1)
+    links = coo_array((np.ones(len(one), bool), (one, two)), shape=(len(unique), len(unique)))
+    return connected_components(links, directed=False)[1][where]
 
 
-def _link(hashes: np.ndarray, bucket: np.ndarray, distance: int, links: np.ndarray) -> None:
-    """Join the near ones of a bucket, row by row: memory stays linear in the bucket."""
+def _near_pairs(hashes: np.ndarray, bucket: np.ndarray, distance: int) -> Iterator[np.ndarray]:
+    """Yield the near pairs of a bucket, (2, P), row by row: memory stays linear in the bucket."""
     values = hashes[bucket]
     for number in range(len(bucket) - 1):
         near = np.bitwise_count(values[number + 1 :] ^ values[number]) <= distance
-        for other in np.flatnonzero(near):
-            one, two = _root(links, bucket[number]), _root(links, bucket[number + 1 + other])
-            links[max(one, two)] = min(one, two)
-
-
-def _root(links: np.ndarray, start: int) -> int:
-    while links[start] != start:
-        links[start] = links[links[start]]
-        start = links[start]
-    return int(start)
+        others = bucket[number + 1 :][near]
+        if len(others):
+            yield np.stack([np.full(len(others), bucket[number]), others])
 
 
 def best_of(groups: np.ndarray, quality: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
 from open_supir.curation.measures import measure, perceptual_hash
 from open_supir.curation.reading import Candidate, read_candidates
 from open_supir.curation.sources import file_digest, printable
-from open_supir.curation.steps import FilterStep
+from open_supir.curation.step_settings import FilterSettings
 from open_supir.curation.tables import write_rows
 from open_supir.curation.work import Unit
 from open_supir.data.jpeg_rows import encode_jpeg
@@ -55,10 +55,10 @@ class Decoded(NamedTuple):
 class Filter:
     """Processes the units of the filter: fills a folder with a tar and `rows.parquet`."""
 
-    def __init__(self, step: FilterStep) -> None:
-        self.step = step
+    def __init__(self, settings: FilterSettings) -> None:
+        self.settings = settings
         self.limits = ImageLimits(
-            min_side=step.min_side, max_side=1 << 20, max_pixels=step.max_pixels
+            min_side=settings.min_side, max_side=1 << 20, max_pixels=settings.max_pixels
         )
         Image.MAX_IMAGE_PIXELS = None  # the header is checked against `max_pixels` instead
 
@@ -72,7 +72,7 @@ class Filter:
 
     def _stored(self, unit: Unit, rows: list[Row]) -> Iterator[StoredSample]:
         """Yield what is stored; adds a row for every image, stored or not."""
-        for candidate in read_candidates(unit, keep_keys=self.step.keep_keys):
+        for candidate in read_candidates(unit, keep_keys=self.settings.keep_keys):
             row = {n: getattr(candidate, n) for n in ("key", "path", "source", "licence")}
             row["caption"] = candidate.caption
             try:
@@ -93,13 +93,13 @@ class Filter:
     ) -> Iterator[tuple[StoredSample, Row]]:
         """Yield the samples made from an image, each with its row."""
         height, width = decoded.original_size
-        for tile, picture in self.step.fit(decoded.picture):
+        for tile, picture in self.settings.fit(decoded.picture):
             key = f"{candidate.key}-{tile}" if tile else candidate.key
             changed = picture is not decoded.picture
             pixels = np.asarray(picture)
             data = None if changed else decoded.plain
             if data is None:
-                data = encode_jpeg(pixels, quality=self.step.quality)
+                data = encode_jpeg(pixels, quality=self.settings.quality)
             piece = row | {
                 "key": key,
                 "original_height": height,
@@ -124,7 +124,7 @@ class Filter:
             yield sample, piece
 
     def _meta(self, candidate: Candidate, piece: Row) -> dict[str, Any]:
-        if not self.step.record:
+        if not self.settings.record:
             return candidate.meta
         kept = {k: v for k, v in candidate.meta.items() if k in KEPT_META}
         return kept | {

@@ -3,15 +3,14 @@
 Shapes: H W image size. Luma is BT.601 full range, 8 bit.
 """
 
-import functools
-
+import imagehash
 import numpy as np
 from PIL import Image
 
 PATCH = 240  # pixels: LucidFlux's patches for flatness
 FLAT_SOBEL = 800.0  # a patch with a lower gradient variance is flat, as in LucidFlux
 SHADOW, HIGHLIGHT = 8, 247  # luma at or beyond these is crushed or burnt out
-HASH_SIDE, HASH_LOW = 32, 8
+HASH_SIDE = 32
 
 
 def measure(pixels: np.ndarray) -> dict[str, float]:
@@ -83,22 +82,8 @@ def _variance(values: np.ndarray) -> float:
 
 
 def perceptual_hash(picture: Image.Image) -> int:
-    """Return a 64-bit hash that nearly equal pictures share up to a few bits.
-
-    The signs of the 8 x 8 lowest frequencies of a 32 x 32 reduction against their median (pHash).
-    """
-    small = picture.convert("L").resize(
+    """Return a 64-bit hash (pHash) that nearly equal pictures share up to a few bits."""
+    small = picture.convert("L").resize(  # as imagehash would, at a third of its time
         (HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0
     )
-    basis = _cosines()
-    # rounded: what a flat image leaves of rounding errors must not become bits
-    low = np.round(basis @ np.asarray(small, dtype=np.float64) @ basis.T, 6)  # (8, 8)
-    bits = (low > np.median(low)).ravel()
-    return int(np.packbits(bits).view(">u8")[0])
-
-
-@functools.cache
-def _cosines() -> np.ndarray:
-    """Return the lowest 8 of the 32 cosines of the DCT-II, (8, 32)."""
-    k, n = np.arange(HASH_LOW)[:, None], np.arange(HASH_SIDE)[None]
-    return np.cos(np.pi * k * (2 * n + 1) / (2 * HASH_SIDE))
+    return int(np.packbits(imagehash.phash(small).hash).view(">u8")[0])

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from open_supir.base.images import to_uint8
-from open_supir.curation.reading import open_shard, read_pixels
-from open_supir.curation.steps import NegativeStep
+from open_supir.curation.reading import open_shard, stored_pixels
+from open_supir.curation.step_settings import NegativeSettings
 from open_supir.curation.tables import read_rows
 from open_supir.curation.work import Unit, digest, unit_folder
 from open_supir.data.jpeg_rows import encode_jpeg
@@ -25,9 +25,9 @@ from open_supir.data.shards import StoredSample, write_shard
 class Negatives:
     """Processes the units of the negative step: writes a tar of negative samples for each."""
 
-    def __init__(self, step: NegativeStep) -> None:
-        self.step = step
-        self.prior = step.prior.build()
+    def __init__(self, settings: NegativeSettings) -> None:
+        self.settings = settings
+        self.prior = settings.prior.build()
 
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
         """Make the negative samples of one unit; return their keys and the tar's manifest entry."""
@@ -42,25 +42,25 @@ class Negatives:
                     raw = shard.read(0, row["index"])
                     meta = json.loads(raw.meta or b"{}")
                     made.append(negative_key(row["key"]))
-                    yield self._sample(row, read_pixels(raw.image), meta)
+                    yield self._sample(row, stored_pixels(raw.image), meta)
 
         entry = write_shard(folder / f"{unit.name}.tar", samples())
         shard.close()
-        return {"keys": made, "caption": self.step.words, "shard": asdict(entry)}
+        return {"keys": made, "caption": self.settings.words, "shard": asdict(entry)}
 
     def _sample(self, row: dict[str, Any], pixels: np.ndarray, meta: dict) -> StoredSample:
         image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
         made = self.prior.image_to_image(
             image,
-            prompt=self.step.words,
-            strength=self.step.strength,
-            seed=negative_seed(self.step.seed, row["key"]),
+            prompt=self.settings.words,
+            strength=self.settings.strength,
+            seed=negative_seed(self.settings.seed, row["key"]),
         )
         spoilt = to_uint8(made[0]).cpu().permute(1, 2, 0).contiguous().numpy()
-        data = encode_jpeg(spoilt, quality=self.step.quality)
+        data = encode_jpeg(spoilt, quality=self.settings.quality)
         meta |= {"is_negative": True, "content": row["caption"] or "", "of": row["key"]}
         return StoredSample(
-            key=negative_key(row["key"]), image=data, caption=self.step.words, meta=meta
+            key=negative_key(row["key"]), image=data, caption=self.settings.words, meta=meta
         )
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from open_supir.base.files import remove_leftovers
 from open_supir.curation.card import write_card
 from open_supir.curation.dedup import DedupStep
-from open_supir.curation.filter_report import write_filter_report
 from open_supir.curation.runners import LocalRunner, Runner
 from open_supir.curation.selection import SelectStep, kept_rows
-from open_supir.curation.sources import PLAN, InputSettings, plan_id, plan_units
+from open_supir.curation.shard_layout import ShardLayoutStep
+from open_supir.curation.sources import LISTING, InputSettings, list_units, listing_id
 from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep, ScoreStep
 from open_supir.curation.thresholds import MEASURES, Thresholds
 from open_supir.curation.work import (
@@ -30,7 +30,6 @@ from open_supir.curation.work import (
     unit_key,
 )
 from open_supir.curation.write_shards import (
-    ShardPlanStep,
     ShardStep,
     claim,
     finish_shards,
@@ -61,8 +60,8 @@ class PipelineSettings:
     caption: CaptionStep
     negatives: NegativeStep | None
     num_negatives: int
-    positives: ShardPlanStep
-    negative_shards: ShardPlanStep
+    positives: ShardLayoutStep
+    negative_shards: ShardLayoutStep
     output: str
     shards_dir: str
     rescan: bool = False
@@ -105,7 +104,7 @@ class Pipeline:
         """
         with alone(self.root):
             self._sweep()
-            self.plan = plan_units(self.settings.input, self.root, rescan=self.settings.rescan)
+            self.listed = list_units(self.settings.input, self.root, rescan=self.settings.rescan)
             for name in STEPS:
                 if name in steps:
                     getattr(self, f"_run_{name}")()
@@ -119,11 +118,11 @@ class Pipeline:
         """Delete files that a killed run was writing."""
         shards = Path(self.settings.shards_dir)
         sources = (self.settings.positives.source, self.settings.negative_shards.source)
-        for folder in (self.root / PLAN, self.output / "report", *map(shards.joinpath, sources)):
+        for folder in (self.root / LISTING, self.output / "report", *map(shards.joinpath, sources)):
             remove_leftovers(folder)
 
     def _run_filter(self) -> None:
-        self._do(self.settings.filter, self.plan)
+        self._do(self.settings.filter, self.listed)
 
     def _run_score(self) -> None:
         if self.settings.score is not None:
@@ -160,6 +159,8 @@ class Pipeline:
         ((_, selected),) = self._ready(self.select, [unit])
         report = self.output / "report" / "index.html"
         if not _shows(report, selected["result"]):  # also where a run was killed in between
+            from open_supir.curation.filter_report import write_filter_report  # loads torch
+
             write_filter_report(report, self.root, self.settings.thresholds)
             log.info("report: %s", report)
 
@@ -227,19 +228,19 @@ class Pipeline:
             made = self._ready(settings.negatives, self._negative_units(settings.negatives))
             sources.append((settings.negative_shards, made, None))
         entries = {}
-        for plan, _, _ in sources:
-            claim(Path(settings.shards_dir) / plan.source, plan_id(self.root))
-        for plan, origin, prefix in sources:
+        for layout, _, _ in sources:
+            claim(Path(settings.shards_dir) / layout.source, listing_id(self.root))
+        for layout, origin, prefix in sources:
             content = digest([done["result"] for _, done in origin])
             inputs = {"root": str(self.root), "units": [name for name, _ in origin]}
-            self._do(plan, [Unit("all", content, inputs)], here=True)
-            writer = ShardStep(plan=plan, output=settings.shards_dir)
-            units = shard_units(plan, self.root, prefix=prefix)
+            self._do(layout, [Unit("all", content, inputs)], here=True)
+            writer = ShardStep(layout=layout, output=settings.shards_dir)
+            units = shard_units(layout, self.root, prefix=prefix)
             for unit in missing_tars(writer, units, self.root):
                 (unit_folder(self.root, writer.name, unit.name) / DONE).unlink()
             self._do(writer, units)
             if not any(step == writer.name for step, _ in self.failed):
-                entries[plan.source] = finish_shards(writer, units, self.root)
+                entries[layout.source] = finish_shards(writer, units, self.root)
         if entries.get(settings.positives.source):
             folder = Path(settings.shards_dir) / settings.positives.source
             write_card(
@@ -248,7 +249,7 @@ class Pipeline:
             )  # fmt: skip
 
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
-        return self._ready(self.settings.filter, self.plan)
+        return self._ready(self.settings.filter, self.listed)
 
     def _ready(self, step: Step, units: Sequence[Unit]) -> list[tuple[str, dict[str, Any]]]:
         """Return the `done.json` of every unit, except those that failed in this run.

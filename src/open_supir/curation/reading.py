@@ -38,14 +38,14 @@ def read_candidates(unit: Unit, *, keep_keys: bool) -> Iterator[Candidate]:
     """Yield every image of a unit, in order.
 
     Args:
-        unit: Of the plan.
+        unit: Of the listing.
         keep_keys: Use the keys of the tars instead of making new ones; they must be unique in all
             the input.
 
     Raises:
         OSError: The storage failed: a tar cannot be read. A missing image is a Candidate.
     """
-    for row in read_rows(Path(unit.inputs["plan"])):
+    for row in read_rows(Path(unit.inputs["listing"])):
         if unit.inputs["kind"] == "tar":
             yield from _from_tar(row, keep_keys)
         else:
@@ -139,7 +139,7 @@ def open_shard(folder: Path, entry: dict[str, Any]) -> ShardFolder:
     return ShardFolder(folder, [ShardEntry(**entry)])
 
 
-def read_pixels(data: bytes) -> np.ndarray:
+def stored_pixels(data: bytes) -> np.ndarray:
     """Decode an image that the filter has normalised to (H, W, 3) uint8."""
     from open_supir.data.samples import ImageLimits, decode_training_image
 

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from open_supir.curation.reading import open_shard, read_pixels
-from open_supir.curation.steps import ScoreStep
+from open_supir.curation.reading import open_shard, stored_pixels
+from open_supir.curation.step_settings import ScoreSettings
 from open_supir.curation.tables import read_rows, write_rows
 from open_supir.curation.thresholds import Thresholds, stored_rows
 from open_supir.curation.work import Unit, digest, read_done, unit_folder
@@ -17,10 +17,9 @@ from open_supir.curation.work import Unit, digest, read_done, unit_folder
 class Score:
     """Processes the units of the score step; reuses earlier scores."""
 
-    def __init__(self, step: ScoreStep) -> None:
-        self.step = step
-        self.settings = digest(dict(step.settings()))
-        self.scorer = step.scorer.build()
+    def __init__(self, settings: ScoreSettings) -> None:
+        self.metrics, self.made_by = settings.metrics, digest(dict(settings.settings()))
+        self.scorer = settings.scorer.build()
 
     @torch.no_grad()
     def __call__(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
@@ -36,21 +35,21 @@ class Score:
             if reasons[number]:
                 continue
             if key not in known:
-                pixels = torch.from_numpy(read_pixels(shard.read(0, number).image))
+                pixels = torch.from_numpy(stored_pixels(shard.read(0, number).image))
                 known[key] = self.scorer(pixels.permute(2, 0, 1)[None].float() / 255)
             rows.append({"key": key, **known[key]})
         shard.close()
-        names = self.step.metrics
+        names = self.metrics
         schema = pa.schema([("key", pa.string()), *((name, pa.float32()) for name in names)])
         write_rows(folder / "rows.parquet", rows, schema)
-        return {"rows": len(rows), "settings": self.settings, "filter": unit.inputs["filter"]}
+        return {"rows": len(rows), "settings": self.made_by, "filter": unit.inputs["filter"]}
 
     def _known(self, root: Path, unit: Unit) -> dict[str, dict[str, float]]:
         """Return scores by key from an earlier run of the unit with the same metrics, if any."""
         before = unit_folder(root, "score", unit.name)
         done = read_done(before)
         content = unit.inputs["filter"]
-        if done is None or done["statistics"].get("settings") != self.settings:
+        if done is None or done["statistics"].get("settings") != self.made_by:
             return {}
         if done["statistics"].get("filter") != content:
             return {}

@@ -1,7 +1,7 @@
 """What comes in: folders of images, folders of tars, Parquet lists of paths, split into units.
 
-The plan is written once and kept, so a run that goes on sees the same units without listing
-millions of files again. `rescan` looks again: what is new goes into new units, what has changed
+The listing is written once and kept, so a resumed run sees the same units without walking through
+millions of files again. `rescan` looks again: new files go into new units, and a changed file
 makes its unit new.
 """
 
@@ -23,10 +23,10 @@ from open_supir.curation.work import Unit, digest, digest_all
 
 log = logging.getLogger(__name__)
 
-PLAN = "plan"
+LISTING = "listing"
 # path is the file, in the bytes of the file system, for names need not be text; size and mtime tell
 # changes
-LISTING = pa.schema(
+INPUT_ROWS = pa.schema(
     [("path", pa.binary())]
     + [(n, pa.string()) for n in ("key", "source", "licence", "caption")]
     + [("size", pa.int64()), ("mtime", pa.int64())]
@@ -80,53 +80,53 @@ def name_inputs(paths: str | Sequence[str] | Mapping[str, str]) -> dict[str, str
     return named
 
 
-def plan_units(settings: InputSettings, root: Path, *, rescan: bool = False) -> list[Unit]:
-    """Return the units of the first step, from the plan below `root`, or make that.
+def list_units(settings: InputSettings, root: Path, *, rescan: bool = False) -> list[Unit]:
+    """Return the units of the first step, from the listing below `root`, which is made if missing.
 
     Raises:
         FileNotFoundError: An input is missing.
-        ValueError: An input holds nothing usable, or the plan was made for other inputs.
+        ValueError: An input holds nothing usable, or the listing was made for other inputs.
     """
-    folder = root / PLAN
+    folder = root / LISTING
     paths = {name: str(_absolute(path)) for name, path in settings.paths.items()}
     about = {"paths": paths, "licences": dict(settings.licences)}
     about |= {"unit_size": settings.unit_size}
-    known = _read_plan(folder)
+    known = _read_listing(folder)
     if known is not None and known["about"] != about:
         raise ValueError(
             f"{folder} was made for other inputs ({known['about']}); set another output, or "
             "delete it"
         )
     if known is None or rescan:
-        known = _make_plan(settings, folder, about, known)
+        known = _make_listing(settings, folder, about, known)
     return [
         Unit(
             name,
             content,
-            {"plan": str(folder / f"{name}.parquet"), "kind": kind},
+            {"listing": str(folder / f"{name}.parquet"), "kind": kind},
         )
         for name, kind, content in known["units"]
     ]
 
 
-def _read_plan(folder: Path) -> dict[str, Any] | None:
+def _read_listing(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / "plan.json").read_bytes())
+        return json.loads((folder / "listing.json").read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def plan_id(root: Path) -> str:
-    """Return 16 hexadecimal digits that stand for the inputs of the plan below `root`."""
-    known = _read_plan(root / PLAN)
+def listing_id(root: Path) -> str:
+    """Return 16 hexadecimal digits that stand for the inputs of the listing below `root`."""
+    known = _read_listing(root / LISTING)
     assert known is not None  # every run makes it first
     return digest(known["about"])
 
 
-def _make_plan(
+def _make_listing(
     settings: InputSettings, folder: Path, about: dict[str, Any], known: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """List the inputs and write the plan; units of an earlier plan keep their names."""
+    """List the inputs and write the listing; units of an earlier one keep their names."""
     found: dict[str, dict[str, Row]] = {"files": {}, "tar": {}}
     twice = 0
     for source, path in settings.paths.items():
@@ -150,17 +150,17 @@ def _make_plan(
             name = f"{len(units):06d}"
             units.append(_write_unit(folder, name, kind, rows[start : start + size]))
     content = {"about": about, "units": units}
-    write_text(folder / "plan.json", json.dumps(content, indent=1))
-    log.info("plan: %d units", len(units))
+    write_text(folder / "listing.json", json.dumps(content, indent=1))
+    log.info("listing: %d units", len(units))
     return content
 
 
 def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """Write the listing of a unit; return what the plan says of it."""
+    """Write the rows of a unit; return what listing.json says of it."""
     path = folder / f"{name}.parquet"
     with replacing(path) as temporary:
-        write_rows(temporary, rows, LISTING)
-    names = LISTING.names
+        write_rows(temporary, rows, INPUT_ROWS)
+    names = INPUT_ROWS.names
     return name, kind, digest_all(repr([row.get(name) for name in names]) for row in rows)
 
 

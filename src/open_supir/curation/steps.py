@@ -1,68 +1,18 @@
-"""The steps, described: settings that are cheap to make and to compare.
+"""The steps whose work is a module of its own, imported when a worker opens the step."""
 
-What does the work is imported when a worker opens a step. So finished work is recognised within a
-second, without torch.
-"""
-
-from __future__ import annotations
-
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-from open_supir.curation.thresholds import MEASURES
-from open_supir.curation.work import Process, Recipe
-
-if TYPE_CHECKING:
-    from PIL import Image
+from open_supir.curation.step_settings import (
+    CaptionSettings,
+    FilterSettings,
+    NegativeSettings,
+    ScoreSettings,
+)
+from open_supir.curation.work import Process
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilterStep:
-    """Normalises candidates, cuts them to the stored size, and measures them.
-
-    Attributes:
-        size: Shorter side of what is stored, in pixels.
-        large: What becomes of larger images: `resize` reduces them to `size`, `tiles` cuts squares
-            of `size` at native resolution, `keep` stores them as they are.
-        max_tiles: Most tiles of an image, spread evenly.
-        min_side: Candidates with a shorter side are refused before they are decoded.
-        max_pixels: So are those with more pixels.
-        quality: Of the JPEG, without chroma subsampling, where an image is encoded anew.
-        keep_keys: Keep the keys of tars.
-        record: Note source, licence, original size and what was normalised in each sample; else a
-            tar's own json is kept to the letter.
-    """
-
-    size: int = 1024
-    large: str = "resize"
-    max_tiles: int = 4
-    min_side: int = 1024
-    max_pixels: int = 100_000_000
-    quality: int = 95
-    keep_keys: bool = False
-    record: bool = True
+class FilterStep(FilterSettings):
+    """Normalises candidates, cuts them to the stored size, and measures them."""
 
     name = "filter"
-
-    def __post_init__(self) -> None:
-        if self.large not in ("resize", "tiles", "keep"):
-            raise ValueError(f"filter.large must be resize, tiles or keep, got {self.large!r}")
-        if not 1 <= self.size <= self.min_side:
-            raise ValueError(
-                f"filter.size must be 1 to filter.min_side: images are never enlarged, got "
-                f"{self.size} and {self.min_side}"
-            )
-        if not 1 <= self.quality <= 100 or self.max_tiles < 1:
-            raise ValueError(
-                "filter.quality must be 1 to 100 and filter.max_tiles at least 1, got "
-                f"{self.quality} and {self.max_tiles}"
-            )
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
-        return asdict(self)
 
     def open(self) -> Process:
         """Return the work."""
@@ -70,68 +20,11 @@ class FilterStep:
 
         return Filter(self)
 
-    def fit(self, picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
-        """Yield what is stored of an upright image, each with the name of its tile, if any."""
-        short = min(picture.size)
-        if self.large == "keep" or (short == self.size and self.large == "resize"):
-            yield "", picture
-        elif self.large == "resize":
-            scale = self.size / short
-            width, height = (max(self.size, round(side * scale)) for side in picture.size)
-            yield "", picture.resize((width, height), _lanczos(), reducing_gap=3.0)
-        else:
-            for top, left in tile_corners(
-                picture.height, picture.width, size=self.size, most=self.max_tiles
-            ):
-                box = (left, top, left + self.size, top + self.size)
-                yield f"y{top}x{left}", picture.crop(box)
 
-
-def _lanczos() -> Any:
-    from PIL import Image
-
-    return Image.Resampling.LANCZOS
-
-
-def tile_corners(height: int, width: int, *, size: int, most: int) -> list[tuple[int, int]]:
-    """Return the corners (top, left) of squares that do not overlap, spread evenly, at most `most`.
-
-    As many rows and columns as fit; where that is more than `most`, every second, third ... of them
-    in reading order.
-    """
-    rows, columns = height // size, width // size
-
-    def spread(count: int, length: int) -> list[int]:
-        free = length - count * size
-        return [number * size + free * (number + 1) // (count + 1) for number in range(count)]
-
-    corners = [(y, x) for y in spread(rows, height) for x in spread(columns, width)]
-    stride = math.ceil(len(corners) / most)
-    return corners[::stride] if corners else []
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreStep:
-    """Scores the images that pass the thresholds so far by metrics without a reference.
-
-    Attributes:
-        metrics: Names of the scores, which become columns.
-        scorer: Builds a function (1, 3, H, W) in [0, 1] -> value a metric.
-    """
-
-    metrics: tuple[str, ...]
-    scorer: Recipe
+class ScoreStep(ScoreSettings):
+    """Scores the images that pass the thresholds so far."""
 
     name = "score"
-
-    def __post_init__(self) -> None:
-        hidden = sorted(set(self.metrics) & set(MEASURES))
-        if hidden:
-            raise ValueError(f"score.metrics: {', '.join(hidden)} are measured by the filter")
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
-        return {"metrics": list(self.metrics), "scorer": dict(self.scorer.about)}
 
     def open(self) -> Process:
         """Return the work, with the metrics loaded."""
@@ -140,43 +33,10 @@ class ScoreStep:
         return Score(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptionStep:
-    """Captions the kept images.
-
-    Attributes:
-        captioner: Builds a captioner of inference; None keeps the captions that came along.
-        cache: Folder of answers by image, model and question.
-        quadrants: Caption the four quarters too, for crops that show one of them.
-        keep_existing: Do not ask about images that came with a caption.
-        concurrency: Questions at a time in each worker; above 1 for servers only.
-        attempts: How often a question is asked.
-    """
-
-    captioner: Recipe | None
-    cache: str
-    quadrants: bool = False
-    keep_existing: bool = False
-    concurrency: int = 1
-    attempts: int = 3
+class CaptionStep(CaptionSettings):
+    """Captions the kept images."""
 
     name = "caption"
-
-    def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.attempts < 1:
-            raise ValueError(
-                "caption.concurrency and caption.attempts must be at least 1, got "
-                f"{self.concurrency} and {self.attempts}"
-            )
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
-        about = None if self.captioner is None else dict(self.captioner.about)
-        return {
-            "captioner": about,
-            "quadrants": self.quadrants,
-            "keep_existing": self.keep_existing,
-        }
 
     def open(self) -> Process:
         """Return the work, with the captioner loaded."""
@@ -185,36 +45,10 @@ class CaptionStep:
         return Caption(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NegativeStep:
-    """Makes negative samples: image-to-image from positives with the negative words as prompt.
-
-    Attributes:
-        prior: Builds the text-to-image prior (open_supir.inference.prior).
-        words: The prompt, and the caption of what comes out.
-        strength: Share of the sampling steps that are taken; SUPIR takes 0.5.
-        seed: With the key of a sample it seeds its noise.
-        quality: Of the JPEG.
-    """
-
-    prior: Recipe
-    words: str
-    strength: float = 0.5
-    seed: int = 0
-    quality: int = 95
+class NegativeStep(NegativeSettings):
+    """Makes negative samples from positives."""
 
     name = "negatives"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1 or not self.words.strip():
-            raise ValueError(
-                "negatives needs 0 < strength <= 1 and words, got "
-                f"{self.strength} and {self.words!r}"
-            )
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
-        return {**vars(self), "prior": dict(self.prior.about)}
 
     def open(self) -> Process:
         """Return the work, with the prior loaded."""

@@ -65,7 +65,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Blueprint:
     """Something expensive that workers build for themselves: a model, a captioner.
 
     `about` says what it is, as plain values; `build` makes it and can be sent to other processes.
