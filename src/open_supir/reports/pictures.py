@@ -6,10 +6,12 @@ import mimetypes
 import re
 import zlib
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from open_supir.base.files import write_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SIDES = (1024, 768, 512, 384, 256, 160, 96)
 LARGE_FILE, LARGE_SIDE = 300_000, 768  # bytes, pixels; larger files are reduced for documents
@@ -54,13 +56,15 @@ def file_name(name: str) -> str:
     return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
 
 
-def _decode(content: bytes, side: int) -> Image.Image:
+def _decode(content: bytes, side: int) -> "Image.Image":
+    from PIL import Image  # here, so that what only names documents starts without it
+
     with Image.open(io.BytesIO(content)) as picture:
         picture.draft("RGB", (2 * side, 2 * side))  # decode JPEGs no larger than needed
         return picture.convert("RGB")
 
 
-def _small_jpeg(whole: Image.Image, side: int, *, quality: int) -> bytes:
+def _small_jpeg(whole: "Image.Image", side: int, *, quality: int) -> bytes:
     small = whole.copy()
     small.thumbnail((side, side))
     stream = io.BytesIO()
