@@ -33,7 +33,7 @@ GROUPS = sorted(
         "preset",
         "runner",
         "prior",
-        "recipe",
+        "set",
     )  # fmt: skip
 )
 

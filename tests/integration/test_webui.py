@@ -187,7 +187,7 @@ def test_upload_restore_compare_and_download(browser: Browser, url: str, tmp_pat
     for seed in (5, 6):
         browser.type("input[aria-label=Seed]", str(seed))
         browser.click("#restore")
-        browser.wait_for(f"document.querySelector('#history').innerText.includes('{seed}')", 120)
+        browser.wait_for(f"document.querySelector('#history').innerText.includes('{seed}')")
     browser.wait_for(
         "document.querySelectorAll('#slider img').length >= 2 &&"
         "[...document.querySelectorAll('#slider img')].every(i => i.naturalWidth == 128)"
