@@ -38,11 +38,12 @@ class SlowNetwork(StandInNetwork):
     """Counts its calls, and how many are made at once."""
 
     calls = at_once = most = 0
+    seconds = 0.002  # a call takes
 
     def forward(self, x, t, cond, z_lq=None, control_scale=1.0) -> Tensor:
         self.at_once += 1
         self.most = max(self.most, self.at_once)
-        time.sleep(0.002)
+        time.sleep(self.seconds)
         self.calls, self.at_once = self.calls + 1, self.at_once - 1
         return super().forward(x, t, cond, z_lq, control_scale)
 
@@ -71,6 +72,7 @@ def test_a_run_shows_its_progress_and_ends_with_the_result(studio: Studio) -> No
 @pytest.mark.parametrize("after", [0, 3])
 def test_cancelling_ends_the_run_at_the_next_step(studio: Studio, after: int) -> None:
     cancel, seen = threading.Event(), 0
+    studio.restorer.network.seconds = 0.1  # far from its end when it is cancelled
     if after == 0:
         cancel.set()  # before its turn
     with pytest.raises(Cancelled):
@@ -79,12 +81,14 @@ def test_cancelling_ends_the_run_at_the_next_step(studio: Studio, after: int) ->
             if seen == after:
                 cancel.set()
     assert studio.restorer.network.calls < SETTINGS.num_steps  # type: ignore[operator]
+    studio.restorer.network.seconds = 0.002
     assert list(_run(studio))[-1][2] is not None  # the next one goes through
 
 
 def test_a_run_that_nobody_looks_at_any_more_ends(studio: Studio) -> None:
     """As when the tab is closed: the iterator is dropped, and the thread is not left behind."""
     before = threading.active_count()
+    studio.restorer.network.seconds = 0.1  # far from its end when it is left
     run = _run(studio)
     next(run)
     run.close()
