@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from open_supir.base.files import sha256_of
 from open_supir.checkpoints import inspect_checkpoint
@@ -108,3 +108,16 @@ def test_command_line_inspects_converts_and_answers_mistakes_in_one_line(
     output.write_bytes(output.read_bytes()[:-10])
     with pytest.raises(SystemExit, match="error: .*truncated, its header declares"):
         run(f"inspect={output}")
+
+
+def test_weights_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
+    """Float16 ends at 65504; bfloat16 reaches as far as float32."""
+    tensors = official_sdxl()
+    tensors["model.diffusion_model.out.2.bias"][1] = 1e5
+    save_file(tensors, tmp_path / "sdxl.safetensors")
+    settings = {"input": tmp_path / "sdxl.safetensors", "format": "sdxl"}
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(ValueError, match=r"out\.2\.bias does not fit into torch\.float16"):
+        convert(_settings(**settings, output=output, dtype="float16"))
+    assert not output.exists()
+    convert(_settings(**settings, output=output, dtype="bfloat16"))

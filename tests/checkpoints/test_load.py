@@ -216,3 +216,21 @@ def test_copy_of_an_absent_part_names_that_part(supir_file: Path) -> None:
         load_parts(
             supir_file, {"control": control}, taken_from={"control": "unet"}, key="weights.sdxl"
         )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "out.2.bias holds NaN or infinity"),
+        (float("inf"), "out.2.bias holds NaN or infinity"),
+        (1e5, "out.2.bias does not fit into float16; use dtype=bfloat16"),  # 65504 is the largest
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, said: str) -> None:
+    path = tmp_path / "sdxl.safetensors"
+    tensors = official_sdxl()
+    tensors["model.diffusion_model.out.2.bias"][1] = value
+    save_file(tensors, path)
+    unet = module_of(unet_of(tensors))
+    with pytest.raises(ValueError, match=said):
+        load_parts(path, {"unet": unet}, dtype=torch.float16)

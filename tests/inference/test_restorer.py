@@ -256,3 +256,36 @@ def test_prompts_are_encoded_once() -> None:
 def test_unknown_option_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="colour"):
         _restorer()(_image(), colour="red")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [
+        ("robust_encoder", "the latent of the image"),
+        ("vae", "the cleaned image"),
+        ("network", "the sampled latent"),
+    ],
+)
+def test_what_overflows_is_an_error_and_no_picture(part: str, what: str, value: float) -> None:
+    restorer = _restorer()
+    module = getattr(restorer, part)
+    name = "decode" if part == "vae" else "forward"
+    real = getattr(module, name)
+
+    def spoilt(*args, **options) -> Tensor:
+        out = real(*args, **options)
+        out[..., 0, 0] = value
+        return out
+
+    setattr(module, name, spoilt)
+    with pytest.raises(FloatingPointError, match=f"{what} holds NaN or infinity; use dtype="):
+        restorer(_image())
+
+
+def test_an_image_with_nan_is_refused_at_the_door() -> None:
+    image = _image()
+    image[0, 3, 5] = float("nan")
+    for strength in (0.0, 1.0):
+        with pytest.raises(ValueError, match="the image holds NaN or infinity"):
+            _restorer(strength=strength)(image)

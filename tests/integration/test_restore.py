@@ -17,6 +17,7 @@ from open_supir.base.images import read_photo
 from open_supir.commands.restore import restore
 from open_supir.inference import records
 from open_supir.inference.folder import printable
+from open_supir.networks import AutoencoderKL
 from tests.integration import hostile
 from tests.integration.conftest import Compose
 from tests.test_configs import ROOT
@@ -385,3 +386,22 @@ def test_records_are_strict_json(run, tmp_path: Path) -> None:
 
     record = json.loads((tmp_path / "out/a.png.json").read_text(), parse_constant=refuse)
     assert record["options"]["settings"]["s_tmax"] is None
+
+
+def test_a_result_that_is_no_number_fails_its_file_and_leaves_nothing(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder overflows on the first photograph only, and on every run."""
+    real = AutoencoderKL.decode
+
+    def overflowing(self, z):
+        image = real(self, z)
+        return image * float("nan") if image.shape[-1] == 32 else image
+
+    _photo(tmp_path / "in/a.png", (20, 28))
+    _photo(tmp_path / "in/b.png", (20, 44))
+    monkeypatch.setattr(AutoencoderKL, "decode", overflowing)
+    for _ in range(2):
+        (line,) = run()
+        assert "in/a.png: the cleaned image holds NaN or infinity" in line
+        assert _files(tmp_path / "out") == ["b.png", "b.png.json"]

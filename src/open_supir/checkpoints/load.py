@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.dtypes import is_finite
 from open_supir.checkpoints.files import Checkpoint, open_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
@@ -64,7 +65,7 @@ def load_parts(
 
     Tensors replace the modules' own (nothing is copied when dtype and device agree);
     `requires_grad` is unchanged. A robust encoder takes its `quant_conv` from the file's VAE, or
-    keeps its own if the file has none.
+    keeps its own if the file has none. Every value is checked to be finite.
 
     Args:
         path: An official single file, a SUPIR file, a diffusers folder or a file of our own; see
@@ -82,7 +83,8 @@ def load_parts(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is of the wrong kind, truncated, lacks a whole part, or shapes differ.
+        ValueError: The file is of the wrong kind, truncated, lacks a whole part, shapes differ, or
+            values are not finite in `dtype`.
         KeyError: A part's names differ from the module's beyond the patterns given.
     """
     load = Load(
@@ -172,7 +174,10 @@ def _run(
 ) -> LoadReport:
     for part, module in load.parts.items():
         for name, (tensors, source) in plans[part].sources.items():
-            _assign(module, name, tensors[source], dtype=load.dtype, device=load.device)
+            tensor = tensors[source]
+            kept = _assign(module, name, tensor, dtype=load.dtype, device=load.device)
+            if not is_finite(kept):
+                raise ValueError(_not_finite(checkpoint.path, f"{part}.{name}", tensor, kept))
     checkpoint.release()
     report = LoadReport(
         path=Path(load.path),
@@ -193,7 +198,7 @@ def _assign(
     *,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> None:
+) -> Tensor:
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     old = getattr(owner, leaf)
@@ -203,6 +208,14 @@ def _assign(
     if isinstance(old, nn.Parameter):
         tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
     setattr(owner, leaf, tensor)
+    return tensor.detach()
+
+
+def _not_finite(path: Path, name: str, stored: Tensor, kept: Tensor) -> str:
+    if is_finite(stored):
+        wanted = str(kept.dtype).removeprefix("torch.")
+        return f"{path}: {name} does not fit into {wanted}; use dtype=bfloat16 or float32"
+    return f"{path}: {name} holds NaN or infinity; the file is damaged, get it again"
 
 
 def _on_meta(module: nn.Module) -> tuple[str, ...]:

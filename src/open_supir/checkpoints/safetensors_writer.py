@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from open_supir.base.dtypes import is_finite
 from open_supir.base.files import replacing
 from open_supir.checkpoints.files import SAFETENSORS_DTYPES, TensorSpec
 
@@ -31,7 +32,8 @@ def write_safetensors(
         metadata: The file's metadata; `format: pt` is added if absent.
 
     Raises:
-        ValueError: A metadata value is not a string, or the format has no such dtype.
+        ValueError: A metadata value is not a string, the format has no such dtype, or a value is
+            too large for its dtype.
     """
     wrong = [key for key, value in metadata.items() if not isinstance(value, str)]
     if wrong:
@@ -53,6 +55,9 @@ def write_safetensors(
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
             (shape, dtype), read = tensors[name]
-            tensor = read().detach().to(device="cpu", dtype=dtype).contiguous()
+            held = read().detach()
+            tensor = held.to(device="cpu", dtype=dtype).contiguous()
+            if is_finite(held) and not is_finite(tensor):
+                raise ValueError(f"{name} does not fit into {dtype}; keep it wider: dtype=bfloat16")
             assert tuple(tensor.shape) == tuple(shape), (name, tensor.shape, shape)
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -19,9 +19,9 @@ from open_supir.inference.restorer import Restorer
 
 log = logging.getLogger(__name__)
 
-# Raised for bad files, full disks, captioner failures or lack of memory. torch raises RuntimeError
-# for much else too, but one image must not end a run over thousands.
-FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError)
+# Raised for bad files, full disks, captioner failures, overflow or lack of memory. torch raises
+# RuntimeError for much else too, but one image must not end a run over thousands.
+FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError, FloatingPointError)
 Restore = Callable[[Job, OnStep], dict[str, Any]]  # restores a job's files; returns the record
 
 

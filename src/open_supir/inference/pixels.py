@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from open_supir.base.dtypes import is_finite
 from open_supir.base.images import resize, to_uint8, to_unit
 
 CAPTION_SIDE = 1024  # vision models use no more than this
@@ -30,6 +31,18 @@ def for_captioner(signed: Tensor) -> Tensor:
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize to (h, w), clamped to [0, 1]; returns `image` itself if it has that size."""
     return image if tuple(image.shape[-2:]) == size else resize(image, size).clamp_(0, 1)
+
+
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise if the networks overflowed: such values would become a black or white picture.
+
+    Raises:
+        FloatingPointError: A value is NaN or infinite.
+    """
+    if not is_finite(values):
+        raise FloatingPointError(
+            f"{what} holds NaN or infinity; use dtype=bfloat16 or float32, or other weights"
+        )
 
 
 def finished(signed: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.dtypes import is_finite
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.base.registry import build
@@ -25,7 +26,14 @@ from open_supir.inference.checkpoint import load_networks, read_recipe
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.memory import Rung, fit, is_out_of_memory, step_down
 from open_supir.inference.options import RestoreOptions
-from open_supir.inference.pixels import finished, for_captioner, mixed, noise_seed, resized
+from open_supir.inference.pixels import (
+    check_finite,
+    finished,
+    for_captioner,
+    mixed,
+    noise_seed,
+    resized,
+)
 from open_supir.inference.prompt_encoder import PromptEncoder
 from open_supir.inference.result import Restoration, Run
 from open_supir.networks import (
@@ -148,6 +156,7 @@ class Restorer:
         padded, inner = pad_to_multiple(image.to(self.device), self.multiple)
         encode = self.robust_encoder if robust else self.vae.encode
         decoded = self.vae.decode(encode(to_signed(padded)))
+        check_finite(decoded, "the cleaned image")
         return to_unit(crop_to(decoded, inner)).to(image.device)
 
     @torch.no_grad()
@@ -185,8 +194,9 @@ class Restorer:
             changes: Fields of the options to replace, such as seed=1 or scale=2.
 
         Raises:
-            ValueError: `image` is not a single floating-point RGB image, or an option is out of
-                range.
+            ValueError: `image` is not a single finite floating-point RGB image, or an option is
+                out of range.
+            FloatingPointError: A latent or a decoded image holds NaN or infinity.
             torch.OutOfMemoryError: Even the least demanding options do not fit.
         """
         batch = image[None] if image.ndim == 3 else image
@@ -195,6 +205,8 @@ class Restorer:
                 f"expected a float image (3, H, W) or (1, 3, H, W) in [0, 1], "
                 f"got {image.dtype} {tuple(image.shape)}"
             )
+        if not is_finite(batch):
+            raise ValueError("the image holds NaN or infinity; expected values in [0, 1]")
         options = replace(options or self.options, **changes)
         run = Run(batch, caption, source, on_step, {})
         size = options.output_size(*batch.shape[-2:])
@@ -266,8 +278,10 @@ class Restorer:
 
         with run.timed("encode"), self._at_work(options, self.robust_encoder):
             z_lq = self._encode(self.robust_encoder, to_signed(padded), options)
+        check_finite(z_lq, "the latent of the image")
         with run.timed("decode"), self._at_work(options, self.vae):
             cleaned = self._decode(z_lq, options)  # about [-1, 1], not clamped
+        check_finite(cleaned, "the cleaned image")
         if run.caption is None:
             with run.timed("caption"):
                 shown = for_captioner(crop_to(cleaned, inner))
@@ -282,12 +296,14 @@ class Restorer:
             if z_center is None or options.settings.center == "clean_sampled":
                 z_center = self._center(run, options, cleaned, z_lq, noise)
             z = self._sample(run, options, (cond, uncond), z_lq, z_center, noise)
+            check_finite(z, "the sampled latent")
             with run.timed("decode"), self._at_work(options, self.vae):
                 restored = crop_to(self._decode(z, options), inner)
             with run.timed("finish"):
                 is_input = options.color_reference == "input"
                 reference = to_signed(working) if is_input else crop_to(cleaned, inner)
                 fixed = COLOR_FIXES[options.color_fix](restored, reference, device=self.device)
+                check_finite(fixed, "the restored image")
                 del restored, reference
                 unit = finished(fixed, size, run.image.device)
                 samples.append(mixed(unit, run.image, options.strength))
