@@ -9,6 +9,7 @@ from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, Promp
 
 FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
+Greyness = Literal["file", "auto"]
 MAX_SAMPLES = 64
 MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 
@@ -38,6 +39,8 @@ class RestoreOptions:
         attention_tokens: Latent pixels up to which the autoencoder's attention sees the whole
             image; None chooses by device.
         offload: Keep only the active part on the device: text, autoencoder or networks.
+        grey: When the result is grey: "file" if the input's file has no colour, "auto" also if its
+            red, green and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
         format: Format of the written files.
         bits: Bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's.
         quality: Quality of JPEG and WebP files, 1..100; WebP at 100 is lossless.
@@ -62,6 +65,7 @@ class RestoreOptions:
     vae_tile: int | None = None
     attention_tokens: int | None = None
     offload: bool = False
+    grey: Greyness = "file"
     format: FileFormat = "png"
     bits: int | None = None
     quality: int = 95
@@ -71,6 +75,7 @@ class RestoreOptions:
             "color_fix": tuple(COLOR_FIXES),
             "color_reference": get_args(Reference),
             "prompt_mode": get_args(PromptMode),
+            "grey": get_args(Greyness),
             "format": get_args(FileFormat),
             "bits": (8, 16, None),
         }

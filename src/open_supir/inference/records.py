@@ -23,6 +23,7 @@ from open_supir.base.images.write import encode_photo
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.folder import Job, printable
 from open_supir.inference.options import RestoreOptions
+from open_supir.inference.pixels import resized
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -90,7 +91,7 @@ def restore_file(
     if not folder.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"{printable(folder)} leads outside the output folder through a link")
     folder.mkdir(parents=True, exist_ok=True)
-    result = restorer(photo.rgb, source=job.source, on_step=on_step)
+    result = restorer(photo.visible, source=job.source, on_step=on_step)
     inside = describe(result, model) | {
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": list(photo.notes),
@@ -130,12 +131,18 @@ def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, 
 def encode_result(
     photo: Photo, sample: torch.Tensor, options: RestoreOptions, *, record: Mapping[str, Any]
 ) -> bytes:
-    """Encode a restored sample with the alpha channel, greyness and EXIF data of its input."""
-    alpha = photo.alpha
+    """Encode a restored sample with the alpha channel, greyness and EXIF data of its input.
+
+    What is wholly transparent keeps the colour that it has in the input.
+    """
+    alpha, size = photo.alpha, (sample.shape[-2], sample.shape[-1])
     if alpha is not None:
-        alpha = resize(alpha, (sample.shape[-2], sample.shape[-1])).clamp(0, 1)
+        alpha = resize(alpha, size).clamp(0, 1)
+        hidden = resized(photo.rgb[None], size)[0].to(sample)
+        sample = torch.where(alpha.to(sample) > 0, sample, hidden)
     bits = options.bits or (photo.bits if options.format in ("png", "tiff") else 8)
-    restored = replace(photo, rgb=sample, alpha=alpha)
+    is_grey = photo.is_grey or (options.grey == "auto" and photo.looks_grey())
+    restored = replace(photo, rgb=sample, alpha=alpha, is_grey=is_grey)
     return encode_photo(
         restored, format=options.format, bits=bits, quality=options.quality, record=record
     )

@@ -72,7 +72,7 @@ class Studio:
         scale = min(1.0, CAPTION_SIDE / max(photo.rgb.shape[-2:]))
         height, width = (max(1, round(side * scale)) for side in photo.rgb.shape[-2:])
         with self.busy:
-            cleaned = self.restorer.clean(resized(photo.rgb[None], (height, width)))[0]
+            cleaned = self.restorer.clean(resized(photo.visible[None], (height, width)))[0]
             return self.restorer.captioner(cleaned)
 
     def run(
@@ -102,7 +102,9 @@ class Studio:
                 if cancel.is_set():  # before its turn came
                     raise Cancelled("cancelled")
                 text = caption.strip() or None
-                result = self.restorer(photo.rgb, caption=text, options=options, on_step=on_step)
+                result = self.restorer(
+                    photo.visible, caption=text, options=options, on_step=on_step
+                )
                 events.put((1.0, None, result))
             except Exception as error:  # any error: re-raised below, else the page waits forever
                 events.put(error)
@@ -142,7 +144,7 @@ class Studio:
             path.write_bytes(content)
             paths.append(str(path))
         size = (result.restored.shape[-2], result.restored.shape[-1])
-        before = resize(photo.rgb, size).clamp(0, 1)
+        before = resize(photo.visible, size).clamp(0, 1)
         shown = folder / "input.png"
         shown.write_bytes(encode_photo(Photo(rgb=before), format="png"))
         return paths, str(shown), record

@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from open_supir.base.images import read_image, read_photo
-from open_supir.base.images.colour import PRIMARIES
+from open_supir.base.images.colour import PRIMARIES, srgb_profile
 
 RANDOM = np.random.default_rng(0)
 SIZE = (6, 9)
@@ -193,3 +193,13 @@ def _oriented(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+def test_png_with_a_profile_of_megabytes_is_read(tmp_path: Path) -> None:
+    """Such as one with large tables; here sRGB with a padded end, so that nothing changes."""
+    icc = srgb_profile() + RANDOM.bytes(3 << 20)
+    icc = len(icc).to_bytes(4, "big") + icc[4:]
+    for kind in (np.uint8, np.uint16):
+        pixels = RANDOM.integers(0, 256, (*SIZE, 3)).astype(kind)
+        png(tmp_path / "a.png", pixels, (b"iCCP", b"large\0\0" + zlib.compress(icc)))
+        assert np.array_equal(levels(tmp_path / "a.png", np.iinfo(kind).max), pixels)

@@ -12,7 +12,10 @@ import torch
 from PIL import Image, ImageCms
 
 from open_supir.base.images import Photo, read_photo
+from open_supir.base.images.colour import grey_profile
 from open_supir.base.images.write import encode_photo
+from open_supir.inference.options import RestoreOptions
+from open_supir.inference.records import encode_result
 
 imagecodecs = pytest.importorskip("imagecodecs")
 RANDOM = np.random.default_rng(0)
@@ -133,7 +136,39 @@ def test_hidden_colours_do_not_reach_the_networks(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     photo = read_photo(tmp_path / "a.png")
     assert photo.alpha is not None and photo.alpha[0, 3].max() == 0
-    assert photo.rgb[0].max() == 0 and (photo.rgb[2] * 255).round().unique().tolist() == [200]
+    assert photo.visible[0].max() == 0
+    assert (photo.visible[2] * 255).round().unique().tolist() == [200]
+
+
+@pytest.mark.parametrize("format, bits", [("png", 8), ("png", 16), ("tiff", 8), ("webp", 8)])
+def test_hidden_colours_are_those_of_the_input(tmp_path: Path, format: str, bits: int) -> None:
+    pixels = RANDOM.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = np.where(RANDOM.random((8, 8)) < 0.5, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    options = RestoreOptions(format=format, bits=bits, quality=100)  # type: ignore[arg-type]
+    (tmp_path / "b").write_bytes(encode_result(photo, photo.visible, options, record={}))
+    assert np.array_equal(_values(read_photo(tmp_path / "b"), 255), _values(photo, 255))
+
+
+def test_grey_palettes_are_grey(tmp_path: Path) -> None:
+    grey = RANDOM.integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(grey).quantize(16).save(tmp_path / "a.png")
+    Image.fromarray(np.dstack([grey, grey, 255 - grey])).quantize(16).save(tmp_path / "b.png")
+    assert read_photo(tmp_path / "a.png").is_grey
+    assert not read_photo(tmp_path / "b.png").is_grey
+
+
+@pytest.mark.parametrize("spread, is_grey", [(0, True), (2, True), (12, False)])
+def test_scans_of_grey_are_grey_if_asked(tmp_path: Path, spread: int, is_grey: bool) -> None:
+    grey = RANDOM.integers(20, 230, (16, 16, 1))
+    scan = (grey + RANDOM.integers(-spread, spread + 1, (16, 16, 3))).astype(np.uint8)
+    Image.fromarray(scan).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    for grey_option, expected in (("file", "RGB"), ("auto", "L" if is_grey else "RGB")):
+        options = RestoreOptions(grey=grey_option)  # type: ignore[arg-type]
+        content = encode_result(photo, photo.rgb, options, record={})
+        assert Image.open(io.BytesIO(content)).mode == expected
 
 
 def test_deep_colours_are_converted_to_srgb(tmp_path: Path) -> None:
@@ -171,6 +206,25 @@ def test_floating_point_files_must_hold_colours(tmp_path: Path, value: float) ->
     tifffile.imwrite(tmp_path / "bad.tif", pixels, photometric="rgb")
     with pytest.raises(ValueError, match="not numbers|must be in"):
         read_photo(tmp_path / "bad.tif")
+
+
+def test_grey_is_tagged_with_the_curve_of_srgb() -> None:
+    """lcms finds nothing to convert; where there is only RGB the profile is RGB too."""
+    grey = torch.linspace(0, 1, 256).expand(3, 1, -1)
+    for format, bits in (*WRITTEN, ("jpg", 8)):
+        photo = Photo(rgb=grey, is_grey=True)
+        content = encode_photo(photo, format=format, bits=bits, quality=100)
+        if format == "tiff":
+            with tifffile.TiffFile(io.BytesIO(content)) as file:
+                icc = file.pages.first.tags.valueof(34675)
+        else:
+            icc = Image.open(io.BytesIO(content)).info["icc_profile"]
+        assert icc[16:20] == (b"RGB " if format == "webp" else b"GRAY")
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    source = ImageCms.ImageCmsProfile(io.BytesIO(grey_profile()))
+    srgb = ImageCms.createProfile("sRGB")
+    shown = ImageCms.profileToProfile(ramp, source, srgb, outputMode="RGB")
+    assert np.array_equal(np.asarray(shown)[0, :, 1], np.arange(256))
 
 
 def test_alpha_becomes_white_in_a_jpeg() -> None:

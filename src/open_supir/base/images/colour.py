@@ -4,6 +4,7 @@ import io
 import logging
 import struct
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def to_srgb(colour: np.ndarray, icc: bytes | None) -> np.ndarray:
     white.
     """
     channels = colour.shape[-1]
-    if icc:
+    if icc and not (channels == 1 and icc == grey_profile()):  # ours stays as it is to the bit
         try:
             return _converted(colour, icc)
         except (ImageCms.PyCMSError, OSError, ValueError, RuntimeError) as error:
@@ -112,11 +113,28 @@ def is_foreign(icc: bytes | None) -> bool:
     return "srgb" not in name.lower()
 
 
+@cache
 def srgb_profile() -> bytes:
     """Return an ICC profile of sRGB, always the same bytes."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # the date of creation
     return bytes(profile)
+
+
+@cache
+def grey_profile() -> bytes:
+    """Return an ICC profile of grey with sRGB's curve, made of the parts of sRGB's own."""
+    rgb, names = srgb_profile(), {b"desc": b"desc", b"cprt": b"cprt", b"wtpt": b"wtpt"}
+    names[b"rTRC"] = b"kTRC"
+    entries = [struct.unpack_from(">4s2I", rgb, at) for at in range(132, 132 + 12 * rgb[131], 12)]
+    parts = {names[name]: rgb[at : at + size] for name, at, size in entries if name in names}
+    start = 132 + 12 * len(parts)
+    table, body = struct.pack(">I", len(parts)), b""
+    for name, part in parts.items():
+        table += struct.pack(">4s2I", name, start + len(body), len(part))
+        body += part + bytes(-len(part) % 4)
+    header = struct.pack(">I", start + len(body)) + rgb[4:16] + b"GRAY" + rgb[20:128]
+    return header + table + body
 
 
 def png_profile(data: bytes, info: Mapping[Any, Any]) -> bytes | None:

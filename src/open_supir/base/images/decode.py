@@ -126,12 +126,15 @@ def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     if image.mode.startswith(("I", "F")):  # 32-bit grey of no known range
         raise ValueError(f"mode {image.mode} is not supported")
     is_grey, alpha = image.mode in ("1", "L", "LA", "La"), None
+    is_palette = image.mode in ("P", "PA")
     if image.mode in ("PA", "LA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"))
     if image.mode != "CMYK":
         image = image.convert("L" if is_grey else "RGB")
     pixels = np.asarray(image)
+    if is_palette and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., :1]
     return pixels[..., None] if pixels.ndim == 2 else pixels, alpha
 
 

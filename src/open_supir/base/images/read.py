@@ -20,6 +20,7 @@ from open_supir.base.images.decode import DECODE_ERRORS, FORMATS, CheckSize, dec
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 2**16
 MAX_FILE_BYTES = 2**31
+GREY_SPREAD = 4.5 / 255  # between the channels of a scan of something grey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,7 @@ class Photo:
     """A photograph as restoring wants it.
 
     Attributes:
-        rgb: (3, H, W) sRGB in [0, 1], float32, upright. Below full transparency its colour is the
-            mean of what can be seen, for hidden colours are no part of the picture.
+        rgb: (3, H, W) sRGB in [0, 1], float32, upright.
         alpha: (1, H, W) in [0, 1], or None.
         is_grey: Whether the file had no colour.
         bits: 8 or 16 a channel.
@@ -78,6 +78,26 @@ class Photo:
     bits: int = 8
     exif: bytes = b""
     notes: tuple[str, ...] = ()
+
+    @property
+    def visible(self) -> Tensor:
+        """`rgb`, with what is wholly transparent in the mean of the rest.
+
+        Hidden colours are no part of the picture, and may be anything.
+        """
+        hidden = None if self.alpha is None else self.alpha == 0
+        if self.alpha is None or hidden is None or not hidden.any() or hidden.all():
+            return self.rgb
+        mean = (self.rgb * self.alpha).sum(dim=(1, 2), keepdim=True) / self.alpha.sum()
+        return torch.where(hidden, mean, self.rgb)
+
+    def looks_grey(self) -> bool:
+        """Whether red, green and blue are equal, but for the noise of a scanner.
+
+        They differ by no more than GREY_SPREAD in 99 % of the pixels.
+        """
+        spread = self.rgb.amax(dim=0) - self.rgb.amin(dim=0)
+        return bool((spread > GREY_SPREAD).float().mean() <= 0.01)
 
 
 def quieten_readers() -> None:
@@ -139,10 +159,6 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     rgb, alpha = _tensor(pixels.colour).expand(3, -1, -1), None
     if pixels.alpha is not None and pixels.alpha.min() < np.iinfo(pixels.alpha.dtype).max:
         alpha = _tensor(pixels.alpha)
-        hidden = alpha == 0
-        if hidden.any() and not hidden.all():
-            mean = (rgb * alpha).sum(dim=(1, 2), keepdim=True) / alpha.sum()
-            rgb = torch.where(hidden, mean, rgb)
     return Photo(
         rgb=rgb.contiguous(),
         alpha=alpha,

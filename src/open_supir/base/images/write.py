@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from open_supir.base.files import write_bytes
-from open_supir.base.images.colour import srgb_profile
+from open_supir.base.images.colour import grey_profile, srgb_profile
 from open_supir.base.images.read import Photo
 from open_supir.base.images.tensors import to_unit
 
@@ -75,7 +75,8 @@ def encode_photo(
     if bits == 16:
         return _deep_png(pixels, photo.exif, text)
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    options: dict[str, Any] = {"icc_profile": None if photo.is_grey else srgb_profile()}
+    is_grey = photo.is_grey and format != "webp"  # which has no grey
+    options: dict[str, Any] = {"icc_profile": grey_profile() if is_grey else srgb_profile()}
     if format == "png":
         info = PngImagePlugin.PngInfo()
         if text is not None:
@@ -136,8 +137,8 @@ def _deep_png(pixels: np.ndarray, exif: bytes, text: str | None) -> bytes:
     chunks = b""
     if text is not None:
         chunks += _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
-    if pixels.shape[-1] >= 3:
-        chunks += _chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
+    icc = srgb_profile() if pixels.shape[-1] >= 3 else grey_profile()
+    chunks += _chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(icc))
     if exif:
         chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
     return content[:end] + chunks + content[end:]
@@ -160,7 +161,7 @@ def _tiff(pixels: np.ndarray, text: str | None) -> bytes:
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression="zlib",
         predictor=True,
-        iccprofile=srgb_profile() if channels >= 3 else None,
+        iccprofile=srgb_profile() if channels >= 3 else grey_profile(),
         description=text,
         metadata=None,
         software=False,
