@@ -91,11 +91,57 @@ def test_exported_file_restores_as_the_checkpoint_does(
     image = torch.rand(3, 24, 40)
     base: dict[str, str | None] = {"sdxl": str(workplace / "prior.safetensors")}
     first = Restorer.from_checkpoint(checkpoint)(image, seed=3)
-    again = Restorer.from_checkpoint(
-        exported, weights={**base, "robust_encoder": "clean"}
-    )(image, seed=3)  # fmt: skip
+    again = Restorer.from_checkpoint(exported, weights=base)(image, seed=3)
     assert again.settings == first.settings
     assert torch.equal(again.restored, first.restored)
+
+
+@pytest.fixture
+def with_encoder(checkpoint: Path, workplace: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The checkpoint as trained with a robust encoder far from the ordinary one, and its file."""
+    encoder = tmp_path / "robust.safetensors"
+    tensors = load_file(workplace / "robust.safetensors")
+    save_file({name: tensor + 0.05 for name, tensor in tensors.items()}, encoder)
+    state = torch.load(checkpoint, weights_only=True)
+    state["recipe"]["weights"]["robust_encoder"] = str(encoder)
+    path = tmp_path / "stage_2.ckpt"
+    torch.save(state, path)
+    return path, encoder
+
+
+def test_export_brings_the_robust_encoder_in(
+    with_encoder: tuple[Path, Path], workplace: Path, tmp_path: Path
+) -> None:
+    checkpoint, encoder = with_encoder
+    image = torch.rand(3, 24, 40)
+    base: dict[str, str | None] = {"sdxl": str(workplace / "prior.safetensors")}
+    first = Restorer.from_checkpoint(checkpoint)(image)
+    output = converted(checkpoint, tmp_path / "mine.safetensors")
+    encoder.unlink()
+    again = Restorer.from_checkpoint(output, weights=base)(image)
+    assert torch.equal(again.restored, first.restored)
+    clean = Restorer.from_checkpoint(output, weights={**base, "robust_encoder": "clean"})(image)
+    assert not torch.equal(clean.restored, first.restored)
+
+
+def test_export_refuses_where_the_robust_encoder_is_gone(
+    with_encoder: tuple[Path, Path], workplace: Path, tmp_path: Path
+) -> None:
+    checkpoint, encoder = with_encoder
+    moved = encoder.rename(tmp_path / "moved.safetensors")
+    output = tmp_path / "mine.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"robust\.safetensors: .*input=\[FILE,STAGE_2"):
+        converted(checkpoint, output)
+    assert not output.exists()
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/convert.yaml"))
+    assert isinstance(settings, dict)
+    both = {"input": [str(moved), str(checkpoint)], "output": str(output)}
+    assert "robust_encoder" in inspect_checkpoint(convert({**settings, **both})).parts
+    trained = converted(checkpoint, tmp_path / "two.safetensors", parts=["control", "connector"])
+    base: dict[str, str | None] = {"sdxl": str(workplace / "prior.safetensors")}
+    with pytest.raises(ValueError, match=r"two\.safetensors.*set weights\.robust_encoder=FILE"):
+        load_networks(trained, weights=base)
+    load_networks(trained, weights={**base, "robust_encoder": str(moved)})
 
 
 def test_exported_file_is_evaluated_where_it_is_told_all_that_a_run_would_say(

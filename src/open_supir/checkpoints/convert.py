@@ -28,6 +28,11 @@ from open_supir.checkpoints.parts import read_contents
 log = logging.getLogger(__name__)
 
 UNSTATED = "unstated"
+ENCODER = "robust_encoder"
+ADD_ENCODER = (
+    "add a file that holds it, input=[FILE,STAGE_2.ckpt], or leave it out with "
+    "parts=[control,connector] and name one when restoring"
+)
 FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "supir": (export_supir, SUPIR_PARTS),
     "sdxl": (export_sdxl, SDXL_PARTS),
@@ -42,12 +47,12 @@ class Input(NamedTuple):
     Attributes:
         parts: Part -> tensors by our names.
         metadata: The files' metadata.
-        base: The SDXL file recorded in a training checkpoint among them.
+        weights: The base files recorded in a training checkpoint among them, by setting.
     """
 
     parts: dict[str, Mapping[str, Tensor]]
     metadata: dict[str, str]
-    base: str | None
+    weights: dict[str, str | None]
 
 
 def convert(
@@ -76,6 +81,8 @@ def convert(
 
     sources = settings["input"]
     given = _read([sources] if isinstance(sources, str) else sources)
+    if ENCODER in (settings["parts"] or holds) and "control" in given.parts:
+        given = _with_encoder(given)
     wanted = settings["parts"] or [part for part in holds if part in given.parts]
     lost = [part for part in wanted if part not in given.parts]
     if lost or not wanted:
@@ -93,11 +100,38 @@ def convert(
     return output
 
 
+def _with_encoder(given: Input) -> Input:
+    """Add the robust encoder that a training checkpoint records, if the files hold none."""
+    if ENCODER in given.parts or given.metadata.get(ENCODER) == "clean":
+        return given
+    path = given.weights.get(ENCODER)
+    if path is None:
+        log.warning("no robust encoder: restoring will need weights.robust_encoder=FILE")
+        return given
+    added = _parts_of(path)
+    if ENCODER not in added:
+        raise ValueError(f"{path}: holds no robust encoder any more; {ADD_ENCODER}")
+    log.info("robust encoder: of %s, which the checkpoint names", path)
+    parts = {**given.parts, ENCODER: added[ENCODER]}
+    return given._replace(parts={part: parts[part] for part in PARTS if part in parts})
+
+
+def _parts_of(path: str) -> Mapping[str, Mapping[str, Tensor]]:
+    if not located(path).exists():
+        raise FileNotFoundError(
+            f"{path}: the robust encoder that the checkpoint was trained with is no longer there; "
+            f"{ADD_ENCODER}"
+        )
+    return read_contents(open_checkpoint(path, key="input")).parts
+
+
 def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) -> dict[str, str]:
     """Return the output's metadata: base, licence, and the user's own entries."""
     words = dict(given.metadata)
+    if ENCODER in wanted:
+        words.pop(ENCODER, None)
     if settings["base"] or not set(wanted) & set(SDXL_PARTS):
-        words |= _base_words(settings["base"], given.base)
+        words |= _base_words(settings["base"], given.weights.get("sdxl"))
     if settings["license"]:
         words["license"] = settings["license"]
     words.setdefault("license", words.get("base_license", UNSTATED))
@@ -127,7 +161,7 @@ def _read(paths: Sequence[str]) -> Input:
     """Return the contents of all files; parts of a later file replace those of an earlier one."""
     parts: dict[str, Mapping[str, Tensor]] = {}
     words: dict[str, str] = {}
-    base = None
+    weights: dict[str, str | None] = {}
     for path in paths:
         checkpoint = open_checkpoint(path, key="input")
         refuse_unusable(checkpoint, PARTS, key="input")
@@ -142,14 +176,18 @@ def _read(paths: Sequence[str]) -> Input:
         parts |= contents.parts
         held = dict(checkpoint.metadata)
         recipe = json.loads(held.pop("recipe", "null")) or {}
-        base = recipe.get("weights", {}).get("sdxl") or base
+        named = recipe.get("weights", {})
         if recipe.get("stage") == "supir":  # how to restore with the file; local paths removed
             words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k != "weights"})
+            words |= {ENCODER: "clean"} if named.get(ENCODER, "") is None else {}
+            weights |= named
+        elif named.get("sdxl"):
+            weights["sdxl"] = named["sdxl"]
         # step, licence and so on are taken from the adaptor's file, if there is one
         words = words | held if "control" in contents.parts else held | words
     own = ("format", "layout", "control", "connector")  # the writer sets these
     words = {key: value for key, value in words.items() if key not in own}
-    return Input({part: parts[part] for part in PARTS if part in parts}, words, base)
+    return Input({part: parts[part] for part in PARTS if part in parts}, words, weights)
 
 
 def _check_output(output: Path, name: str, overwrite: bool) -> None:

@@ -60,19 +60,25 @@ def load_networks(
             (SUPIR-v0Q, SUPIR-v0F).
         recipe: The result of `read_recipe`, if the caller already has it.
         weights: Files that replace the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
-            records none, so it needs sdxl; its own robust encoder is used unless one is given.
-            "clean" as robust_encoder is the ordinary encoder.
+            records none, so it needs sdxl; its own robust encoder is used unless one is given, and
+            one must be given if it has none. "clean" as robust_encoder is the ordinary encoder.
         dtype: Dtype of UNet, adaptor, connector and text towers. Both encoders and the decoder are
             float32.
 
     Raises:
         FileNotFoundError: The checkpoint or a base file is missing; the message names it.
-        ValueError: The file is not a stage-2 checkpoint, or no SDXL file is given for it.
+        ValueError: The file is not a stage-2 checkpoint, or no SDXL file or robust encoder is
+            given for it.
     """
     recipe = read_recipe(path) if recipe is None else recipe
     files = {**recipe["weights"], **{k: v for k, v in (weights or {}).items() if v is not None}}
     if files.get("sdxl") is None:
         raise ValueError(f"{path} does not name its SDXL file; set weights.sdxl=FILE")
+    if "robust_encoder" not in files:
+        raise ValueError(
+            f"{path} holds no robust encoder and names none; set weights.robust_encoder=FILE: a "
+            "stage-1 checkpoint or a complete SUPIR file (or clean: the ordinary encoder)"
+        )
     networks = _build(recipe["architecture"])
     load_all(_loads(path, networks, files, dtype))
     return networks
@@ -103,7 +109,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"parts {', '.join(info.parts) or 'none'}; restoring needs one from "
             "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
-    own = {"robust_encoder": str(path)} if "robust_encoder" in info.parts else {}
+    own = {}
+    if "robust_encoder" in info.parts:
+        own = {"robust_encoder": str(path)}
+    elif "robust_encoder" in info.metadata:  # "clean": see `convert`
+        own = {"robust_encoder": info.metadata["robust_encoder"]}
     return {**_with_two_keys(recipe), "weights": {**recipe.get("weights", {}), **own}}
 
 
@@ -120,11 +130,6 @@ def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
-    if "robust_encoder" not in info.parts:
-        raise ValueError(
-            f"{info.path}: has adaptor and connector, but no robust encoder, which restoring "
-            "needs; use the complete file"
-        )
     architecture = sdxl_architecture(control=info.control, connector=info.connector)
     return {
         "stage": "supir",
