@@ -53,7 +53,7 @@ def test_kinds_are_told_apart(tmp_path: Path, kind: str) -> None:
         ("lora", "LoRA"),
         ("controlnet", "ControlNet"),
         ("embedding", "textual inversion"),
-        ("flux", "Flux or SD3"),
+        ("flux", "diffusion transformer, such as Flux or SD3"),
     ],
 )
 def test_wrong_file_for_the_slot_names_found_and_expected(
@@ -63,6 +63,74 @@ def test_wrong_file_for_the_slot_names_found_and_expected(
     unet = module_of(unet_of(official_sdxl()))
     with pytest.raises(ValueError, match=rf"wrong\.safetensors.*{words}.*weights\.sdxl.*unet"):
         load_parts(path, {"unet": unet}, key="weights.sdxl")
+
+
+STRAYS = [
+    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+    "cond_stage_model.model.ln_final.bias",
+    "lora_unet_input_blocks_4_1_proj_in.lora_down.weight",
+    "double_blocks.0.img_attn.qkv.weight",
+]
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_one_stray_key_does_not_change_the_kind_and_can_be_allowed(
+    tmp_path: Path, stray: str
+) -> None:
+    path, tensors = tmp_path / "mix.safetensors", official_sdxl()
+    save_file(tensors | {stray: torch.ones(4)}, path)
+    assert inspect_checkpoint(path).kind == "sdxl"
+    unet = module_of(unet_of(tensors))
+    with pytest.raises(KeyError, match=r"1 keys of no known part.*ignored_keys=\[.*\]") as caught:
+        load_parts(path, {"unet": unet})
+    named = caught.value.args[0].partition("ignored_keys=[")[2].removesuffix("]")
+    assert load_parts(path, {"unet": unet}, ignored=[named]).unexpected == {"": (stray,)}
+    vae = {key: t for key, t in tensors.items() if key.startswith("first_stage_model.")}
+    save_file(vae | {stray: torch.ones(4)}, path)
+    assert inspect_checkpoint(path).kind in ("vae", "flux")  # a VAE's names are a Flux file's too
+
+
+def test_a_stray_key_of_a_part_can_be_allowed_by_the_name_in_the_error(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "mix.safetensors", official_sdxl()
+    save_file(tensors | {f"{UNET}out.3.bias": torch.ones(4)}, path)
+    unet = module_of(unet_of(tensors))
+    with pytest.raises(KeyError, match=r"load without: ignored_keys=\[unet\.out\.3\.bias\]"):
+        load_parts(path, {"unet": unet})
+    report = load_parts(path, {"unet": unet}, ignored=["unet.out.3.bias"])
+    assert report.unexpected == {"unet": ("out.3.bias",)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "single_blocks.0.linear1.weight",  # Flux
+        f"{UNET}joint_blocks.0.x_block.attn.qkv.weight",  # SD3
+        f"{UNET}blocks.0.cross_attn.q_linear.weight",  # PixArt
+        f"{UNET}layers.0.attention.qkv.weight",  # Lumina
+        "transformer_blocks.0.attn.add_k_proj.weight",  # diffusers
+    ],
+)
+def test_diffusion_transformers_are_not_called_sdxl(tmp_path: Path, name: str) -> None:
+    path = _write(tmp_path / "a.safetensors", {name: (8, 8)})
+    with pytest.raises(ValueError, match="this is a diffusion transformer"):
+        load_parts(path, {"unet": module_of(unet_of(official_sdxl()))}, key="weights.sdxl")
+
+
+def test_inpainting_and_scaled_files_are_named_with_a_way_out(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "a.safetensors", official_sdxl()
+    unet, stem = module_of(unet_of(tensors)), f"{UNET}input_blocks.0.0.weight"
+    save_file(tensors | {stem: torch.zeros(8, 9, 3, 3)}, path)
+    with pytest.raises(ValueError, match="this is an inpainting or editing model"):
+        load_parts(path, {"unet": unet})
+    weight = f"{UNET}input_blocks.4.1.proj_in.weight"
+    scaled = {
+        weight: tensors[weight].to(torch.float8_e4m3fn),
+        weight.replace("proj_in.weight", "proj_in.scale_weight"): torch.tensor(0.5),
+        f"{UNET}scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn),
+    }
+    save_file(tensors | scaled, path)
+    with pytest.raises(ValueError, match="quantised.*use the float16 or bfloat16 file"):
+        load_parts(path, {"unet": unet})
 
 
 LORAS = [

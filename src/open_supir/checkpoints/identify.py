@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from open_supir.checkpoints.files import Checkpoint, Folder, TensorSpec, open_checkpoint
+from open_supir.checkpoints.files import Checkpoint, Folder, open_checkpoint
 from open_supir.checkpoints.keymaps import PARTS, canonical
 from open_supir.checkpoints.parts import Contents, our_names, read_contents
 
@@ -31,13 +31,22 @@ TENSORS_AT_FULL_SIZE = {
 _LORA = re.compile(
     r"lora_(up|down|A|B)\b|\.lora\.(up|down)\.|lora_linear_layer|\.hada_w1|\.lokr_w1|^(lora|lycoris)_"
 )
+# Scales that a quantised file keeps beside its weights (ComfyUI, torchao, bitsandbytes)
+_SCALES = re.compile(r"(^|\.)scaled_fp8$|\.(scale_weight|weight_scale|absmax|quant_map)$")
+_TRANSFORMER = re.compile(
+    r"(model\.diffusion_model\.)?(double_|single_|joint_|(single_)?transformer_)?blocks\.\d+\."
+    r"|model\.diffusion_model\.(layers\.\d+|x_embedder)\."
+)
 _UNUSABLE = {
     "lora": "a LoRA (low-rank differences, not weights)",
     "sd1": "a Stable Diffusion 1.x checkpoint",
     "sd2": "a Stable Diffusion 2.x checkpoint",
     "refiner": "an SDXL refiner (not the base)",
     "controlnet": "a ControlNet",
-    "flux": "a Flux or SD3 transformer",
+    "flux": "a diffusion transformer, such as Flux or SD3 (it has no UNet)",
+    "inpainting": "an inpainting or editing model (its UNet takes a second image)",
+    "quantised": "a quantised checkpoint (8 or 4 bits, with scales that are not read); use the "
+    "float16 or bfloat16 file of the same model, or save it as one in the program that made it",
     "embedding": "a textual inversion (an embedding of a few tokens)",
 }
 _USABLE = {
@@ -201,52 +210,56 @@ def transformer_depth(names: Iterable[str]) -> tuple[int, ...]:
 
 
 def _unusable_kind(keys: list[str], checkpoint: Checkpoint) -> str:
+    """Return a key of _UNUSABLE, or "". The UNet decides: keys beside SDXL's are leftovers."""
+
     def has(*prefixes: str) -> bool:
         return any(key.startswith(prefixes) for key in keys)
 
-    if any(_LORA.search(key) for key in keys):
+    if any(_SCALES.search(key) for key in keys):
+        return "quantised"
+    unet = _kind_of_unet(keys, checkpoint)
+    if unet == "sdxl":
+        return ""
+    if 4 * sum(_LORA.search(key) is not None for key in keys) >= len(keys) > 0:
         return "lora"
     if keys and set(keys) <= {"clip_l", "clip_g", "emb_params"}:
         return "embedding"
     if has("conditioner.embedders.0.model."):
         return "refiner"
-    if has("cond_stage_model.model."):
-        return "sd2"
-    if has("cond_stage_model."):
-        return "sd1"
-    if has(
-        "double_blocks.",
-        "model.diffusion_model.double_blocks.",
-        "model.diffusion_model.joint_blocks.",
-    ):
+    if has("cond_stage_model.") and (unet or not has("model.", "first_stage_model.")):
+        return "sd2" if has("cond_stage_model.model.") else "sd1"
+    if not unet and any(_TRANSFORMER.match(key) for key in keys):
         return "flux"
     if has(
         "controlnet_cond_embedding.", "controlnet_down_blocks.", "model.control_model.zero_convs."
     ):
         return "controlnet"
-    return _kind_of_lone_unet(keys, checkpoint)
+    return unet
 
 
-def _kind_of_lone_unet(keys: list[str], checkpoint: Checkpoint) -> str:
-    """Recognise SD1, SD2 and the refiner by shapes, without text towers (pruned or diffusers)."""
+def _kind_of_unet(keys: list[str], checkpoint: Checkpoint) -> str:
+    """Recognise a UNet by shapes alone: "sdxl" for any that may be SDXL's, "" without one."""
     by_name = dict(zip(keys, checkpoint, strict=True))
 
-    def spec(*names: str) -> TensorSpec | None:
-        return next((checkpoint.spec(by_name[name]) for name in names if name in by_name), None)
+    def shape(*names: str) -> tuple[int, ...] | None:
+        return next((checkpoint.spec(by_name[n]).shape for n in names if n in by_name), None)
 
     unet = "model.diffusion_model."
-    stem = spec(f"{unet}input_blocks.0.0.weight", "unet/conv_in.weight")
-    labels = spec(f"{unet}label_emb.0.0.weight", "unet/add_embedding.linear_1.weight")
+    stem = shape(f"{unet}input_blocks.0.0.weight", "unet/conv_in.weight")
+    labels = shape(f"{unet}label_emb.0.0.weight", "unet/add_embedding.linear_1.weight")
     if stem is None:
         return ""
-    if stem.shape[0] == 384:
+    if stem[0] == 384:
         return "refiner"
-    if labels is None:
-        attention = "1.transformer_blocks.0.attn2.to_k.weight"
-        first = "unet/down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-        context = spec(f"{unet}input_blocks.1.{attention}", first)
-        return "sd2" if context is not None and context.shape[1] == 1024 else "sd1"
-    return ""
+    attention = "1.transformer_blocks.0.attn2.to_k.weight"
+    context = shape(
+        f"{unet}input_blocks.1.{attention}",  # SDXL has no transformer there
+        "unet/down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    )
+    if labels is None or (context is not None and context[1] == 1024):  # SD 2 has unCLIP's labels
+        return "sd2" if context is not None and context[1] == 1024 else "sd1"
+    takes_more = stem[1] == 9 or (stem[0] == 320 and stem[1] == 8)  # SDXL's width
+    return "inpainting" if takes_more else "sdxl"
 
 
 def _expected_kind(wanted: Iterable[str]) -> str:

@@ -161,8 +161,8 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
                 "use another base"
             )
         raise KeyError(
-            f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. "
-            "They may change what the weights mean; list them in `ignored` to load without them"
+            f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. They may change "
+            f"what the weights mean; to load without them: ignored_keys=[{unknown[0]}]"
         )
     for plan in plans.values():
         plan.check()

@@ -54,7 +54,10 @@ class PartPlan:
             if names
         ]
         if problems:
-            raise KeyError(f"{self.path}: {'; '.join(problems)}{self.hint}")
+            hint = self.hint
+            if self.excess and not self.lacking and not hint:
+                hint = f"; to load without: ignored_keys=[{self.part}.{self.excess[0]}]"
+            raise KeyError(f"{self.path}: {'; '.join(problems)}{hint}")
         if self.shapes:
             raise ValueError(
                 f"{self.path}: {len(self.shapes)} tensors of part '{self.part}' differ in shape "

@@ -55,7 +55,12 @@ def evaluate(cfg: DictConfig) -> str:
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained = None, OmegaConf.create()
     if cfg.checkpoint is not None or not methods:
-        model = Model.find(cfg.checkpoint, runs_dir=cfg.runs_dir, weights=plain(cfg.weights))
+        model = Model.find(
+            cfg.checkpoint,
+            runs_dir=cfg.runs_dir,
+            weights=plain(cfg.weights),
+            ignored_keys=tuple(cfg.ignored_keys),
+        )
         trained = OmegaConf.create(read_config(run_folder(model.checkpoint)))
     _require_what_no_run_says(cfg, protocol, model, trained)
     if model is not None:

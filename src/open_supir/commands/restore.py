@@ -58,6 +58,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
         weights=plain(cfg.weights),
         dtype=cfg.dtype,
         quantize=cfg.quantize,
+        ignored_keys=tuple(cfg.ignored_keys),
     )
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)

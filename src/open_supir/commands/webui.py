@@ -78,6 +78,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
         weights=plain(cfg.weights),
         dtype=cfg.dtype,
         quantize=cfg.quantize,
+        ignored_keys=tuple(cfg.ignored_keys),
     )
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
     for name in PRESETS:

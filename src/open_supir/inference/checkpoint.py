@@ -1,7 +1,8 @@
 """Build and load everything needed for restoration from a stage-2 checkpoint and base weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ def load_networks(
     recipe: Mapping[str, Any] | None = None,
     weights: Mapping[str, str | None] | None = None,
     dtype: torch.dtype = torch.float32,
+    ignored_keys: Iterable[str] = (),
 ) -> Networks:
     """Build the networks of a stage-2 checkpoint or a SUPIR file, and load all their weights.
 
@@ -64,6 +66,7 @@ def load_networks(
             one must be given if it has none. "clean" as robust_encoder is the ordinary encoder.
         dtype: Dtype of UNet, adaptor, connector and text towers. Both encoders and the decoder are
             float32.
+        ignored_keys: Keys that the files may have in addition; see `ignored` of `load_parts`.
 
     Raises:
         FileNotFoundError: The checkpoint or a base file is missing; the message names it.
@@ -80,7 +83,8 @@ def load_networks(
             "stage-1 checkpoint or a complete SUPIR file (or clean: the ordinary encoder)"
         )
     networks = _build(recipe["architecture"])
-    load_all(_loads(path, networks, files, dtype))
+    loads = _loads(path, networks, files, dtype)
+    load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
     return networks
 
 

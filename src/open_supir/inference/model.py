@@ -32,6 +32,7 @@ class Model:
         weights: Base files that replace those named by the checkpoint; see `load_networks`.
         dtype: Dtype of the networks: float32, bfloat16 or float16.
         quantize: int8 or fp8 for the UNet's linear weights; None keeps their dtype.
+        ignored_keys: Keys that the files may have in addition; see `load_parts`.
     """
 
     checkpoint: Path
@@ -39,6 +40,7 @@ class Model:
     weights: Mapping[str, str | None]
     dtype: str = "float32"
     quantize: str | None = None
+    ignored_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
@@ -92,6 +94,8 @@ class Model:
             "dtype": self.dtype,
             "quantize": self.quantize,
         }
+        if self.ignored_keys:
+            said["ignored_keys"] = ", ".join(self.ignored_keys)
         for name, value in self.weights.items():
             if value:
                 file = located(value)
@@ -119,6 +123,7 @@ class Model:
             device=device,
             dtype=parse_dtype(self.dtype),
             quantize=self.quantize,
+            ignored_keys=self.ignored_keys,
             **vars(options),
         )
 

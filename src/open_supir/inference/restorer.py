@@ -5,7 +5,7 @@ Shapes: H W image size, h w latent size. Images are in [0, 1] at the interface, 
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +113,7 @@ class Restorer:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         quantize: str | None = None,
+        ignored_keys: Iterable[str] = (),
         **options: Any,
     ) -> "Restorer":
         """Build a restorer from a stage-2 checkpoint and its recipe.
@@ -124,6 +125,7 @@ class Restorer:
             settings: Sampler settings; None uses the recorded ones.
             captioner, device, dtype: See the class.
             quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
+            ignored_keys: Keys that the files may have in addition; see `load_parts`.
             options: Fields of `RestoreOptions` that replace the recorded ones.
 
         Raises:
@@ -133,7 +135,9 @@ class Restorer:
         recipe = read_recipe(path) if recipe is None else recipe
         settings = settings or build(recipe["sampler"])
         restorer = cls(
-            *load_networks(path, recipe=recipe, weights=weights, dtype=dtype),
+            *load_networks(
+                path, recipe=recipe, weights=weights, dtype=dtype, ignored_keys=ignored_keys
+            ),
             captioner=captioner,
             device=device,
             dtype=dtype,

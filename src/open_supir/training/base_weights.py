@@ -5,6 +5,8 @@ tensor by tensor.
 """
 
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -51,7 +53,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         if weights.vae is None:
             return {}
         source = Source(weights.vae, "weights.vae", ())
-        load_all([source.load({"vae": module.vae}, torch.float32)])
+        _load_all([source.load({"vae": module.vae}, torch.float32)], cfg)
         return {"vae": weights.vae}
     frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
     ignored = ignored_for(cfg.denoiser.prediction)
@@ -62,16 +64,18 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         own = newest_checkpoint(cfg.runs_dir, stage="vae")
         source = vae if own is None else Source(str(own), "runs_dir", ())
         log.info("autoencoder: %s", source.path)
-        load_all([source.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)])
+        loads = [source.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)]
+        _load_all(loads, cfg)
         found = used if own is None else {"vae": source.path}
         return found | {"prior": weights.prior}
     if isinstance(module, RobustEncoderModule):
         start = None if weights.robust_encoder == "clean" else weights.robust_encoder
-        load_all(
+        _load_all(
             [
                 vae.load({"vae": module.vae}, frozen),
                 *_robust_encoder_loads(start, module.robust_encoder, vae, dtype=torch.float32),
-            ]
+            ],
+            cfg,
         )
         return used | {"robust_encoder": start}
     if isinstance(module, SupirModule):
@@ -84,18 +88,23 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
         robust = find_robust_encoder(
             weights.robust_encoder, cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
         )
-        load_all(
+        _load_all(
             [
                 sdxl.load(parts, frozen),
                 vae.load({"vae": module.vae}, frozen),
                 _trained_load(network, sdxl, supir=weights.supir),
                 *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
-            ]
+            ],
+            cfg,
         )
         if weights.supir is None:
             network.control.reset_hint()
         return used | {"robust_encoder": robust, "supir": weights.supir}
     raise TypeError(f"no base weights are known for {type(module).__name__}")
+
+
+def _load_all(loads: Iterable[Load], cfg: DictConfig) -> None:
+    load_all(replace(load, ignored=(*load.ignored, *cfg.ignored_keys)) for load in loads)
 
 
 def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
