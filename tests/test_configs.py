@@ -10,7 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command, explain, unknown_key
+from open_supir.base.cli import command
+from open_supir.base.failures import explain, unknown_key
 from open_supir.base.registry import build
 from open_supir.diffusion import SamplerSettings
 

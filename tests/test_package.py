@@ -97,7 +97,7 @@ def test_installed_command_restores_a_photograph_in_an_empty_folder(
     for path in (ROOT / "src/open_supir/commands").glob("[a-z]*.py"):
         (line,) = [line for line in commands.splitlines() if line.startswith(f"  {path.stem} ")]
         assert 20 < len(line.split(maxsplit=1)[1]) < 80  # one short sentence
-    assert "num_samples: 1" in _run(environment, tmp_path, "open-supir", "restore", "--help")
+    assert "options.num_samples=1" in _run(environment, tmp_path, "open-supir", "restore", "--help")
 
     values = np.random.default_rng(0).integers(0, 256, (20, 28, 3), dtype=np.uint8)
     Image.fromarray(values).save(tmp_path / "photo.png")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from open_supir.data import SourceConfig
@@ -19,6 +20,7 @@ from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.shards import StorageError
 from tests.data.made import pixels, shard_folder
 from tests.data.recorder import GLOBAL_BATCH, data_module, train
+from tests.test_configs import CONF
 from tests.waiting import PATIENCE, wait_for
 
 
@@ -162,10 +164,26 @@ def test_prepare_makes_missing_data_once(tmp_path: Path) -> None:
         made.append(path)
         path.mkdir()
 
-    data = data_module(tmp_path / "new", prepare=prepare)
+    data = data_module(tmp_path / "new", prepare=prepare, prepare_at=str(tmp_path / "new"))
     data.prepare_data()
     data.prepare_data()
     assert made == [tmp_path / "new"]
+
+
+def test_a_mistyped_root_is_refused_and_not_made(tmp_path: Path) -> None:
+    data = data_module(tmp_path / "nwe", prepare=Path.mkdir, prepare_at=tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="data.root=.*nwe: no such folder of shards, or"):
+        data.prepare_data()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_is_made_only_where_it_is_asked_for() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        own = compose("train", ["experiment=zerosft", "data.root=mine"]).data
+        there = compose("train", ["experiment=zerosft", "data.prepare_at=there"]).data
+        usual = compose("train", ["experiment=zerosft"]).data
+    assert (own.root, own.prepare_at) == ("mine", "data/shards/demo")
+    assert there.root == "there" and usual.root == "data/shards/demo"
 
 
 def test_stream_reader_trains_and_resumes_with_a_warning(

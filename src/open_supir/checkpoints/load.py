@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 
 # An empty key that marks fine-tunes of SDXL which predict v.
 V_PREDICTION = "v_pred"
+# Parts as log lines name them.
+WORDS = {
+    "unet": "UNet",
+    "control": "control adaptor",
+    "vae": "autoencoder",
+    "robust_encoder": "robust encoder",
+    "clip_l": "text tower CLIP-L",
+    "clip_g": "text tower CLIP-G",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +52,8 @@ class LoadReport:
     on_meta: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        words = [f"{self.path.name}: loaded {_counts(self.loaded)}"]
-        for title in ("missing", "unexpected", "on_meta"):
-            if names := _counts(getattr(self, title)):
-                words.append(f"{title.replace('_', ' ')} {names}")
-        return "; ".join(words)
+        """Return one line in words: which parts came from which file."""
+        return f"{', '.join(WORDS.get(part, part) for part in self.loaded)}: from {self.path}"
 
 
 def load_parts(
@@ -221,7 +227,3 @@ def _not_finite(path: Path, name: str, stored: Tensor, kept: Tensor) -> str:
 def _on_meta(module: nn.Module) -> tuple[str, ...]:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     return tuple(name for name, tensor in tensors if tensor.is_meta)
-
-
-def _counts(names: Mapping[str, tuple[str, ...]]) -> str:
-    return ", ".join(f"{part or 'no part'} {len(held)}" for part, held in names.items())

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command
+from open_supir.base.cli import command, require
 from open_supir.curation.configured import settings_of, steps_of
 from open_supir.curation.pipeline import Pipeline, UnitsFailed
 from open_supir.curation.runners import OpenError
@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
 
 def curate(cfg: DictConfig) -> None:
     """Run the configured steps."""
+    require(cfg, "input", "output")
     values = plain(cfg)
     settings = settings_of(values, BUILD)
     runner = instantiate(cfg.runner, _convert_="all")

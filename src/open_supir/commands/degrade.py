@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command, pick_device
+from open_supir.base.cli import command, pick_device, require
 from open_supir.base.files import write_text
 from open_supir.degradation.folder import ROWS, degrade_folder, read_rows
 
@@ -23,11 +23,12 @@ RANGES = "degradation.yaml"
 @command("degrade")
 def main(cfg: DictConfig) -> None:
     """Run the command line; exit with status 1 if any image failed."""
-    source, target = Path(cfg.input).expanduser(), Path(cfg.output).expanduser()
+    require(cfg, "input", "output")
+    source, target = Path(cfg.input), Path(cfg.output)
     if source.resolve() == target.resolve():
         raise ValueError(f"input and output are both {source}: LQ would overwrite the originals")
     pipeline = instantiate(cfg.degradation, _convert_="all")
-    rows = None if cfg.parameters is None else read_rows(Path(cfg.parameters).expanduser())
+    rows = None if cfg.parameters is None else read_rows(Path(cfg.parameters))
     device = pick_device(cfg.device)
     written, failed = degrade_folder(
         pipeline, source, target, seed=cfg.seed, device=device, rows=rows

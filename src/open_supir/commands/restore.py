@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from open_supir.base.cli import command, pick_device, plain
+from open_supir.base.cli import command, pick_device, plain, require
 
 if TYPE_CHECKING:
     from open_supir.inference.processes import Process
@@ -36,6 +36,7 @@ def restore(cfg: DictConfig) -> list[str]:
     """
     from open_supir.inference.processes import this_process  # imports torch: too slow for --help
 
+    require(cfg, "input", "output")
     with this_process() as process:
         return process.gathered(_restore_share(cfg, process))
 

@@ -46,7 +46,8 @@ class RestorationDataModule(LightningDataModule):
         count_tokens: Counts CLIP tokens; by default an estimate.
         precomputed: Which features from `src.precompute` to read: "latents", "text", or both.
         reader: "index" has random access and resumes exactly; "stream" reads tars without an index.
-        prepare: Called with `root` to make the shards if it does not exist.
+        prepare: Called with `root` to make the shards if it does not exist and is `prepare_at`.
+        prepare_at: The one root that may be made; a mistyped one must not be.
         heldout: Folder of validation photographs, never trained on.
         heldout_lq: Folder of their low-quality partners, which add `lq` to held-out batches.
         val_size: Number of validation samples; by default one per photograph.
@@ -79,6 +80,7 @@ class RestorationDataModule(LightningDataModule):
         precomputed: Sequence[str] = (),
         reader: str = "index",
         prepare: Callable[[Path], None] | None = None,
+        prepare_at: str | Path | None = None,
         heldout: str | Path | None = None,
         heldout_lq: str | Path | None = None,
         val_size: int | None = None,
@@ -119,7 +121,8 @@ class RestorationDataModule(LightningDataModule):
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
         if self.precomputed and reader == "stream":
             raise ValueError("reader=stream cannot read precomputed features; use reader=index")
-        self.reader, self.prepare, self.skip_limits = reader, prepare, skip_limits
+        self.reader, self.skip_limits = reader, skip_limits
+        self.prepare, self.prepare_at = prepare, prepare_at
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
         self.heldout_lq = Path(heldout_lq) if heldout_lq else None
@@ -140,12 +143,13 @@ class RestorationDataModule(LightningDataModule):
         """Make the shards if `root` does not exist; runs in one process per node.
 
         Raises:
-            FileNotFoundError: `root` does not exist, and `prepare` was not given.
+            FileNotFoundError: `root` does not exist, and is not the one to be made.
         """
         if isinstance(self.root, str) or self.root.is_dir():
             return
-        if self.prepare is None:
-            raise FileNotFoundError(f"no data folder {self.root}; set data.root to your shards")
+        if self.prepare is None or self.prepare_at is None or self.root != Path(self.prepare_at):
+            how = "" if self.prepare is None else f", or make them: data.prepare_at={self.root}"
+            raise FileNotFoundError(f"data.root={self.root}: no such folder of shards{how}")
         self.prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:

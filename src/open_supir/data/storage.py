@@ -5,6 +5,7 @@ installed. Failed reads are retried.
 """
 
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,11 +21,11 @@ class StorageError(OSError):
     """The storage failed, not just one sample; stops the run."""
 
     def __str__(self) -> str:
-        """Return the one-line message, without the traceback that a DataLoader prepends."""
+        """Return the message in one line, without the traceback that a DataLoader prepends."""
         text = super().__str__()
-        return (
-            text.rstrip().splitlines()[-1].partition("StorageError: ")[2] if "\n" in text else text
-        )
+        if "Traceback (most recent call last)" in text:
+            text = re.split(r"^[\w.]*StorageError: ", text, flags=re.M)[-1]
+        return " ".join(text.split())
 
 
 class Files(Protocol):

@@ -30,7 +30,7 @@ def quantize_weights(unet: UNet, kind: str) -> None:
         )
     except ImportError as error:
         raise ImportError(
-            "quantize needs torchao; install with: pip install -e '.[quantize]'"
+            f"quantize={kind} needs torchao; install with: pip install -e '.[quantize]'"
         ) from error
     if kind not in ("int8", "fp8"):
         raise ValueError(f"unknown quantize {kind!r}; known: int8, fp8")
