@@ -112,3 +112,44 @@ def test_eight_bit_adamw_takes_a_quarter_of_the_state_and_nearly_the_same_steps(
     assert sizes[1] * 4 == sizes[0]
     moved = (modules[0].weight - modules[1].weight).abs().mean()
     assert moved < 0.1 * 10 * 1e-3  # a tenth of what ten steps of that rate move at most
+
+
+def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_embeddings_to_adam() -> None:
+    module = nn.ModuleDict({"conv": nn.Conv2d(3, 8, 3), "embedding": nn.Embedding(5, 4)})
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    settings = OptimSettings(lr=0.1, weight_decay=0.0, kind="muon")
+    optimizer, _ = build_optimizer(module.named_parameters(), settings)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    gradient = module["embedding"].weight.grad  # type: ignore[union-attr]
+    optimizer.step()
+    steps = {name: (before[name] - p.detach()) / 0.1 for name, p in module.named_parameters()}
+    values = torch.linalg.svdvals(steps["conv.weight"].flatten(1)) / (0.2 * 27**0.5)
+    assert values.min() > 0.6 and values.max() < 1.25
+    # Adam's first step is the sign of the gradient
+    torch.testing.assert_close(steps["embedding.weight"], gradient.sign(), atol=1e-4, rtol=0)  # type: ignore[union-attr]
+    assert steps["conv.bias"].abs().sub(1).abs().max() < 1e-4
+
+
+def test_muon_continues_from_its_stored_state_to_the_bit() -> None:
+    def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            module(torch.randn(4, 6)).square().mean().backward()
+            optimizer.step()
+
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Linear(6, 3)
+        settings = OptimSettings(lr=0.1, kind="muon")
+        return module, build_optimizer(module.named_parameters(), settings)[0]
+
+    whole, parts = fresh(), fresh()
+    train(*whole, range(6))
+    train(*parts, range(3))
+    later = fresh()
+    later[0].load_state_dict(parts[0].state_dict())
+    later[1].load_state_dict(parts[1].state_dict())
+    train(*later, range(3, 6))
+    torch.testing.assert_close(later[0].weight, whole[0].weight, rtol=0, atol=0)

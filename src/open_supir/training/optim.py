@@ -10,13 +10,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from open_supir.training.muon import Muon
+
 Decay = Literal["constant", "cosine"]
-Kind = Literal["adamw", "adamw_8bit"]
+Kind = Literal["adamw", "adamw_8bit", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
-    """AdamW with a linear warm-up, then a constant rate or a cosine down to `final_lr_ratio`.
+    """The optimiser: a linear warm-up, then a constant rate or a cosine to `final_lr_ratio`.
 
     Attributes:
         lr: Peak learning rate. It does not depend on the number of devices, because the global
@@ -28,7 +30,7 @@ class OptimSettings:
         decay_steps: Step at which the cosine ends; only cosine needs it.
         final_lr_ratio: Final value of the cosine, as a share of `lr`.
         kind: "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the
-            memory.
+            memory; "muon" is for small networks that are trained from scratch (see Muon).
         start_steps: Parts that join later: prefix of their parameters' names -> step at which their
             warm-up starts. Until then they do not change.
 
@@ -80,31 +82,42 @@ class OptimSettings:
         """Return the step at which the named parameter joins."""
         return max((s for part, s in self.start_steps.items() if name.startswith(part)), default=0)
 
+    def is_kernel(self, name: str, parameter: nn.Parameter) -> bool:
+        """Tell what weight decay, and Muon's orthogonal updates, apply to."""
+        return parameter.ndim > 1 and not (self.kind == "muon" and "embedding" in name)
+
 
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], settings: OptimSettings
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """Return AdamW over the named parameters that require a gradient, and its per-step schedule.
+    """Return the optimiser of the named parameters that require a gradient, and its schedule.
 
     Raises:
-        ValueError: Nothing is trainable, or `start_steps` matches no trained parameter.
+        ValueError: Nothing is trainable, `start_steps` matches no trained parameter, or Muon is to
+            train sharded parameters.
     """
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     if not trained:
         raise ValueError("no parameter requires a gradient: nothing to train")
+    if settings.kind == "muon" and any(hasattr(p, "to_local") for _, p in trained):
+        raise ValueError("optim.kind=muon needs whole parameters, trainer=sharded splits them")
     for part in settings.start_steps:
         if not any(name.startswith(part) for name, _ in trained):
             raise ValueError(f"start_steps: no trained parameter's name starts with {part!r}")
     groups: list[dict[str, Any]] = []
     for start in sorted({settings.start_of(name) for name, _ in trained}):
-        joined = [p for name, p in trained if settings.start_of(name) == start]
-        for is_matrix, decay in ((True, settings.weight_decay), (False, 0.0)):
-            members = [p for p in joined if (p.ndim > 1) == is_matrix]
+        joined = [(name, p) for name, p in trained if settings.start_of(name) == start]
+        for kernels, decay in ((True, settings.weight_decay), (False, 0.0)):
+            members = [p for name, p in joined if settings.is_kernel(name, p) == kernels]
             if members:
                 groups.append({"params": members, "weight_decay": decay, "start": start})
+                if settings.kind == "muon":
+                    groups[-1]["orthogonal"] = kernels
     options: dict[str, Any] = {"lr": settings.lr, "betas": tuple(settings.betas)}
     if settings.kind == "adamw_8bit":
         optimizer: torch.optim.Optimizer = _adamw_8bit()(groups, **options)
+    elif settings.kind == "muon":
+        optimizer = Muon(groups, **options)
     else:
         optimizer = torch.optim.AdamW(groups, fused=True, **options)
         # Lightning refuses to clip the gradients of an optimiser that unscales them in its step, as
