@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from open_supir.evaluation.metrics import METRICS, check_weights, select_metrics
-from open_supir.evaluation.weights import Missing, WeightFile, fetch, find_missing, offline
+from open_supir.evaluation.weights import (
+    Missing,
+    WeightFile,
+    fetch,
+    fetch_if_reachable,
+    find_missing,
+    offline,
+)
 
 
 def test_select_metrics_lists_the_known_ones_when_a_name_is_unknown() -> None:
@@ -19,7 +26,7 @@ def test_select_metrics_keeps_the_order_and_drops_repeats() -> None:
 
 
 def test_weightless_metrics_are_never_missing(tmp_path: Path) -> None:
-    names = ["psnr", "psnr_y", "ssim", "ssim_y", "sharpness"]
+    names = ["psnr", "psnr_y", "ssim", "ssim_y", "ms_ssim", "fsim", "gmsd", "vif", "sharpness"]
     assert check_weights(names, hub_dir=tmp_path) == {}
 
 
@@ -62,6 +69,25 @@ def test_fetch_puts_a_file_where_it_belongs(tmp_path: Path) -> None:
     assert [p.name for p in (hub / "pyiqa").iterdir()] == ["here.pt"]
 
 
+def test_fetching_goes_on_without_what_cannot_be_reached(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "there.pt").write_bytes(b"weights")
+    near, hub = (tmp_path / "there.pt").as_uri(), tmp_path / "hub"
+    far = "http://127.0.0.1:9/far.pt"  # the discard port, where nothing listens
+    fetch_if_reachable(
+        [
+            Missing(file="far.pt", looked_in=hub, url=far),
+            Missing(file="near.pt", looked_in=hub, url=near),
+            Missing(file="gone.pt", looked_in=hub, url=near.replace("there", "gone")),
+            Missing(file="whole", looked_in=hub, url=near, is_repository=True),
+        ]
+    )
+    assert [p.name for p in hub.iterdir()] == ["near.pt"]
+    assert "cannot reach 127.0.0.1:9" in caplog.text and "gone.pt" in caplog.text
+
+
 def test_offline_restores_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants as constants
 
@@ -82,3 +108,15 @@ def test_luma_metrics_differ_from_rgb_metrics() -> None:
     # MSE 0.1**2 / 3 in RGB; (0.1 * 24.966 / 255)**2 in Y
     assert values["psnr"] == pytest.approx(24.771, abs=1e-3)
     assert values["psnr_y"] == pytest.approx(40.184, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["ms_ssim", "fsim", "gmsd", "vif"])
+def test_metrics_by_pyiqa_without_weights_work_down_to_their_smallest_side(name: str) -> None:
+    metric = METRICS[name]
+    score = metric.build(torch.device("cpu"))
+    reference = torch.rand(1, 3, metric.min_side, metric.min_side)
+    worse = [reference + strength * torch.randn_like(reference) for strength in (0.0, 0.1, 0.3)]
+    values = [score(image.clamp(0, 1), reference) for image in worse]
+    perfect = 0.0 if metric.direction == "lower" else 1.0
+    assert values[0] == pytest.approx(perfect, abs=1e-5)
+    assert sorted(values, reverse=metric.direction == "higher") == values

@@ -8,15 +8,22 @@ import torch
 from open_supir.base.images.write import write_image
 from open_supir.evaluation.benchmark import picture_path
 from open_supir.evaluation.means import average_records
-from open_supir.evaluation.records import Record, read_records, write_records
+from open_supir.evaluation.records import Record, Status, read_records, write_records
 from open_supir.evaluation.report import mean_table, write_report
 
 
-def _record(image: str, method: str, metric: str, value: float | None, reason: str = "") -> Record:
-    status = "ok" if value is not None else "missing_weights" if image == "*" else "restore_failed"
+def _record(
+    image: str,
+    method: str,
+    metric: str,
+    value: float | None,
+    reason: str = "",
+    status: Status | None = None,
+) -> Record:
+    usual = "ok" if value is not None else "missing_weights" if image == "*" else "restore_failed"
     return Record(
         image=image, method=method, metric=metric, value=value, run="a", settings={},
-        status=status, reason=reason,
+        status=status or usual, reason=reason,
     )  # fmt: skip
 
 
@@ -46,18 +53,31 @@ def test_report_shows_means_arrows_counts_and_the_best(
     records: list[Record], tmp_path: Path
 ) -> None:
     text = write_report(records, tmp_path)
-    assert _cells(text, "method") == ["method", "PSNR ↑", "LPIPS ↓", "Sharpness"]
-    assert _cells(text, "lq") == ["lq", "22.50", "n/a [1]", "5.5"]
+    assert _cells(text, "method") == ["method", "PSNR ↑", "Sharpness"]
+    assert _cells(text, "lq") == ["lq", "22.50", "5.5"]
     # the best of the methods that count every image; one lucky image does not win
-    assert _cells(text, "encoder") == ["encoder", "**25.00**", "n/a [1]", "n/a"]
-    assert _cells(text, "restored") == ["restored", "30.00 (n=1/2)", "n/a [1]", "n/a"]
+    assert _cells(text, "encoder") == ["encoder", "**25.00**", "n/a"]
+    assert _cells(text, "restored") == ["restored", "30.00 (n=1/2)", "n/a"]
 
 
-def test_report_explains_na_once_and_lists_what_was_left_out(
+def test_metrics_without_any_value_are_one_line_below_the_table(
     records: list[Record], tmp_path: Path
 ) -> None:
+    small = [
+        _record("*", m, "fid", None, "fewer than 50 images", status="too_small")
+        for m in ("lq", "encoder", "restored")
+    ]
+    text = write_report(records + small, tmp_path)
+    lines = [line for line in text.splitlines() if line.startswith("Not measured: ")]
+    assert len(lines) == 1
+    assert "FID (fewer than 50 images)" in lines[0] and "LPIPS (weights are absent" in lines[0]
+    assert "metrics.download=true" in lines[0]
+    csv = (tmp_path / "table.csv").read_text()
+    assert "https://example.org/alexnet.pth" in csv  # which file, and from where
+
+
+def test_report_lists_what_was_left_out(records: list[Record], tmp_path: Path) -> None:
     text = write_report(records, tmp_path)
-    assert text.count("https://example.org/alexnet.pth") == 1
     assert "- b, restored (psnr): RuntimeError: boom" in text
 
 

@@ -15,6 +15,7 @@ from open_supir.evaluation.means import (
     format_cell,
     format_value,
     metric_title,
+    not_measured,
 )
 from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.records import Record
@@ -69,15 +70,16 @@ def compare_runs(
     chosen = {label: records for label, records in chosen.items() if records}
     if not chosen:
         raise ValueError(f"no run has records of method {method!r}")
-    means = average_records([r for records in chosen.values() for r in records], by="run")  # type: ignore[misc]
+    everything = [record for records in chosen.values() for record in records]
+    means = average_records(everything, by="run")
     scores = {label: _scores(records) for label, records in chosen.items()}  # type: ignore[arg-type]
     first = next(iter(chosen))
     notes = Footnotes()
     rows, values = [], []
-    best = {metric: means.best(metric) for metric in means.metrics}
+    best = {metric: means.best(metric) for metric in means.measured}
     for label in chosen:
         line = [label]
-        for metric in means.metrics:
+        for metric in means.measured:
             cell = means.cells.get((label, metric))
             text = format_cell(cell, metric, notes)
             text = f"**{text}**" if label in best[metric] else text
@@ -91,7 +93,11 @@ def compare_runs(
                 values.append((label, metric, cell.mean, difference, len(pairs)))
             line.append(text)
         rows.append(line)
-    remarks = [*notes.lines(), f"In brackets: difference from {first}, over images of both {noun}."]
+    remarks = [
+        *notes.lines(),
+        *not_measured(everything, means),
+        f"In brackets: difference from {first}, over images of both {noun}.",
+    ]
     tests = sum(", p" in text for line in rows for text in line[1:])
     if tests:
         remarks.append(
@@ -102,7 +108,7 @@ def compare_runs(
         remarks.append("The runs were measured on different images; compare differences only.")
     if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
         remarks.append("The runs use different protocols: their values are not comparable.")
-    header = [noun.removesuffix("s"), *map(metric_title, means.metrics)]
+    header = [noun.removesuffix("s"), *map(metric_title, means.measured)]
     return Comparison(header, rows, remarks, values)
 
 

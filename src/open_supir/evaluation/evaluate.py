@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from open_supir.evaluation.provenance import (
 )
 from open_supir.evaluation.records import read_records
 from open_supir.evaluation.report import write_report
-from open_supir.evaluation.weights import fetch
+from open_supir.evaluation.weights import fetch, fetch_if_reachable
 
 log = logging.getLogger(__name__)
 
@@ -49,22 +49,35 @@ class TrainingDegradation:
         return to_unit(self.pipeline.apply(signed, params)), how
 
 
-def prepare_metrics(protocol: Protocol, *, require: Sequence[str], download: bool) -> None:
-    """Check that required metrics have their weights; download missing ones if `download`.
+def prepare_metrics(
+    protocol: Protocol, *, require: Sequence[str], download: bool | Literal["auto"]
+) -> None:
+    """Check that required metrics have their weights; fetch missing ones.
+
+    Args:
+        protocol: Names the metrics.
+        require: Metrics that must have their weights.
+        download: "auto" fetches what can be had, True everything, False nothing.
 
     Raises:
-        ValueError: The protocol does not measure a required metric.
+        ValueError: The protocol does not measure a required metric, or `download` is unknown.
+        OSError: A download failed, and `download` is True.
         FileNotFoundError: Weights of a required metric are missing.
     """
+    if download not in ("auto", True, False):
+        raise ValueError(f"metrics.download={download!r}: expected auto, true or false")
     unasked = set(require) - set(protocol.metrics)
     if unasked:
         raise ValueError(
             f"metrics.require={sorted(unasked)} is not measured; protocol "
             f"{protocol.name} has: {', '.join(protocol.metrics)}; select with metrics.names=[...]"
         )
-    if download:
-        missing = check_weights(protocol.metrics)
-        fetch(dict.fromkeys(file for files in missing.values() for file in files))
+    missing = check_weights(protocol.metrics)
+    files = dict.fromkeys(file for files in missing.values() for file in files)
+    if download == "auto":
+        fetch_if_reachable(files)
+    elif download:
+        fetch(files)
         check_weights(protocol.metrics, require=protocol.metrics)  # a download may be damaged
     check_weights(protocol.metrics, require=list(require))
 

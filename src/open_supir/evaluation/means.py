@@ -9,6 +9,10 @@ from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.records import WHOLE_SET, Record
 
 NOT_AVAILABLE = "n/a"
+FETCH = (
+    "weights are absent; with a network, `python -m src.evaluate metrics.download=true` fetches "
+    "them; table.csv names each file and where it belongs"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,12 @@ class Means:
     rows: tuple[str, ...]
     metrics: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
+
+    @property
+    def measured(self) -> list[str]:
+        """Return the metrics with a value in some row; the others are not columns of tables."""
+        have = {metric for (_, metric), cell in self.cells.items() if cell.mean is not None}
+        return [metric for metric in self.metrics if metric in have]
 
     def best(self, metric: str) -> set[str]:
         """Return the rows with the best mean, as displayed; none for metrics without a direction.
@@ -101,6 +111,18 @@ def average_records(records: Iterable[Record], *, by: str = "method") -> Means:
         metrics=tuple(sorted(present, key=_place)),
         cells=cells,
     )
+
+
+def not_measured(records: Iterable[Record], means: Means) -> list[str]:
+    """Return a line about the metrics without any value, if there are such: which, and why."""
+    reasons = {r["metric"]: r for r in records if r["metric"] not in means.measured}
+    absent = [metric for metric in means.metrics if metric in reasons]
+    titles = {m: METRICS[m].title if m in METRICS else m for m in absent}
+    lacking = [titles[m] for m in absent if reasons[m]["status"] == "missing_weights"]
+    parts = [f"{titles[m]} ({reasons[m]['reason']})" for m in absent if titles[m] not in lacking]
+    if lacking:
+        parts.append(f"{', '.join(lacking)} ({FETCH})")
+    return [f"Not measured: {'; '.join(parts)}."] if parts else []
 
 
 def metric_title(metric: str) -> str:

@@ -232,6 +232,22 @@ METRICS: dict[str, Metric] = {
             build=_formula(formulas.ssim, luma=True, rounded=True),
         ),
         _full_reference(
+            "ms_ssim", "MS-SSIM", "higher", range="0 to 1", decimals=4, color="RGB", min_side=161,
+            library=_PYIQA, metric_id="ms_ssim (five scales)", build=_pyiqa("ms_ssim"),
+        ),
+        _full_reference(
+            "fsim", "FSIM", "higher", range="0 to 1", decimals=4, color="RGB, chroma in YIQ",
+            library=_PYIQA, metric_id="fsim (FSIMc)", build=_pyiqa("fsim"), min_side=32,
+        ),
+        _full_reference(
+            "gmsd", "GMSD", "lower", range="0 to about 0.4", decimals=4, color="Y", min_side=16,
+            library=_PYIQA, metric_id="gmsd", build=_pyiqa("gmsd"),
+        ),
+        _full_reference(
+            "vif", "VIF", "higher", range="0 to about 1", decimals=4, color="Y", min_side=41,
+            library=_PYIQA, metric_id="vif (wavelet domain)", build=_pyiqa("vif"),
+        ),
+        _full_reference(
             "lpips", "LPIPS", "lower", range="0 to 1", decimals=4, color="RGB", min_side=64,
             library=_TORCHMETRICS, metric_id="lpips alex 0.1", weights=(_ALEXNET,),
             build=_torchmetrics(

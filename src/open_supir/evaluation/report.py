@@ -15,6 +15,7 @@ from open_supir.evaluation.means import (
     format_cell,
     format_value,
     metric_title,
+    not_measured,
 )
 from open_supir.evaluation.metrics import METRICS
 from open_supir.evaluation.page import picture_blocks, scatter_blocks, settings_blocks
@@ -60,7 +61,8 @@ def write_report(
     source = out_dir if source is None else source
     means = average_records(records)
     table = mean_table(means)
-    summary: list[Block] = [Heading(title, 1), table, Text(describe_metrics(means))]
+    summary: list[Block] = [Heading(title, 1), table]
+    summary += map(Text, [*not_measured(records, means), describe_metrics(means)])
     left_out = list_failures(records)
     if left_out:
         summary += [Text("Left out of the means:"), Listing(left_out)]
@@ -93,24 +95,27 @@ def write_report(
 
 
 def mean_table(means: Means) -> Table:
-    """Return the table of means: best in bold, second best underlined, footnotes for n/a."""
+    """Return the table of means: best in bold, second best underlined, footnotes for n/a.
+
+    Metrics without any value are not columns; see `not_measured`.
+    """
     notes = Footnotes()
-    ranked = {metric: means.ranked(metric) for metric in means.metrics}
+    metrics = means.measured
+    ranked = {metric: means.ranked(metric) for metric in metrics}
     rows = []
     for row in means.rows:
         line = [row]
-        for metric in means.metrics:
+        for metric in metrics:
             text = format_cell(means.cells.get((row, metric)), metric, notes)
             best, second = ranked[metric]
             line.append(f"**{text}**" if row in best else f"_{text}_" if row in second else text)
         rows.append(line)
-    return Table(["method", *map(metric_title, means.metrics)], rows, notes.lines())
+    return Table(["method", *map(metric_title, metrics)], rows, notes.lines())
 
 
 def describe_metrics(means: Means) -> str:
     """State the number of images and the exact metric behind each column with values."""
-    measured = {metric for (_, metric), cell in means.cells.items() if cell.mean is not None}
-    known = [METRICS[name] for name in means.metrics if name in measured and name in METRICS]
+    known = [METRICS[name] for name in means.measured if name in METRICS]
     parts = [f"{m.title}: {m.color}, {m.library}, {m.metric_id}" for m in known]
     total = max((cell.total for cell in means.cells.values()), default=0)
     return f"Mean over {total} images, measured on 8-bit images. " + "; ".join(parts) + "."

@@ -7,6 +7,9 @@ addresses.
 
 import logging
 import os
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 
 PYIQA_URL = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 TORCHVISION_URL = "https://download.pytorch.org/models/"
+PATIENCE = 4.0  # seconds to find out whether there is a network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,40 @@ def fetch(missing: Iterable[Missing]) -> None:
             torch.hub.download_url_to_file(file.url, str(target), progress=False)
         except OSError as error:
             raise OSError(f"cannot download {file.url}: {error}") from error
+
+
+def fetch_if_reachable(missing: Iterable[Missing]) -> None:
+    """Download what can be had; warn about the rest and go on.
+
+    Repositories are left out: those that metrics need have many gigabytes.
+    """
+    reachable: dict[str, bool] = {}
+    for file in missing:
+        host = urllib.parse.urlsplit(file.url).netloc
+        if file.is_repository or not reachable.setdefault(host, _answers(file.url)):
+            continue
+        log.info("%s: %s", file.file, file.licence)
+        try:
+            fetch([file])
+        except OSError as error:
+            log.warning("%s", error)
+    lost = sorted(host for host, answers in reachable.items() if not answers)
+    if lost:
+        log.warning(
+            "cannot reach %s; metrics that need its files are not measured", ", ".join(lost)
+        )
+
+
+def _answers(url: str) -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
