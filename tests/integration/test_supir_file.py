@@ -109,6 +109,27 @@ def with_encoder(checkpoint: Path, workplace: Path, tmp_path: Path) -> tuple[Pat
     return path, encoder
 
 
+def test_complete_file_restores_alone(checkpoint: Path, tmp_path: Path) -> None:
+    whole = converted(checkpoint, tmp_path / "whole.safetensors", format="complete")
+    given = load_networks(checkpoint)
+    assert read_recipe(whole)["weights"] == {"sdxl": str(whole), "robust_encoder": "clean"}
+    alone = load_networks(whole)
+    for name in ("network", "vae", "robust_encoder", "conditioner"):
+        states = [getattr(networks, name).state_dict() for networks in (given, alone)]
+        assert states[0].keys() == states[1].keys()
+        for key, tensor in states[0].items():
+            torch.testing.assert_close(states[1][key], tensor, rtol=0, atol=0)
+
+
+def test_complete_file_says_which_base_is_gone(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    state["recipe"]["weights"]["sdxl"] = str(tmp_path / "gone.safetensors")
+    torch.save(state, checkpoint)
+    with pytest.raises(FileNotFoundError, match=r"gone.*weights\.sdxl.*input=\[FILE"):
+        converted(checkpoint, tmp_path / "whole.safetensors", format="complete")
+    assert not (tmp_path / "whole.safetensors").exists()
+
+
 def test_export_brings_the_robust_encoder_in(
     with_encoder: tuple[Path, Path], workplace: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ DEMO = CHECKOUT / "data" / "demo" if CHECKOUT else PACKAGE / "demo"
 
 
 SHIPPED = "shipped:"
+SHIPPED_MODEL = SHIPPED + "supir_tiny.safetensors"  # complete: prior, robust encoder and stage 2
 
 
 def located(path: str | Path) -> Path:

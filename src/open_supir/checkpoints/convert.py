@@ -38,6 +38,7 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "sdxl": (export_sdxl, SDXL_PARTS),
     "diffusers": (export_diffusers, PARTS),
     "native": (export_native, PARTS),
+    "complete": (export_native, PARTS),  # with everything that a checkpoint names
 }
 
 
@@ -83,6 +84,8 @@ def convert(
     given = _read([sources] if isinstance(sources, str) else sources)
     if ENCODER in (settings["parts"] or holds) and "control" in given.parts:
         given = _with_encoder(given)
+    if settings["format"] == "complete":
+        given = _with_base(given)
     wanted = settings["parts"] or [part for part in holds if part in given.parts]
     lost = [part for part in wanted if part not in given.parts]
     if lost or not wanted:
@@ -108,19 +111,41 @@ def _with_encoder(given: Input) -> Input:
     if path is None:
         log.warning("no robust encoder: restoring will need weights.robust_encoder=FILE")
         return given
-    added = _parts_of(path)
+    added = _parts_of(path, "robust encoder")
     if ENCODER not in added:
         raise ValueError(f"{path}: holds no robust encoder any more; {ADD_ENCODER}")
     log.info("robust encoder: of %s, which the checkpoint names", path)
-    parts = {**given.parts, ENCODER: added[ENCODER]}
+    return _with(given, {ENCODER: added[ENCODER]})
+
+
+def _with_base(given: Input) -> Input:
+    """Add the parts of SDXL, from the files that a training checkpoint records."""
+    for key, parts in (("vae", ("vae",)), ("sdxl", SDXL_PARTS)):
+        path = given.weights.get(key)
+        lacking = [part for part in parts if part not in given.parts]
+        if path and lacking:
+            added = _parts_of(path, f"base, weights.{key},")
+            given = _with(given, {part: added[part] for part in lacking if part in added})
+            log.info("%s: of %s, which the checkpoint names", ", ".join(lacking), path)
+    lost = [part for part in PARTS if part not in given.parts and part != ENCODER]
+    if lost:
+        raise ValueError(
+            f"format=complete lacks {', '.join(lost)}; add the files that hold them to "
+            "input=[SDXL_FILE,STAGE_2_FILE]"
+        )
+    return given
+
+
+def _with(given: Input, added: Mapping[str, Mapping[str, Tensor]]) -> Input:
+    parts = {**given.parts, **added}
     return given._replace(parts={part: parts[part] for part in PARTS if part in parts})
 
 
-def _parts_of(path: str) -> Mapping[str, Mapping[str, Tensor]]:
+def _parts_of(path: str, what: str) -> Mapping[str, Mapping[str, Tensor]]:
     if not located(path).exists():
         raise FileNotFoundError(
-            f"{path}: the robust encoder that the checkpoint was trained with is no longer there; "
-            f"{ADD_ENCODER}"
+            f"{path}: the {what} that the checkpoint was trained with is no longer there; "
+            f"{ADD_ENCODER if what == 'robust encoder' else 'add it: input=[FILE,STAGE_2.ckpt]'}"
         )
     return read_contents(open_checkpoint(path, key="input")).parts
 

@@ -113,11 +113,11 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             f"parts {', '.join(info.parts) or 'none'}; restoring needs one from "
             "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
-    own = {}
+    own = {"sdxl": str(path)} if {"unet", "vae", "clip_l", "clip_g"} <= set(info.parts) else {}
     if "robust_encoder" in info.parts:
-        own = {"robust_encoder": str(path)}
+        own |= {"robust_encoder": str(path)}
     elif "robust_encoder" in info.metadata:  # "clean": see `convert`
-        own = {"robust_encoder": info.metadata["robust_encoder"]}
+        own |= {"robust_encoder": info.metadata["robust_encoder"]}
     return {**_with_two_keys(recipe), "weights": {**recipe.get("weights", {}), **own}}
 
 
@@ -138,7 +138,7 @@ def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
     return {
         "stage": "supir",
         "architecture": architecture | {"denoiser": {"_target_": "open_supir.diffusion.Denoiser"}},
-        "weights": {"sdxl": str(info.path)} if info.kind == "supir-full" else {},
+        "weights": {},
         **RELEASED,
     }
 

@@ -10,7 +10,7 @@ import torch
 
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.files import sha256_of
-from open_supir.base.places import located
+from open_supir.base.places import SHIPPED_MODEL, located
 from open_supir.base.registry import build, trust
 from open_supir.base.run_folders import newest_checkpoint
 from open_supir.inference.caption_cache import CachedCaptioner
@@ -47,7 +47,7 @@ class Model:
 
     @classmethod
     def find(cls, checkpoint: str | None, *, runs_dir: str | Path, **settings: Any) -> "Model":
-        """Return the model of a checkpoint, or of the newest stage-2 checkpoint below `runs_dir`.
+        """Return the model of a checkpoint; without one, the newest of `runs_dir` or the shipped.
 
         Args:
             checkpoint: A file; None takes the newest.
@@ -55,7 +55,7 @@ class Model:
             settings: The other attributes of the class, except `recipe`.
 
         Raises:
-            FileNotFoundError: The file does not exist, or there is no checkpoint yet.
+            FileNotFoundError: The file does not exist.
             ValueError: The file is not a stage-2 checkpoint.
         """
         path = find_checkpoint(checkpoint, runs_dir=runs_dir)
@@ -129,23 +129,21 @@ class Model:
 
 
 def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
-    """Return the given checkpoint, or the newest of stage 2.
+    """Return the given checkpoint, else the newest of stage 2, else the one that ships with us.
 
     Raises:
-        FileNotFoundError: The file does not exist, or there is no checkpoint yet.
+        FileNotFoundError: The file does not exist.
     """
     if checkpoint is not None:
-        path = Path(checkpoint)
+        path = located(checkpoint)
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint={path}: file not found")
         return path
     newest = newest_checkpoint(runs_dir, stage="supir")
     if newest is None:
-        raise FileNotFoundError(
-            f"no stage-2 checkpoint below {runs_dir}; run `make train` or "
-            "`python -m src.train experiment=zerosft` first, or set checkpoint=FILE"
-        )
-    log.info("checkpoint: %s", newest)
+        log.info("checkpoint: the shipped one, because %s holds none of stage 2", runs_dir)
+        return located(SHIPPED_MODEL)
+    log.info("checkpoint: the newest of %s, %s", runs_dir, newest)
     return newest
 
 
