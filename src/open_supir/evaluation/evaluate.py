@@ -22,6 +22,7 @@ from open_supir.evaluation.provenance import (
 )
 from open_supir.evaluation.records import read_records
 from open_supir.evaluation.report import write_report
+from open_supir.evaluation.sheet import write_sheet
 from open_supir.evaluation.weights import fetch, fetch_if_reachable
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def evaluate_methods(
     )
     write_environment(environment, output)
     log.info("report: %s", output / "table.md")
+    if save_images and (sheet := write_sheet(records, output)):
+        log.info("pictures: %s", sheet)
     return write_report(records, output, title=f"{run.name}: {protocol.name}")
 
 
