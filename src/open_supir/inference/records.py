@@ -19,7 +19,7 @@ import torch
 from open_supir.base.files import sha256_of, write_bytes
 from open_supir.base.images import Photo, read_photo, resize
 from open_supir.base.images.read import MAX_PIXELS
-from open_supir.base.images.write import encode_photo
+from open_supir.base.images.write import encode_photo, left_out
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.folder import Job, printable
 from open_supir.inference.options import RestoreOptions
@@ -94,7 +94,7 @@ def restore_file(
     result = restorer(photo.visible, source=job.source, on_step=on_step)
     inside = describe(result, model) | {
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
-        "notes": list(photo.notes),
+        "notes": [*photo.notes, *left_out(photo, options.format)],
     }
     outputs = []
     for number, (target, sample) in enumerate(zip(job.targets, result.samples, strict=True)):
@@ -131,7 +131,7 @@ def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, 
 def encode_result(
     photo: Photo, sample: torch.Tensor, options: RestoreOptions, *, record: Mapping[str, Any]
 ) -> bytes:
-    """Encode a restored sample with the alpha channel, greyness and EXIF data of its input.
+    """Encode a restored sample with the alpha channel, greyness and metadata of its input.
 
     What is wholly transparent keeps the colour that it has in the input.
     """

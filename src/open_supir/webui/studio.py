@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from open_supir.base.images import Photo, read_photo, resize
-from open_supir.base.images.write import SUFFIXES, encode_photo
+from open_supir.base.images.write import SUFFIXES, encode_photo, left_out
 from open_supir.diffusion.samplers import Step
 from open_supir.inference.captioner import NoCaptioner
 from open_supir.inference.options import RestoreOptions
@@ -133,7 +133,10 @@ class Studio:
             Paths of the samples, path of the input, and the record embedded in the samples.
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        record = describe(result, self.model) | {"input": {"name": name}}
+        record = describe(result, self.model) | {
+            "input": {"name": name},
+            "notes": [*photo.notes, *left_out(photo, result.options.format)],
+        }
         stem = "".join(c if c.isalnum() or c in " ._-()" else "_" for c in Path(name).stem)[:80]
         paths = []
         for number, sample in enumerate(result.samples):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from open_supir.base.images.colour import png_profile
+from open_supir.base.images.metadata import Metadata, of_image, of_tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG chunk
@@ -30,7 +31,6 @@ DECODE_ERRORS = (
 # What tifffile and imagecodecs raise besides their own errors, which are ValueErrors
 TIFF_ERRORS = (LookupError, TypeError, ArithmeticError, RuntimeError, AttributeError)
 ORIENTATION = 0x0112
-DROPPED_TAGS = (ORIENTATION, 0x0201, 0x0202)  # applied to the pixels; place and size of a thumbnail
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, SEPARATED = 0, 1, 2, 5  # TIFF's PhotometricInterpretation
@@ -50,7 +50,7 @@ class Raster:
         alpha: (H, W) of the same type, or None.
         icc: Colour profile, or None.
         orientation: 1 to 8, as in EXIF: how to turn `colour` and `alpha`.
-        exif: Without orientation and thumbnail; may be empty.
+        metadata: What else the file says.
         is_animated: Whether it is the first frame of several.
         is_palette: Whether the file holds a palette.
         is_turned: Whether the file holds the image lying or mirrored.
@@ -62,7 +62,7 @@ class Raster:
     alpha: np.ndarray | None = None
     icc: bytes | None = None
     orientation: int = 1
-    exif: bytes = b""
+    metadata: Metadata = Metadata()
     is_animated: bool = False
     is_palette: bool = False
     is_turned: bool = False
@@ -96,7 +96,7 @@ def _by_pillow(data: bytes, check_size: CheckSize, strict: bool) -> Raster:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_size(image.height, image.width)
         several = getattr(image, "is_animated", False) and image.format != "MPO"
-        orientation = image.getexif().get(ORIENTATION, 1)
+        lying = image.format == "TIFF" and _orientation(image) != 1  # turned by `load`
         if strict and image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             import simplejpeg
 
@@ -105,20 +105,30 @@ def _by_pillow(data: bytes, check_size: CheckSize, strict: bool) -> Raster:
         else:
             image.load()
             pixels, alpha = _channels(image)
+        orientation = _orientation(image)  # which loads a PNG: damage must be found before
         return Raster(
             colour=pixels,
             alpha=alpha,
             icc=png_profile(data, image.info)
             if image.format == "PNG"
             else image.info.get("icc_profile"),
-            orientation=image.getexif().get(ORIENTATION, 1),  # Pillow turns TIFFs in `load`
-            exif=_exif(image),
+            orientation=orientation,
+            metadata=of_tiff(data) if image.format == "TIFF" else of_image(image),
             is_animated=several and image.format != "TIFF",
             is_palette=image.mode in ("P", "PA"),
-            is_turned=orientation != 1,
+            is_turned=lying or orientation != 1,
             jpeg_tables=getattr(image, "quantization", None),
             notes=("only the first of several frames is read",) if several else (),
         )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how to turn the image, 1 to 8; 1 where its EXIF is damaged."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (*DECODE_ERRORS, TypeError, LookupError):
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -145,8 +155,8 @@ def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         check_size(image.height, image.width)
         image.load()  # finds damage; the other decoder would fill in what is missing
-        exif, icc = _exif(image), png_profile(data, image.info)
-        orientation = image.getexif().get(ORIENTATION, 1)
+        metadata, icc = of_image(image), png_profile(data, image.info)
+        orientation = _orientation(image)
     try:
         pixels = imagecodecs.png_decode(data)
     except imagecodecs.PngError as error:
@@ -159,7 +169,7 @@ def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
         alpha=alpha,
         icc=icc,
         orientation=orientation,
-        exif=exif,
+        metadata=metadata,
         is_turned=orientation != 1,
     )
 
@@ -200,6 +210,7 @@ def _deep_tiff(data: bytes, check_size: CheckSize) -> Raster | None:
             alpha=alpha,
             icc=page.tags.valueof(34675),
             orientation=orientation,
+            metadata=of_tiff(data),
             is_turned=orientation != 1,
             notes=tuple(notes),
         )
@@ -243,15 +254,3 @@ def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         restored = values[seen] * (full / cover[seen].astype(np.float64))[:, None]
         out[row, seen] = np.rint(restored).clip(0, full)
     return out
-
-
-def _exif(image: Image.Image) -> bytes:
-    """Return the EXIF to hand on; damaged ones are dropped."""
-    try:
-        exif = Image.Exif()  # of its own: the image's is still needed
-        exif.load(image.getexif().tobytes())
-        for tag in DROPPED_TAGS:
-            exif.pop(tag, None)
-        return exif.tobytes() if len(exif) else b""
-    except DECODE_ERRORS:
-        return b""

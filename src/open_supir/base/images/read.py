@@ -16,6 +16,7 @@ from torch import Tensor
 
 from open_supir.base.images.colour import is_foreign, to_srgb
 from open_supir.base.images.decode import DECODE_ERRORS, FORMATS, CheckSize, decode
+from open_supir.base.images.metadata import Metadata
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 2**16
@@ -30,7 +31,7 @@ class Pixels:
     Attributes:
         colour: (H, W, 3), of a file without colour (H, W, 1); uint8 or uint16.
         alpha: (H, W, 1) of the same type, or None.
-        exif: Without orientation and thumbnail; may be empty.
+        metadata: What else the file says.
         is_animated: Whether it is the first frame of several.
         jpeg_tables: Quantisation tables of a JPEG.
         normalised: What plain 8-bit RGB took: upright, profile, alpha, 8 bit, rgb.
@@ -39,7 +40,7 @@ class Pixels:
 
     colour: np.ndarray
     alpha: np.ndarray | None
-    exif: bytes
+    metadata: Metadata
     is_animated: bool
     jpeg_tables: Mapping[int, Sequence[int]] | None
     normalised: list[str]
@@ -68,7 +69,7 @@ class Photo:
         alpha: (1, H, W) in [0, 1], or None.
         is_grey: Whether the file had no colour.
         bits: 8 or 16 a channel.
-        exif: The file's EXIF without orientation and thumbnail; may be empty.
+        metadata: What else the file says.
         notes: What was left out, for the user.
     """
 
@@ -76,7 +77,7 @@ class Photo:
     alpha: Tensor | None = None
     is_grey: bool = False
     bits: int = 8
-    exif: bytes = b""
+    metadata: Metadata = Metadata()
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,6 +104,7 @@ class Photo:
 def quieten_readers() -> None:
     """Keep the decoding libraries' own warnings from the user: `read_photo` says what is wrong."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged EXIF
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
@@ -137,7 +139,7 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
     return Pixels(
         colour=_upright(colour, raster.orientation),
         alpha=None if alpha is None else _upright(alpha, raster.orientation),
-        exif=raster.exif,
+        metadata=raster.metadata,
         is_animated=raster.is_animated,
         jpeg_tables=raster.jpeg_tables,
         normalised=[name for name, needed in steps.items() if needed],
@@ -164,7 +166,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         alpha=alpha,
         is_grey=pixels.colour.shape[-1] == 1,
         bits=pixels.colour.dtype.itemsize * 8,
-        exif=pixels.exif,
+        metadata=pixels.metadata,
         notes=pixels.notes,
     )
 

@@ -9,17 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 from open_supir.base.files import write_bytes
+from open_supir.base.images import exif
 from open_supir.base.images.colour import grey_profile, srgb_profile
+from open_supir.base.images.metadata import (
+    COMMENT,
+    EXIF_HEADER,
+    XMP_TEXT,
+    Metadata,
+    photoshop_resource,
+    prepared,
+    raw_profile,
+)
 from open_supir.base.images.read import Photo
 from open_supir.base.images.tensors import to_unit
 
 SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif"}
-RECORD_KEY = "restoration"
-EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -58,8 +66,9 @@ def encode_photo(
 ) -> bytes:
     """Encode an image with its record: the content of a file.
 
-    The record is JSON: PNG text under `restoration`, TIFF image description, EXIF user comment of
-    JPEG and WebP. JPEG has no alpha: the image is laid over white.
+    The record is JSON: PNG text under `restoration`, else the XMP property `restoration` in the
+    namespace `urn:open-supir:`. JPEG has no alpha: the image is laid over white. What a format
+    cannot hold of the metadata is left out; see `left_out`.
 
     Args:
         photo: What to write; its own `bits` is not looked at.
@@ -68,29 +77,38 @@ def encode_photo(
         quality: Of jpg and webp; webp is lossless at 100.
         record: Anything that JSON holds; None writes none.
     """
-    text = None if record is None else json.dumps(record, sort_keys=True)
     pixels = _pixels(photo, bits, with_alpha=format != "jpg")
+    icc = grey_profile() if photo.is_grey and format != "webp" else srgb_profile()
+    said, _ = prepared(photo.metadata, format, size=pixels.shape[:2], record=_text(record))
     if format == "tiff":
-        return _tiff(pixels, text)
-    if bits == 16:
-        return _deep_png(pixels, photo.exif, text)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    is_grey = photo.is_grey and format != "webp"  # which has no grey
-    options: dict[str, Any] = {"icc_profile": grey_profile() if is_grey else srgb_profile()}
+        return _tiff(pixels, icc, said)
     if format == "png":
-        info = PngImagePlugin.PngInfo()
-        if text is not None:
-            info.add_itxt(RECORD_KEY, text)
-        options |= {"format": "PNG", "pnginfo": info, "exif": photo.exif or None}
-    elif format == "jpg":
-        options |= {"format": "JPEG", "quality": quality, "exif": _exif(photo.exif, text)}
+        return _png(pixels, icc, said)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    options: dict[str, Any] = {"quality": quality, "icc_profile": icc}
+    options |= {"exif": EXIF_HEADER + said.exif} if said.exif else {}
+    options |= {"xmp": said.xmp} if said.xmp else {}
+    if format == "jpg":
+        options |= {"format": "JPEG", "dpi": said.dpi or (0, 0)}
         options |= {} if photo.is_grey else {"subsampling": 0}
+        options |= {"extra": _iptc_segment(said.iptc)} if said.iptc else {}
+        options |= {"comment": said.texts[COMMENT].encode()} if COMMENT in said.texts else {}
     else:
-        exact = {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
-        options |= {"format": "WEBP", "exif": _exif(photo.exif, text), **exact}
+        options |= {"format": "WEBP"}
+        options |= {"lossless": True, "exact": True} if quality == 100 else {}
     file = io.BytesIO()
-    picture.save(file, **{k: v for k, v in options.items() if v is not None})
+    picture.save(file, **options)
     return file.getvalue()
+
+
+def left_out(photo: Photo, format: str) -> tuple[str, ...]:
+    """Return one line for each thing of a photograph's metadata that a format cannot hold."""
+    height, width = photo.rgb.shape[-2:]
+    return prepared(photo.metadata, format, size=(height, width))[1]
+
+
+def _text(record: Mapping[str, Any] | None) -> str | None:
+    return None if record is None else json.dumps(record, sort_keys=True)
 
 
 def _pixels(photo: Photo, bits: int, *, with_alpha: bool) -> np.ndarray:
@@ -115,55 +133,70 @@ def _grey(rgb: Tensor) -> Tensor:
     return sum(channel * weight for channel, weight in zip(rgb, LUMA, strict=True))  # type: ignore[return-value]
 
 
-def _exif(kept: bytes, text: str | None) -> bytes | None:
-    if text is None:
-        return kept or None
-    exif = Image.Exif()
-    if kept:
-        exif.load(kept)
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"ASCII\0\0\0" + text.encode("ascii")
-    content = exif.tobytes()
-    if len(content) > 65000:  # a JPEG segment holds no more; the record goes before the rest
-        return _exif(b"", text[:60000])
-    return content
+def _iptc_segment(iptc: bytes) -> bytes:
+    body = b"Photoshop 3.0\0" + photoshop_resource(iptc)
+    return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
 
 
-def _deep_png(pixels: np.ndarray, exif: bytes, text: str | None) -> bytes:
-    """Return a 16-bit PNG: imagecodecs writes the pixels, and no text or profile, so we do."""
-    import imagecodecs
+def _png(pixels: np.ndarray, icc: bytes, said: Metadata) -> bytes:
+    """Encode the pixels, then put the other chunks behind the header."""
+    plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    if pixels.dtype == np.uint8:
+        file = io.BytesIO()
+        Image.fromarray(plain).save(file, "PNG")
+        content = file.getvalue()
+    else:
+        import imagecodecs
 
-    content = bytes(imagecodecs.png_encode(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
-    end = 8 + 25  # signature and IHDR
-    chunks = b""
-    if text is not None:
-        chunks += _chunk(b"iTXt", RECORD_KEY.encode() + b"\0\0\0\0\0" + text.encode())
-    icc = srgb_profile() if pixels.shape[-1] >= 3 else grey_profile()
-    chunks += _chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(icc))
-    if exif:
-        chunks += _chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    return content[:end] + chunks + content[end:]
+        content = bytes(imagecodecs.png_encode(plain))
+    chunks = [(b"iCCP", b"profile\0\0" + zlib.compress(icc))]
+    if said.dpi:
+        per_metre = (round(value / 0.0254) for value in said.dpi)
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    if said.exif:
+        chunks.append((b"eXIf", said.exif))
+    texts = dict(said.texts)
+    if said.iptc:
+        texts["Raw profile type iptc"] = raw_profile("iptc", photoshop_resource(said.iptc))
+    if said.xmp:
+        texts[XMP_TEXT] = said.xmp.decode("utf-8")
+    for key, text in texts.items():
+        name = key.encode("latin-1", "replace")
+        chunks.append((b"iTXt", name + b"\0\0\0\0\0" + text.encode("utf-8", "replace")))
+    end = 8 + 25  # signature and header
+    return content[:end] + b"".join(_chunk(*chunk) for chunk in chunks) + content[end:]
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def _tiff(pixels: np.ndarray, text: str | None) -> bytes:
+def _tiff(pixels: np.ndarray, icc: bytes, said: Metadata) -> bytes:
     import tifffile
 
+    tree = exif.read(said.exif) if said.exif else None
     file = io.BytesIO()
     channels = pixels.shape[-1]
     tifffile.imwrite(
         file,
         pixels[..., 0] if channels == 1 else pixels,
+        byteorder=tree.form.order if tree else "<",
         photometric="minisblack" if channels <= 2 else "rgb",
         planarconfig="contig" if channels > 1 else None,
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression="zlib",
         predictor=True,
-        iccprofile=srgb_profile() if channels >= 3 else grey_profile(),
-        description=text,
+        iccprofile=icc,
+        resolution=said.dpi,
+        resolutionunit=2 if said.dpi else None,
         metadata=None,
         software=False,
     )
+    added = {t: e for t, e in (tree.root if tree else {}).items() if t not in exif.PIXEL_TAGS}
+    if said.xmp:
+        added[exif.XMP] = exif.Entry(exif.BYTE, said.xmp)
+    if said.iptc:
+        added[exif.IPTC] = exif.Entry(exif.UNDEFINED, said.iptc)
+    if added:
+        exif.into_tiff(file, added)
     return file.getvalue()
