@@ -84,7 +84,22 @@ def test_a_sweep_goes_on_after_a_failed_job(run: Run, tmp_path: Path) -> None:
 
     said = run(task, "-m", "input=a", "output=b", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
     assert seen == [1, 2]
+    table = (tmp_path / "sweep/jobs.txt").read_text()
+    assert table == "0\tinput=a output=b seed=1\n1\tinput=a output=b seed=2\n"
     assert said.startswith("error: 1 jobs of the sweep failed:\njob 0: device=gpu: known are")
+
+
+def test_a_sweeps_runs_lie_in_numbered_folders(run: Run, tmp_path: Path) -> None:
+    def task(cfg: DictConfig) -> None:
+        raise ValueError(cfg.weights.vae)
+
+    run(task, "-m", "experiment=zerosft", "seed=0,1", "weights.vae=a/b,null", "weights.sdxl=x",
+        "runs_dir=own runs", config="train")  # fmt: skip
+    (sweep,) = (tmp_path / "own runs/zerosft/multirun").iterdir()
+    folders = ["0_seed=0", "1_seed=0", "2_seed=1", "3_seed=1"]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == folders
+    (line, *_) = (sweep / "jobs.txt").read_text().splitlines()
+    assert line.startswith("0_seed=0\texperiment=zerosft seed=0 weights.vae=")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +120,15 @@ def test_mistyped_arguments_are_one_line(run: Run, arguments: list[str], line: s
 def test_unknown_key_of_a_swept_choice_names_its_keys(run: Run) -> None:
     said = run(refuses, "-m", "degradation=x4,x8", "degradation.nosuch=1")
     assert said.startswith(
-        "error: unknown key 'degradation.nosuch'; known under 'degradation': compile"
+        "error: unknown key 'degradation.nosuch' with degradation=x4; known under"
     )
+
+
+def test_unknown_key_of_one_job_names_the_job(run: Run) -> None:
+    said = run(refuses, "-m", "experiment=zerosft", "connector=zerosft,residual",
+               "connector.hidden=16", config="train")  # fmt: skip
+    assert said.startswith("error: unknown key 'connector.hidden' with connector=residual; known ")
+    assert "under 'connector': channel_mult, head_channels" in said
 
 
 def test_a_message_of_several_lines_becomes_one() -> None:

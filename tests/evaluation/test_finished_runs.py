@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from open_supir.base.run_folders import flatten
 from open_supir.evaluation.finished_runs import (
     FinishedRun,
     config_differences,
     final_values,
     find_runs,
-    flatten,
     label_runs,
     newest_sweep,
     read_run,
@@ -111,9 +111,15 @@ def test_labels_are_the_overrides_that_are_not_shared(tmp_path: Path) -> None:
             path=tmp_path / "b", label="", overrides=("experiment=x", "+connector=residual")
         ),
         FinishedRun(path=tmp_path / "c", label="", overrides=("experiment=x", "connector=zerosft")),
+        FinishedRun(path=tmp_path / "d", label="", overrides=("experiment=x", "vae='a b'")),
     ]
     labels = [run.label for run in label_runs(runs)]
-    assert labels == ["connector=zerosft (1)", "connector=residual", "connector=zerosft (2)"]
+    assert labels == [
+        "connector=zerosft (1)",
+        "connector=residual",
+        "connector=zerosft (2)",
+        "vae=a b",
+    ]
 
 
 def test_label_of_a_single_run_is_its_folder(tmp_path: Path) -> None:

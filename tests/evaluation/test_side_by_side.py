@@ -158,4 +158,8 @@ def test_seed_is_left_out_of_labels_and_of_paths_in_them() -> None:
     assert _without_seed("connector=plain seed=12") == "connector=plain"
     path = "checkpoint=runs/multirun/t/connector=plain,seed=0/checkpoints/last.ckpt"
     assert _without_seed(path) == path.replace(",seed=0", "")
+    jobs = [f"checkpoint=runs/t/{n}_connector=plain-seed={n}/last.ckpt" for n in (3, 14)]
+    assert {_without_seed(job) for job in jobs} == {"checkpoint=runs/t/connector=plain/last.ckpt"}
+    other = "checkpoint=runs/5/3_connector=plain/last.ckpt"
+    assert _without_seed(other) == other
     assert _without_seed("seed=1") == "all" and _without_seed("data.seed=1") == "data.seed=1"

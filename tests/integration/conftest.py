@@ -57,7 +57,9 @@ def composed_in(workplace: Path, tmp_path: Path) -> Compose:
                 f"weights.sdxl={workplace / 'prior.safetensors'}",
                 f"weights.shipped={workplace / 'robust.safetensors'}",
                 "trainer.accelerator=cpu",
-                "debug=quick",
+                "max_steps=4",
+                "val_every=4",
+                "trainer.log_every_n_steps=1",
                 "sampler.num_steps=2",
             ]
         with initialize_config_dir(CONF, version_base="1.3"):

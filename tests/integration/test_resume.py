@@ -1,5 +1,6 @@
 """The real command: signals, automatic resume, requeueing, replay of an odd step."""
 
+import csv
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from open_supir.base.run_folders import newest_checkpoint
 from open_supir.commands.train import replay, train
 from open_supir.training.checkpoint_io import committed
 from open_supir.training.guard import StepGuard
@@ -69,6 +71,60 @@ def test_a_run_without_a_good_checkpoint_goes_back_to_the_run_it_came_from(
     only.write_bytes(b"")
     found = found_for(composed_in("train", *QUICK, "ckpt_path=last"))
     assert found == str(tmp_path / "a/checkpoints/step_0000001.ckpt")
+
+
+def test_changed_optimiser_settings_act_from_the_first_step_on(
+    composed_in: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A constant rate of 1e-3, resumed with another rate, decay and betas."""
+    first = (*QUICK, "optim.decay=constant", "optim.warmup_steps=0", "optim.lr=1e-3")
+    train(composed_in("train", *first, "max_steps=2", run="a"))
+    new = ("optim.lr=1e-5", "optim.weight_decay=0.3", "optim.betas=[0.5,0.6]")
+    saved = f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}"
+    train(composed_in("train", *first, *new, "max_steps=4", saved, run="b"))
+    with open(tmp_path / "b/csv/metrics.csv") as file:
+        rows = [
+            row for row in csv.DictReader(file) if any("lr-" in k and v for k, v in row.items())
+        ]
+    rates = {int(r["step"]): float(v) for r in rows for k, v in r.items() if "lr-" in k and v}
+    assert rates == pytest.approx({2: 1e-5, 3: 1e-5}, rel=1e-9)
+    groups = checkpoint(tmp_path / "b")["optimizer_states"][0]["param_groups"]
+    assert {tuple(group["betas"]) for group in groups} == {(0.5, 0.6)}
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+    assert "resuming with other settings: " in caplog.text
+    assert "optim.lr: 0.001 -> 1e-05; optim.weight_decay: 0.01 -> 0.3; " in caplog.text
+
+
+def test_another_denoiser_cannot_be_resumed(composed_in: Compose, tmp_path: Path) -> None:
+    train(composed_in("train", *QUICK, "max_steps=1", run="a"))
+    saved = f"ckpt_path={tmp_path / 'a/checkpoints/last.ckpt'}"
+    cfg = composed_in("train", *QUICK, "max_steps=2", saved, "noise=lognormal", run="a")
+    before = (tmp_path / "a/config.yaml").read_text()
+    with pytest.raises(ValueError, match="cannot resume with noise._target_: .* -> .*LogNormal"):
+        train(cfg)
+    assert (tmp_path / "a/config.yaml").read_text() == before
+
+
+def test_resuming_a_finished_run_does_nothing_and_leaves_nothing(
+    composed_in: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    train(composed_in("train", *QUICK, "max_steps=1", run="a"))
+    (tmp_path / "b/.hydra").mkdir(parents=True)
+    (tmp_path / "b/train.log").touch()
+    assert train(composed_in("train", *QUICK, "max_steps=1", "ckpt_path=last", run="b")) is None
+    assert "nothing left to do" in caplog.text and not (tmp_path / "b").exists()
+    train(composed_in("train", *QUICK, "max_steps=1", "ckpt_path=auto", run="a"))
+    assert (tmp_path / "a/summary.json").is_file()
+
+
+def test_trials_are_never_picked_by_themselves(composed_in: Compose, tmp_path: Path) -> None:
+    train(composed_in("train", *QUICK, "debug=quick", "max_steps=1", run="trial"))
+    assert newest_checkpoint(tmp_path, stage="supir") is None
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        found_for(composed_in("train", *QUICK, "ckpt_path=last"))
+    named = tmp_path / "trial/checkpoints/last.ckpt"
+    assert found_for(composed_in("train", *QUICK, f"ckpt_path={named}")) == str(named.resolve())
 
 
 def test_sigterm_ends_the_command_with_143_and_a_checkpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from open_supir.base.images import read_image
@@ -41,7 +42,9 @@ def test_both_stages_evaluation_restoration_and_ablation(
     caplog.set_level(logging.INFO)
     train(composed_in("train", "experiment=robust_encoder", run="one"))
     train(composed_in("train", "experiment=zerosft", run="zerosft"))
-    assert f"robust encoder: the newest of {tmp_path}" in caplog.text
+    assert f"into {tmp_path / 'zerosft'}; robust encoder: the newest of {tmp_path}" in caplog.text
+    found = yaml.safe_load((tmp_path / "zerosft/config.yaml").read_text())["weights"]
+    assert found["robust_encoder"] == str(tmp_path / "one/checkpoints/last.ckpt")
     train(composed_in("train", "experiment=residual", run="residual"))
 
     stage_1, stage_2 = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "zerosft")

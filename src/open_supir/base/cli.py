@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -23,6 +24,7 @@ from open_supir.base.failures import explain
 from open_supir.base.help import help_text
 from open_supir.base.places import CONF
 from open_supir.base.registry import import_plugins
+from open_supir.base.sweeps import name_jobs, note_job
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +49,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             failed: list[str] = []
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             try:
-                sys.argv[1:] = as_typed(sys.argv[1:], config_name)
+                sys.argv[1:] = name_jobs(as_typed(sys.argv[1:], config_name))
                 start(_guarded(task, config_name, failed if not wants_traceback else None))()
             except Exception as error:
                 if wants_traceback:
@@ -77,11 +79,14 @@ def _guarded(
 
     @wraps(task)
     def job(cfg: DictConfig) -> Any:
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
+            if in_sweep:
+                hydra_cfg = HydraConfig.get()
+                note_job(Path(hydra_cfg.runtime.output_dir), hydra_cfg.overrides.task)
             import_plugins(cfg.get("plugins", ()))
             return task(cfg)
         except Exception as error:
-            in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             if failed is None or (in_sweep and os.getpid() != main_process):
                 raise  # in another process: to the launcher that started it
             said = explain(error, config_name, sys.argv[1:])

@@ -1,10 +1,12 @@
 """What a command says when it fails: one line, and where the traceback is if that says little."""
 
+import itertools
 import logging
 import re
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -66,26 +68,38 @@ def message(error: BaseException) -> str:
 
 
 def unknown_key(key: str, config_name: str, overrides: list[str]) -> str:
-    """Name an unknown key and the keys that exist in its place."""
+    """Name an unknown key and the keys that exist in its place; in a sweep, of the first job that
+    lacks it.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    groups = [o for o in overrides if "." not in o.split("=")[0] and not o.startswith(("-", "+"))]
-    groups = [o for o in groups if (CONF / o.split("=")[0].lstrip("~")).is_dir()]
-    groups = [re.sub(r"^(\w+=[^,]*),.*", r"\1", group) for group in groups]  # a sweep: its first
+    groups = [o.partition("=") for o in overrides if not o.startswith(("-", "+", "~"))]
+    groups = [(group, value) for group, _, value in groups if (CONF / group).is_dir()]
+    choices = [[f"{group}={one}" for one in value.split(",")] for group, value in groups]
+    said = ""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(config_name, overrides=groups)
-    path: list[str] = []
-    node = OmegaConf.to_container(cfg, resolve=False)
-    for name in key.split("."):
+        for job in itertools.product(*choices):
+            cfg = OmegaConf.to_container(compose(config_name, overrides=list(job)), resolve=False)
+            path, node = _follow(cfg, key.split("."))
+            known = sorted(k for k in node if k[0] != "_") if isinstance(node, dict) else []
+            place = f"under {'.'.join(path)!r}" if path else "at the top level"
+            swept = [one for one, all_of_it in zip(job, choices, strict=True) if len(all_of_it) > 1]
+            with_what = f" with {' '.join(swept)}" if swept else ""
+            said = f"unknown key {key!r}{with_what}; known {place}: {', '.join(known) or 'none'}"
+            if len(path) < key.count(".") + 1:
+                break
+    return said
+
+
+def _follow(node: Any, names: list[str]) -> tuple[list[str], Any]:
+    """Return how far a path of names goes into nested dicts, and what is there."""
+    for count, name in enumerate(names):
         if not isinstance(node, dict) or name not in node:
-            break
-        path.append(name)
+            return names[:count], node
         node = node[name]
-    known = sorted(k for k in node if not str(k).startswith("_")) if isinstance(node, dict) else []
-    place = f"under {'.'.join(path)!r}" if path else "at the top level"
-    return f"unknown key {key!r}; known {place}: {', '.join(map(str, known)) or 'none'}"
+    return names, node
 
 
 def _is_clear(error: BaseException) -> bool:

@@ -19,6 +19,8 @@ LAST = "checkpoints/last.ckpt"
 def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) -> Path | None:
     """Return the newest last.ckpt below `root` of a stage (and experiment), or None.
 
+    Those of trials (debug=NAME) do not count.
+
     Args:
         root: The folder that holds all runs.
         stage: vae, prior, robust_encoder or supir.
@@ -27,6 +29,8 @@ def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) 
     found = sorted(Path(root).glob(f"**/{LAST}"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
         config = read_config(run_folder(path))
+        if config.get("is_debug"):
+            continue
         if config.get("stage") == stage and name in (None, config.get("name")):
             return path
     return None
@@ -46,6 +50,16 @@ def read_config(run: Path) -> dict[str, Any]:
 def write_config(run: Path, cfg: DictConfig) -> None:
     """Write the resolved configuration of a run."""
     write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to one with dotted keys; lists are kept as values."""
+    if not isinstance(tree, dict) or (not tree and prefix):
+        return {prefix: tree} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command
+from open_supir.base.sweeps import in_order
 from open_supir.evaluation.finished_runs import find_runs, label_runs, newest_sweep, read_run
 from open_supir.evaluation.side_by_side import ComparisonSettings, write_comparison
 
@@ -36,6 +37,7 @@ def compare(cfg: DictConfig) -> str:
             "summary.json or eval/records.jsonl"
         )
     if sweep:
+        paths.sort(key=in_order)  # a sweep over experiments lies in several folders
         places = ", ".join(map(str, sweep))
         log.info("comparing the newest sweep, %s; choose other runs with runs=[...]", places)
     runs = label_runs([read_run(path) for path in paths])

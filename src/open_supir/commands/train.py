@@ -16,12 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from open_supir.base.cli import command, plain
 from open_supir.base.places import CONF
 from open_supir.base.registry import trust
-from open_supir.base.run_folders import write_config
+from open_supir.base.run_folders import read_config, run_folder, write_config
 from open_supir.data.datamodule import RestorationDataModule
-from open_supir.training.base_weights import load_base_weights
+from open_supir.training.base_weights import load_base_weights, pick_inputs
+from open_supir.training.changes import check_changes
 from open_supir.training.fit import fit, git_commit, keep_earlier_metrics, make_ready, start_process
 from open_supir.training.replay import ReplayStep, config_of_replay, open_record
-from open_supir.training.resume import resolve_checkpoint
+from open_supir.training.resume import is_finished, remove_unused, resolve_checkpoint
 from open_supir.training.settings import check_crops, check_settings
 from open_supir.training.trained_parts import TrainedParts
 
@@ -49,9 +50,17 @@ def train(cfg: DictConfig) -> float | None:
     cfg.ckpt_path = resumed = resolve_checkpoint(
         cfg.ckpt_path, run_dir=run_dir, runs_dir=cfg.runs_dir, stage=cfg.stage, name=cfg.name
     )
+    if resumed is not None and is_finished(Path(resumed), cfg.max_steps):
+        if rank_zero_only.rank == 0:
+            remove_unused(run_dir)
+        return None
+    before = {} if resumed is None else read_config(run_folder(resumed))
+    picked = pick_inputs(cfg, before)
+    if resumed is not None:
+        check_changes(before, plain(cfg))
     if rank_zero_only.rank == 0:
         write_config(run_dir, cfg)
-    log.info("%s into %s", cfg.name, run_dir)
+    log.info("%s", "; ".join([f"{cfg.name} into {run_dir}", *picked]))
     keep_earlier_metrics(run_dir, resumed)
     module, datamodule, trainer = build(cfg)
     for logger in trainer.loggers:

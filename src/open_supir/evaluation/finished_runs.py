@@ -19,6 +19,8 @@ from typing import Any
 import yaml
 
 from open_supir.base.images.listing import IMAGE_SUFFIXES
+from open_supir.base.run_folders import flatten
+from open_supir.base.sweeps import bare, in_order
 from open_supir.evaluation.records import Record, read_records
 
 log = logging.getLogger(__name__)
@@ -68,14 +70,15 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
         places: Run folders, folders that hold runs at any depth, or glob patterns for either.
 
     Returns:
-        Run folders without duplicates, in the order of `places`, sorted by name within each.
+        Run folders without duplicates, in the order of `places`, sorted by number and name within
+        each.
 
     Raises:
         FileNotFoundError: A place does not exist, or a pattern matches nothing.
     """
     found: dict[Path, None] = {}
     for place in places:
-        matches = [Path(p) for p in sorted(glob.glob(str(place)))]
+        matches = sorted((Path(p) for p in glob.glob(str(place))), key=in_order)
         if not matches and Path(place).is_dir():  # a literal name that contains [ or ?
             matches = [Path(place)]
         if not matches:
@@ -139,7 +142,7 @@ def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
     labels: list[str] = []
     for run in runs:
-        own = [text.lstrip("+~") for text in run.overrides if text not in shared]
+        own = [bare(text.lstrip("+~")) for text in run.overrides if text not in shared]
         plain = run.path.name
         if run.path.parent.name != "multirun" and not own and run.path.parent.name:
             plain = f"{run.path.parent.name}/{run.path.name}"
@@ -194,16 +197,6 @@ def is_loss(name: str) -> bool:
     return name.startswith("train/") and "loss" in name
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to one with dotted keys; lists are kept as values."""
-    if not isinstance(tree, dict) or (not tree and prefix):
-        return {prefix: tree} if prefix else {}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
 def _config_file(path: Path) -> Path | None:
     candidates = (path / "config.yaml", path / ".hydra" / "config.yaml")
     return next((file for file in candidates if file.is_file()), None)
@@ -223,7 +216,7 @@ def _runs_below(place: Path) -> list[Path]:
         if _is_run(Path(folder)):
             found.append(Path(folder))
             children.clear()  # everything inside a run folder belongs to that run
-        children[:] = sorted(set(children) - PRUNED)
+        children[:] = sorted(set(children) - PRUNED, key=lambda name: in_order(Path(name)))
     return found
 
 

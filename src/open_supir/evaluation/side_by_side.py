@@ -204,8 +204,9 @@ def _first(runs: Sequence[FinishedRun], method: str) -> dict[str, Path]:
 
 
 def _without_seed(label: str) -> str:
-    """Remove the seed from a label, also inside the name of a run folder."""
-    return " ".join(re.sub(r"(^|[ ,/])seed=\d+(?=[ ,/]|$)", "", label).split()) or "all"
+    """Remove the seed from a label, also inside the name of a run folder, with its job's number."""
+    label = re.sub(r"(?<=/)\d+_(?=[^/ ]*\bseed=\d)", "", label)
+    return " ".join(re.sub(r"(^|[ ,/-])seed=\d+(?=[ ,/-]|$)", "", label).split()) or "all"
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

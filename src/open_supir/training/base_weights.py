@@ -4,8 +4,7 @@ Parts that are loaded completely are built without memory (conf/module lists the
 tensor by tensor.
 """
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,8 +18,6 @@ from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.load import Load, ignored_for, load_all
 from open_supir.networks import ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
-
-log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
@@ -37,6 +34,40 @@ class Source(NamedTuple):
         )
 
 
+def pick_inputs(cfg: DictConfig, resumed: Mapping[str, Any]) -> list[str]:
+    """Write the files of earlier runs that this run starts from into `cfg.weights`.
+
+    What the configuration names itself is kept.
+
+    Args:
+        cfg: The run's configuration.
+        resumed: That of the run that this one resumes, whose files are kept; or empty.
+
+    Returns:
+        What was picked, in words.
+
+    Raises:
+        FileNotFoundError: Stage 2 finds no robust encoder.
+    """
+    weights, before = cfg.weights, resumed.get("weights", {})
+    if cfg.stage == "supir" and weights.robust_encoder is None:
+        path, why = before.get("robust_encoder"), "as in the resumed run"
+        if path is None:
+            path, why = find_robust_encoder(
+                cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
+            )
+        weights.robust_encoder = path
+        return [f"robust encoder: {why}, {path}"]
+    if cfg.stage == "prior" and weights.vae is None:
+        newest = newest_checkpoint(cfg.runs_dir, stage="vae")
+        path, why = before.get("vae"), "as in the resumed run"
+        if path is None and newest is not None:
+            path, why = str(newest), f"the newest of {cfg.runs_dir}"
+        weights.vae = path
+        return [f"autoencoder: {why}, {path}"] if path else []
+    return []
+
+
 def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | None]:
     """Load the frozen parts of a training module and initialise the trained ones.
 
@@ -48,6 +79,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
     """
+    pick_inputs(cfg, {})
     weights = cfg.weights
     if isinstance(module, VAEModule):
         if weights.vae is None:
@@ -61,12 +93,9 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     vae = Source(weights.vae, "weights.vae", ignored) if weights.vae else sdxl
     used: dict[str, str | None] = {"sdxl": str(weights.sdxl), "vae": weights.vae}
     if isinstance(module, PriorModule):
-        own = newest_checkpoint(cfg.runs_dir, stage="vae")
-        source = vae if own is None else Source(str(own), "runs_dir", ())
-        log.info("autoencoder: %s", source.path)
-        loads = [source.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)]
+        loads = [vae.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)]
         _load_all(loads, cfg)
-        found = used if own is None else {"vae": source.path}
+        found = {"vae": weights.vae} if weights.vae else used
         return found | {"prior": weights.prior}
     if isinstance(module, RobustEncoderModule):
         start = None if weights.robust_encoder == "clean" else weights.robust_encoder
@@ -85,9 +114,7 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
             "clip_l": conditioner.clip_l,
             "clip_g": conditioner.clip_g,
         }
-        robust = find_robust_encoder(
-            weights.robust_encoder, cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
-        )
+        robust = None if weights.robust_encoder == "clean" else weights.robust_encoder
         _load_all(
             [
                 sdxl.load(parts, frozen),
@@ -111,7 +138,6 @@ def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
     """Start from the UNet and text towers of another prior, if `path` is given."""
     if path is None:
         return []
-    log.info("UNet and text towers start from %s", path)
     towers = {"clip_l": module.conditioner.clip_l, "clip_g": module.conditioner.clip_g}
     parts: dict[str, nn.Module] = {"unet": module.unet, **towers}
     return [Load(path=path, parts=parts, dtype=torch.float32, key="weights.prior")]
@@ -124,7 +150,6 @@ def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -
     """
     trained: dict[str, nn.Module] = {"control": network.control, "connector": network.connector}
     if supir is not None:
-        log.info("adaptor and connector start from %s", supir)
         return Load(path=supir, parts=trained, dtype=torch.float32, key="weights.supir")
     return sdxl.load(
         {"control": network.control},
@@ -135,46 +160,34 @@ def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -
 
 
 def find_robust_encoder(
-    wanted: str | None, runs_dir: str, *, supir: str | None, shipped: str | None
-) -> str | None:
-    """Find the robust encoder's file: `wanted`, else `supir` if it holds one, else the newest run's
-    checkpoint, else `shipped`.
+    runs_dir: str, *, supir: str | None, shipped: str | None
+) -> tuple[str, str]:
+    """Find the robust encoder's file: `supir` if it holds one, else the newest run's checkpoint,
+    else `shipped`.
 
     Args:
-        wanted: A file; "clean" for the ordinary encoder; None to search for one.
         runs_dir: Folder of all runs.
         supir: The file that adaptor and connector come from, if any.
         shipped: The file that ships with the prior, if any.
 
     Returns:
-        A path, or None for the ordinary encoder.
+        A path, and why it was chosen.
 
     Raises:
         FileNotFoundError: No robust encoder was found.
     """
-    if wanted == "clean":
-        log.info("robust encoder: none, the ordinary encoder (weights.robust_encoder=clean)")
-        return None
-    if wanted is not None:
-        log.info("robust encoder: %s", wanted)
-        return wanted
     if supir is not None and "robust_encoder" in inspect_checkpoint(supir).parts:
-        log.info("robust encoder: the one of weights.supir, %s", supir)
-        return supir
+        return supir, "that of weights.supir"
     newest = newest_checkpoint(runs_dir, stage="robust_encoder")
     if newest is not None:
-        log.info("robust encoder: the newest of %s, %s", runs_dir, newest)
-        return str(newest)
+        return str(newest), f"the newest of {runs_dir}"
     if shipped is None:
         raise FileNotFoundError(
             f"no robust encoder: {runs_dir} has no stage 1 checkpoint. Run "
             "experiment=robust_encoder first, or set weights.robust_encoder=FILE (or =clean for "
             "the ordinary encoder)"
         )
-    log.info(
-        "robust encoder: no stage 1 in %s, so the one shipped with the prior, %s", runs_dir, shipped
-    )
-    return shipped
+    return shipped, "the one shipped with the prior"
 
 
 def _robust_encoder_loads(

@@ -35,6 +35,8 @@ def start_process(seed: int) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training")
+    # keep_earlier_metrics has put the earlier file aside
+    warnings.filterwarnings("ignore", message=".*Previous log files in this directory will be")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     pl.seed_everything(seed, workers=True, verbose=False)
 

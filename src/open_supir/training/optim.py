@@ -127,6 +127,15 @@ def build_optimizer(
     return optimizer, LambdaLR(optimizer, factors)
 
 
+def set_rates(schedule: LambdaLR) -> None:
+    """Set each group's rate from its `initial_lr` and the schedule's step."""
+    groups = schedule.optimizer.param_groups
+    schedule.base_lrs = [group["initial_lr"] for group in groups]
+    for group, factor in zip(groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in groups]
+
+
 def _adamw_8bit() -> Any:
     try:
         from bitsandbytes.optim.adamw import AdamW8bit

@@ -1,6 +1,7 @@
 """Finds the checkpoint to resume from: the newest one that matches its manifest."""
 
 import logging
+import shutil
 from pathlib import Path
 
 from open_supir.base.files import remove_leftovers
@@ -54,12 +55,35 @@ def resolve_checkpoint(
     return str(path)
 
 
+def is_finished(checkpoint: Path, max_steps: int) -> bool:
+    """Whether a checkpoint's manifest says that it has all steps."""
+    step = (read_manifest(checkpoint) or {}).get("step", -1)
+    if step < max_steps:
+        return False
+    log.info("nothing left to do: %s is at step %d, max_steps=%d", checkpoint, step, max_steps)
+    return True
+
+
+def remove_unused(run_dir: Path) -> None:
+    """Remove a run folder that holds only what Hydra writes before a run starts."""
+    held = list(run_dir.iterdir()) if run_dir.is_dir() and run_dir != Path.cwd() else []
+    if not held or any(path.name != ".hydra" and path.suffix != ".log" for path in held):
+        return
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        handler.close()
+        root.removeHandler(handler)
+    shutil.rmtree(run_dir)
+
+
 def newest_run(root: Path, *, stage: str, name: str) -> Path | None:
     """Return an experiment's run folder with the newest checkpoint, or None."""
     folders = {path.parent for path in root.glob("**/checkpoints/*.ckpt.json")}
     newest = [(_saved_at(found[0]), found[0]) for f in folders if (found := committed(f))]
     for _, path in sorted(newest, reverse=True):
         config = read_config(run_folder(path))
+        if config.get("is_debug"):
+            continue  # a trial is resumed by naming its file
         if config.get("stage") == stage and config.get("name") == name:
             return run_folder(path)
     return None

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from open_supir.training.optim import OptimSettings, build_optimizer
+from open_supir.training.optim import OptimSettings, build_optimizer, set_rates
 from open_supir.training.sharding import ShardedStrategy, shard_trained
 
 CHECKPOINT_FORMAT = "open-supir"
@@ -75,10 +75,25 @@ class TrainedParts(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW over the trained parameters and its schedule, which advances every step."""
         optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
+        self._settings = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Give a resumed optimiser this run's settings: a checkpoint brings those it was made with.
+
+        Warm-up and decay are as if the run had had them from its first step on.
+        """
+        for optimizer in self.trainer.optimizers:
+            for group, own in zip(optimizer.param_groups, self._settings, strict=True):
+                group.update(own)
+        for config in self.trainer.lr_scheduler_configs:
+            set_rates(config.scheduler)  # type: ignore[arg-type]
 
     def pictures(self, batch: Any) -> dict[str, Tensor]:
         """Return columns of a validation picture: title -> images (B, 3, H, W) in [0, 1]."""
