@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 log = logging.getLogger(__name__)
 
 SPACES = {b"GRAY": ("gray", 1), b"RGB ": ("rgb", 3), b"CMYK": ("cmyk", 4)}  # of an ICC header
-EXACT = 256  # imagecodecs.CMS.FLAGS.NOOPTIMIZE: without it dark greys are up to 13 levels off
+EXACT = 256  # lcms's NOOPTIMIZE: without it darks of a linear profile are up to 13 levels off
 D65 = (0.3127, 0.3290)
 SRGB_GAMMA = 0.45455  # what writers of sRGB put into gAMA
 # ITU-T H.273, table 2: x and y of red, green, blue and white, by code
@@ -75,11 +75,17 @@ def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
         raise ValueError(f"it is for {icc[16:20]!r}, the image has {channels} channels")
     if colour.dtype == np.uint8:  # the shards of the embedded default are Pillow's to the bit
         mode = {1: "L", 3: "RGB", 4: "CMYK"}[channels]
-        image = Image.frombytes(mode, (width, height), colour.tobytes())
         source = ImageCms.ImageCmsProfile(io.BytesIO(icc))
         target = ImageCms.createProfile("sRGB")
-        made = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-        converted = np.asarray(made)
+
+        def convert(image: Image.Image, flags: int = 0) -> np.ndarray:
+            made = ImageCms.profileToProfile(image, source, target, outputMode="RGB", flags=flags)
+            return np.asarray(made)
+
+        ramp = Image.frombytes("L", (256, 1), bytes(range(256))).convert(mode)
+        is_rough = channels != 4 and np.abs(convert(ramp) * 1.0 - convert(ramp, EXACT)).max() > 1
+        image = Image.frombytes(mode, (width, height), colour.tobytes())
+        converted = convert(image, EXACT if is_rough else 0)
     else:
         converted = imagecodecs.cms_transform(
             np.ascontiguousarray(colour[..., 0] if channels == 1 else colour),
