@@ -103,7 +103,7 @@ class Resampling(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Stage(nn.Module):
+class Level(nn.Module):
     """The residual blocks of one level, then its change of resolution, if any."""
 
     def __init__(
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         last = len(ch_mult) - 1
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList(
-            Stage(
+            Level(
                 widths[level],
                 widths[level + 1],
                 num_res_blocks,
@@ -167,8 +167,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, 2z, h, w)."""
         h = self.conv_in(image)
-        for stage in self.down:
-            h = stage(h)
+        for level in self.down:
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -183,7 +183,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1], groups=groups)
         self.up = nn.ModuleList(  # official numbering: level 0 is the finest and runs last
-            Stage(
+            Level(
                 widths[min(level + 1, len(widths) - 1)],
                 widths[level],
                 num_res_blocks + 1,
@@ -198,8 +198,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, z, h, w) to (B, 3, H, W)."""
         h = self.mid(self.conv_in(z))
-        for stage in reversed(self.up):
-            h = stage(h)
+        for level in reversed(self.up):
+            h = level(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
