@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 import open_supir.degradation.pipeline as pipeline_module
 from open_supir.base.images import read_image
 from open_supir.degradation import DegradationConfig, DegradationPipeline, ops
-from open_supir.degradation.plan import make_layout, make_plan
+from open_supir.degradation.canvas_tables import make_layout, make_tables
 
 ROOT = Path(__file__).parents[1]
 PEER = "reference structure"
@@ -158,7 +158,7 @@ def canvas_cost(size: int, batch: int, batches: int) -> None:
     config, params = pipeline.config, pipeline.draw(seeds, size=(size, size))
     layout = make_layout(config, (size, size))
     drawn = [cpu_time(lambda: pipeline.draw(seeds, size=(size, size))) for _ in range(20)]
-    planned = [cpu_time(lambda: make_plan(params, config, layout)) for _ in range(20)]
+    planned = [cpu_time(lambda: make_tables(params, config, layout)) for _ in range(20)]
     print(f"\n## Canvas, {size} x {size}, batch {batch}")
     print(f"CPU time {statistics.median(spent) / batch * 1e3:.1f} ms an image.", end=" ")
     print(f"Host: draw {statistics.median(drawn) * 1e3:.1f} ms a batch,", end=" ")
@@ -203,7 +203,7 @@ def launches(size: int, batch: int) -> None:
         pipeline.apply(hq, params)
         with Recorder() as host:
             if path == "canvas":
-                make_plan(params, pipeline.config, make_layout(pipeline.config, (size, size)))
+                make_tables(params, pipeline.config, make_layout(pipeline.config, (size, size)))
             else:
                 _ = params.tensors(), params.jpeg_tables("libjpeg")
         with Recorder() as both:

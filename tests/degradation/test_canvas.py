@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_supir.degradation import DegradationConfig, DegradationPipeline, StageConfig, canvas
 from open_supir.degradation.canvas import run_eagerly as run
+from open_supir.degradation.canvas_tables import make_layout, make_tables
 from open_supir.degradation.config import MODES
-from open_supir.degradation.plan import make_layout, make_plan
 from open_supir.degradation.taps import resize_table
 
 from .samples import PRESETS, VIEWS, config, photo, photos
@@ -142,17 +142,17 @@ def test_shapes_are_static_and_launches_few() -> None:
     shapes, counts = set(), set()
     for count, seed in ((2, 0), (5, 40)):
         params = pipeline.draw(torch.arange(count) + seed, size=size)
-        plan = make_plan(params, ranges, layout)
-        batch_axis = {"kernels": 1, "tables": 1}
+        tables = make_tables(params, ranges, layout)
+        batch_axis = {"kernels": 1, "jpeg": 1}
         shapes.add(
             tuple(
                 tuple(s for i, s in enumerate(v.shape) if i != batch_axis.get(k, 0))
-                for k, v in sorted(plan.items())
+                for k, v in sorted(tables.items())
             )
         )
         image = photos(count, *size) / 2 + 0.5
         with _Counter() as counter, torch.no_grad():
-            run(image, plan, ranges, layout)
+            run(image, tables, ranges, layout)
         counts.add(counter.launches)
     assert len(shapes) == 1 and len(counts) == 1
     assert counts.pop() <= 300
@@ -164,10 +164,10 @@ def test_stage_without_probability_costs_no_launch() -> None:
     )
     pipeline = DegradationPipeline(ranges)
     layout = make_layout(ranges, (64, 64))
-    plan = make_plan(pipeline.draw(torch.arange(2), size=(64, 64)), ranges, layout)
+    tables = make_tables(pipeline.draw(torch.arange(2), size=(64, 64)), ranges, layout)
     image = photos(2, 64, 64) / 2 + 0.5
     with _Counter() as counter, torch.no_grad():
-        run(image, plan, ranges, layout)
+        run(image, tables, ranges, layout)
     assert counter.launches <= 40
 
 

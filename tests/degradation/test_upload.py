@@ -3,21 +3,21 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from open_supir.degradation.plan import make_layout, make_plan
+from open_supir.degradation.canvas_tables import make_layout, make_tables
 from open_supir.degradation.upload import pack, unpack, upload
 
 from .samples import config, preset
 
 
-def plan() -> dict[str, torch.Tensor]:
+def tables() -> dict[str, torch.Tensor]:
     ranges, size = config("supir_q"), (40, 64)
     params = preset("supir_q").draw(torch.arange(3), size=size)
-    return make_plan(params, ranges, make_layout(ranges, size))
+    return make_tables(params, ranges, make_layout(ranges, size))
 
 
 def test_packed_tensors_come_back_exactly() -> None:
-    """Of every dtype in a plan: integers, floats, flags."""
-    tensors = plan() | {"none": torch.empty(0, 4), "number": torch.tensor(2.5)}
+    """Of every dtype that occurs: integers, floats, flags."""
+    tensors = tables() | {"none": torch.empty(0, 4), "number": torch.tensor(2.5)}
     again = unpack(*pack(tensors, pinned=False))
     assert {value.dtype for value in again.values()} >= {torch.int64, torch.float32, torch.bool}
     assert list(again) == list(tensors)
@@ -37,7 +37,7 @@ class _Copies(TorchDispatchMode):
 
 
 def test_upload_is_one_copy() -> None:
-    tensors = plan()
+    tensors = tables()
     with _Copies() as copies:
         there = upload(tensors, torch.device("meta"))
     assert copies.count == 1
@@ -47,5 +47,5 @@ def test_upload_is_one_copy() -> None:
 
 
 def test_upload_to_the_cpu_copies_nothing() -> None:
-    tensors = plan()
+    tensors = tables()
     assert upload(tensors, torch.device("cpu")) is tensors

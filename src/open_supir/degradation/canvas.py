@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from open_supir.degradation import ops
+from open_supir.degradation.canvas_tables import Layout, Tables, make_layout, make_tables
 from open_supir.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
 from open_supir.degradation.counter_rng import normals, pixel_bits
 from open_supir.degradation.jpeg import CODECS
 from open_supir.degradation.params import BACKS, DegradationParams
-from open_supir.degradation.plan import Layout, Plan, make_layout, make_plan
 from open_supir.degradation.upload import upload
 
-Run = Callable[[Tensor, Plan, DegradationConfig, Layout], Tensor]
+CanvasFunction = Callable[[Tensor, Tables, DegradationConfig, Layout], Tensor]
 _LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once
 _GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB; larger gathers are split
 
@@ -35,7 +35,7 @@ def degrade_on_canvas(
     image: Tensor,
     params: DegradationParams,
     config: DegradationConfig,
-    run: Run | None = None,
+    run: CanvasFunction | None = None,
 ) -> Tensor:
     """Degrade (B, 3, H, W) in [0, 1]; equal to the loop up to rounding.
 
@@ -43,13 +43,13 @@ def degrade_on_canvas(
     """
     run = run or run_eagerly
     layout = make_layout(config, (image.shape[-2], image.shape[-1]))
-    plan = upload(make_plan(params, config, layout), image.device)
+    tables = upload(make_tables(params, config, layout), image.device)
     count = _samples_at_once(image.device, layout)
     if len(image) <= count:
-        return run(image, plan, config, layout)
+        return run(image, tables, config, layout)
     parts = [slice(start, start + count) for start in range(0, len(image), count)]
     lq = [
-        run(image[part], {name: _select(plan, name, part) for name in plan}, config, layout)
+        run(image[part], {name: _select(tables, name, part) for name in tables}, config, layout)
         for part in parts
     ]
     return torch.cat(lq)
@@ -65,12 +65,12 @@ def _samples_at_once(device: torch.device, layout: Layout) -> int:
     return 1 if device.type == "cpu" else max(1, _LARGEST_BATCH // math.prod(layout.first))
 
 
-def _select(plan: Plan, name: str, samples: slice) -> Tensor:
-    value = plan[name]
-    return value[:, samples] if name in ("kernels", "tables") else value[samples]
+def _select(tables: Tables, name: str, samples: slice) -> Tensor:
+    value = tables[name]
+    return value[:, samples] if name in ("kernels", "jpeg") else value[samples]
 
 
-def compiled(backend: str) -> Run:
+def compiled(backend: str) -> CanvasFunction:
     """Return `run_eagerly` compiled by a backend of `torch.compile`, one graph per shape.
 
     The first batch of a shape runs eagerly and fills the cached tables, so that the graph finds
@@ -85,37 +85,37 @@ def compiled(backend: str) -> Run:
     graph = torch.compile(run_eagerly, backend=backend, fullgraph=True, dynamic=False)
     seen = set()
 
-    def run(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+    def run(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
         shape = (image.shape, image.device, config, layout)
         chosen = graph if shape in seen else run_eagerly
         seen.add(shape)
-        return chosen(image, plan, config, layout)
+        return chosen(image, tables, config, layout)
 
     return run
 
 
-def run_eagerly(image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout) -> Tensor:
+def run_eagerly(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
     """Degrade (B, 3, H, W) on its device; from here on, only tensor operations in static shapes."""
     hq = image
     if config.sharpen:
         image = ops.unsharp(image)
     if config.first.prob > 0 and config.first.blur.prob > 0:
         padded = ops.reflect_pad(image, MAX_KERNEL // 2)
-        image = ops.fft_filter(padded, plan["kernels"][0])
-    image = _resize(image, plan, "first")
-    image = _noise(image, plan, "first", config.first, config.fewest_levels)
-    image = _compress(image, plan, "first", "first", config)
+        image = ops.fft_filter(padded, tables["kernels"][0])
+    image = _resize(image, tables, "first")
+    image = _noise(image, tables, "first", config.first, config.fewest_levels)
+    image = _compress(image, tables, "first", "first", config)
     if config.second.prob > 0 and config.second.blur.prob > 0:
-        padded = ops.take(ops.take(image, plan["first.y.mirror"], 2), plan["first.x.mirror"], 3)
-        image = ops.fft_filter(padded, plan["kernels"][1])
-    image = _resize(image, plan, "second")
-    image = _noise(image, plan, "second", config.second, config.fewest_levels)
-    image = _reduce_and_compress(image, plan, config, layout)
-    return _finish(image.clamp(0, 1), hq, plan, config, layout)
+        padded = ops.take(ops.take(image, tables["first.y.mirror"], 2), tables["first.x.mirror"], 3)
+        image = ops.fft_filter(padded, tables["kernels"][1])
+    image = _resize(image, tables, "second")
+    image = _noise(image, tables, "second", config.second, config.fewest_levels)
+    image = _reduce_and_compress(image, tables, config, layout)
+    return _finish(image.clamp(0, 1), hq, tables, config, layout)
 
 
 def _reduce_and_compress(
-    image: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+    image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout
 ) -> Tensor:
     """Apply final resize with sinc filter, and second JPEG, in each sample's own order.
 
@@ -124,29 +124,29 @@ def _reduce_and_compress(
     """
     height, width = layout.small
     if config.second.jpeg_prob == 0:
-        return _reduce(image, plan, config)
+        return _reduce(image, tables, config)
     if config.order_prob == 0:
-        return _reduce(_compress(image, plan, "second", "last", config), plan, config)
-    reduced = _reduce(image, plan, config)
+        return _reduce(_compress(image, tables, "second", "last", config), tables, config)
+    reduced = _reduce(image, tables, config)
     below, right = layout.second[0] - height, layout.second[1] - width
     reduced = F.pad(reduced, (0, right, 0, below), mode="replicate")
-    last = _wide(plan["jpeg_last"])
+    last = _wide(tables["jpeg_last"])
     image = torch.where(last, reduced, image)
-    image = _compress(image, plan, "second", "last", config)
+    image = _compress(image, tables, "second", "last", config)
     if config.order_prob == 1:
         return image[..., :height, :width]
-    return torch.where(last, image[..., :height, :width], _reduce(image, plan, config))
+    return torch.where(last, image[..., :height, :width], _reduce(image, tables, config))
 
 
-def _reduce(image: Tensor, plan: Plan, config: DegradationConfig) -> Tensor:
-    image = _resize(image, plan, "small")
+def _reduce(image: Tensor, tables: Tables, config: DegradationConfig) -> Tensor:
+    image = _resize(image, tables, "small")
     if config.sinc_prob == 0:
         return image
-    return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), plan["kernels"][2])
+    return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), tables["kernels"][2])
 
 
 def _finish(
-    image: Tensor, hq: Tensor, plan: Plan, config: DegradationConfig, layout: Layout
+    image: Tensor, hq: Tensor, tables: Tables, config: DegradationConfig, layout: Layout
 ) -> Tensor:
     """Bring LQ to its final size, pass untouched samples through, and round."""
     if config.resize_back is None:
@@ -157,54 +157,54 @@ def _finish(
         if config.resize_back == "random":
             for mode in ("area", "bilinear"):
                 other = ops.resize(small, layout.hq, mode)
-                image = torch.where(_wide(plan["back"] == BACKS.index(mode)), other, image)
+                image = torch.where(_wide(tables["back"] == BACKS.index(mode)), other, image)
     if config.identity_prob > 0:
-        image = torch.where(_wide(plan["identity"]), untouched, image)
+        image = torch.where(_wide(tables["identity"]), untouched, image)
     return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
 
 
 def _compress(
-    image: Tensor, plan: Plan, stage: str, canvas: str, config: DegradationConfig
+    image: Tensor, tables: Tables, stage: str, canvas: str, config: DegradationConfig
 ) -> Tensor:
     """Compress with the tables of a stage; the image is on the named canvas."""
     prob = getattr(config, stage).jpeg_prob
     if prob == 0:
         return image
     _, codec = CODECS[config.jpeg]
-    ends = (plan[f"{canvas}.y.end"], plan[f"{canvas}.x.end"])
-    coded = codec(image, plan["tables"][("first", "second").index(stage)], ends)
-    return coded if prob == 1 else torch.where(_wide(plan[f"{stage}.raw"]), image, coded)
+    ends = (tables[f"{canvas}.y.end"], tables[f"{canvas}.x.end"])
+    coded = codec(image, tables["jpeg"][("first", "second").index(stage)], ends)
+    return coded if prob == 1 else torch.where(_wide(tables[f"{stage}.raw"]), image, coded)
 
 
-def _noise(image: Tensor, plan: Plan, name: str, ranges: StageConfig, floor: int) -> Tensor:
+def _noise(image: Tensor, tables: Tables, name: str, ranges: StageConfig, floor: int) -> Tensor:
     """Add each sample's kind of noise; the other kind has strength 0."""
     if ranges.prob * ranges.noise_prob == 0:
         return image
-    bits = pixel_bits(plan[f"{name}.rows"], plan[f"{name}.columns"])
-    gray = plan[f"{name}.gray"]
+    bits = pixel_bits(tables[f"{name}.rows"], tables[f"{name}.columns"])
+    gray = tables[f"{name}.gray"]
     noisy = image
     if ranges.gaussian_prob > 0:
         normal = normals(bits, 3)
         normal = torch.where(_wide(gray), normal[:, :1], normal)
-        noisy = torch.addcmul(noisy, normal, _wide(plan[f"{name}.gaussian"]))
+        noisy = torch.addcmul(noisy, normal, _wide(tables[f"{name}.gaussian"]))
     if ranges.gaussian_prob < 1:
         base = torch.where(_wide(gray), ops.luminance(image), image)
         shot = ops.shot_noise(base, bits, floor=floor, shared=gray)
-        noisy = torch.addcmul(noisy, shot, _wide(plan[f"{name}.poisson"]))
+        noisy = torch.addcmul(noisy, shot, _wide(tables[f"{name}.poisson"]))
     noisy = noisy.clamp(0, 1)
     if ranges.prob * ranges.noise_prob == 1:
         return noisy
-    return torch.where(_wide(plan[f"{name}.clean"]), image, noisy)
+    return torch.where(_wide(tables[f"{name}.clean"]), image, noisy)
 
 
 def _wide(per_sample: Tensor) -> Tensor:
     return per_sample[:, None, None, None]
 
 
-def _resize(image: Tensor, plan: Plan, name: str) -> Tensor:
+def _resize(image: Tensor, tables: Tables, name: str) -> Tensor:
     """Resize every sample of (B, C, H, W) with its own tables, rows first."""
-    image = _weigh(image, plan[f"{name}.y.index"], plan[f"{name}.y.weight"], 2)
-    return _weigh(image, plan[f"{name}.x.index"], plan[f"{name}.x.weight"], 3)
+    image = _weigh(image, tables[f"{name}.y.index"], tables[f"{name}.y.weight"], 2)
+    return _weigh(image, tables[f"{name}.x.index"], tables[f"{name}.x.weight"], 3)
 
 
 def _weigh(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:

@@ -15,7 +15,7 @@ from open_supir.degradation.counter_rng import column_counters, row_counters
 from open_supir.degradation.params import NO_JPEG, DegradationParams, StageParams
 from open_supir.degradation.taps import resize_table
 
-Plan = dict[str, Tensor]
+Tables = dict[str, Tensor]
 Size = tuple[int, int]
 
 
@@ -76,10 +76,10 @@ def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
     return max(taps[mode] for mode in modes)
 
 
-def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Plan:
+def make_tables(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Tables:
     """Compute on the CPU what the device needs to know about each sample, in static shapes."""
     kernels, keys, strengths = params.tensors()
-    plan = {"kernels": kernels, "tables": params.jpeg_tables(config.jpeg)}
+    tables = {"kernels": kernels, "jpeg": params.jpeg_tables(config.jpeg)}
     steps = (
         ("first", params.first, (params.hq_height, params.hq_width), layout.first),
         ("second", params.second, (params.first.height, params.first.width), layout.second),
@@ -91,33 +91,33 @@ def make_plan(params: DegradationParams, config: DegradationConfig, layout: Layo
         square = canvas[0] == canvas[1] and all(torch.equal(*sides) for sides in (before, after))
         for axis, n_in, n_out, length in zip("yx", before, after, canvas, strict=True):
             if square and axis == "x":
-                plan |= {key.replace(".y", ".x"): v for key, v in plan.items() if name in key}
+                tables |= {key.replace(".y", ".x"): v for key, v in tables.items() if name in key}
                 break
             ratio = n_in.float() / n_out.float() if step is None else step[axis]
             index, weight = resize_table(n_in, n_out, ratio, p.mode, length, taps, config.antialias)
-            plan[f"{name}.{axis}.index"], plan[f"{name}.{axis}.weight"] = index, weight
-            plan[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
+            tables[f"{name}.{axis}.index"], tables[f"{name}.{axis}.weight"] = index, weight
+            tables[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
             if name == "first":
-                plan[f"first.{axis}.mirror"] = _mirror(n_out, length)
+                tables[f"first.{axis}.mirror"] = _mirror(n_out, length)
     for i, (name, stage) in enumerate((("first", params.first), ("second", params.second))):
         # Past an image's borders, the noise of its last row repeats, as the image does.
-        plan[f"{name}.rows"] = row_counters(keys[i], plan[f"{name}.y.end"])
-        plan[f"{name}.columns"] = column_counters(plan[f"{name}.x.end"])
-        plan[f"{name}.gaussian"] = torch.where(stage.noise == 1, strengths[i] / 255, 0.0)
-        plan[f"{name}.poisson"] = torch.where(stage.noise == 2, strengths[i], 0.0)
-        plan[f"{name}.clean"] = stage.noise == 0
-        plan[f"{name}.gray"] = stage.gray
-        plan[f"{name}.raw"] = stage.quality == NO_JPEG
-    plan |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
+        tables[f"{name}.rows"] = row_counters(keys[i], tables[f"{name}.y.end"])
+        tables[f"{name}.columns"] = column_counters(tables[f"{name}.x.end"])
+        tables[f"{name}.gaussian"] = torch.where(stage.noise == 1, strengths[i] / 255, 0.0)
+        tables[f"{name}.poisson"] = torch.where(stage.noise == 2, strengths[i], 0.0)
+        tables[f"{name}.clean"] = stage.noise == 0
+        tables[f"{name}.gray"] = stage.gray
+        tables[f"{name}.raw"] = stage.quality == NO_JPEG
+    tables |= {name: getattr(params, name) for name in ("jpeg_last", "identity", "back")}
     for axis, canvas, small in zip("yx", layout.second, layout.small, strict=True):
         reduced = torch.arange(canvas).clamp_max(small - 1)
-        plan[f"last.{axis}.end"] = torch.where(
-            params.jpeg_last[:, None], reduced, plan[f"second.{axis}.end"]
+        tables[f"last.{axis}.end"] = torch.where(
+            params.jpeg_last[:, None], reduced, tables[f"second.{axis}.end"]
         )
-    return plan
+    return tables
 
 
-def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Plan:
+def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Tables:
     """Return the source step of an output pixel where the first resize drifts; see `ops.resize`."""
     assert isinstance(p, StageParams)
     after = (p.height, p.width)
