@@ -1,5 +1,6 @@
 """Telling weight files apart."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -204,9 +205,18 @@ def test_depth_is_counted_by_level() -> None:
 
 
 def test_connector_is_told_by_its_names() -> None:
-    names = [*part_of(official_supir(), UNET)]
+    names = [n for n in part_of(official_supir(), UNET) if n.startswith("project_modules.")]
     assert connector_kind(names) == "zerosft"
     assert connector_kind([*names, "project_modules.3.attn.to_q.weight"]) == "zerosft_released"
     assert connector_kind(["project_modules.0.attn.to_q.weight"]) == "cross_attention"
     assert connector_kind(["project_modules.0.weight"]) == "residual"
     assert connector_kind([]) == "plain"
+
+
+def test_a_connector_from_outside_is_named_by_its_class() -> None:
+    """Its layers may have any names, even those of a shipped connector."""
+    recipe = {"architecture": {"connector": {"_target_": "my_parts.MiddleConnector"}}}
+    for names in (["gate.weight"], ["project_modules.0.weight"]):
+        assert connector_kind(names, {"recipe": json.dumps(recipe)}) == "my_parts.MiddleConnector"
+    assert connector_kind(["gate.weight"]) == "unknown"
+    assert connector_kind(["project_modules.0.gate.weight"]) == "unknown"

@@ -86,7 +86,7 @@ def export_supir(
         ValueError: There are no parts, or parts that a SUPIR file cannot hold.
     """
     _check_parts(parts, SUPIR_PARTS, "a SUPIR file")
-    words = {"layout": "supir", **_control_words(parts), **metadata}
+    words = {"layout": "supir", **_control_words(parts, metadata), **metadata}
     _write_official(path, parts, words, dtype)
 
 
@@ -107,7 +107,7 @@ def export_native(
     """
     _check_parts(parts, PARTS, "a file")
     tensors = _pieces(parts, lambda name: (name,), lambda name: name, dtype)
-    words = {"layout": "native", **_control_words(parts), **metadata}
+    words = {"layout": "native", **_control_words(parts, metadata), **metadata}
     write_safetensors(path, tensors, words)
 
 
@@ -142,7 +142,7 @@ def export_diffusers(
     for key, entry in stored.items():
         folder, _, name = key.partition("/")
         by_folder.setdefault(folder, {})[name] = entry
-    words = {"layout": "diffusers", **_control_words(parts), **metadata}
+    words = {"layout": "diffusers", **_control_words(parts, metadata), **metadata}
     for folder, tensors in by_folder.items():
         file = _WEIGHT_FILES.get(folder, "diffusion_pytorch_model.safetensors")
         write_safetensors(root / folder / file, tensors, words)
@@ -221,12 +221,12 @@ def _check_parts(parts: Mapping[str, Part], allowed: tuple[str, ...], what: str)
         raise ValueError(f"{len(on_meta)} tensors were never loaded, first: {on_meta[0]}")
 
 
-def _control_words(parts: Mapping[str, Part]) -> dict[str, str]:
+def _control_words(parts: Mapping[str, Part], metadata: Mapping[str, str]) -> dict[str, str]:
     words = {}
     if "control" in parts:
         depth = transformer_depth(_specs(parts["control"]))
         deep = tuple(level for level in depth if level)
         words["control"] = CONTROL_DEPTHS.get(deep, str(list(depth)))
     if "connector" in parts:
-        words["connector"] = connector_kind(_specs(parts["connector"]))
+        words["connector"] = connector_kind(_specs(parts["connector"]), metadata)
     return words

@@ -1,8 +1,9 @@
 """Identify a weight file by its names and shapes alone, so that a wrong file fails in seconds."""
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,19 @@ _USABLE = {
 }
 DESCRIPTIONS = _UNUSABLE | _USABLE
 
+UNKNOWN_CONNECTOR = "unknown"
+_JOINT = re.compile(r"^project_modules\.\d+\.")
+_SFT = {"param_free_norm", "mlp_shared", "zero_mul", "zero_add", "zero_conv"}
+_ATTENTION = {"norm1", "norm2", "attn"}
+# Option of conf/connector -> the layers of its joints; the first that holds a file's names applies.
+_CONNECTOR_LAYERS: dict[str, set[str]] = {
+    "plain": set(),
+    "residual": {"weight", "bias"},
+    "cross_attention": _ATTENTION,
+    "zerosft": _SFT,
+    "zerosft_released": _SFT | _ATTENTION,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PartInfo:
@@ -81,7 +95,7 @@ class CheckpointInfo:
             without an adaptor.
         metadata: The file's metadata.
         unknown: Keys of no part.
-        connector: Option of conf/connector that it was made with; empty without one.
+        connector: Its connector, see `connector_kind`; empty without one.
         missing: Parts needed for restoring that this file lacks.
     """
 
@@ -139,7 +153,7 @@ def inspect_checkpoint(path: str | Path, *, key: str = "") -> CheckpointInfo:
         kind=kind_of(checkpoint),
         parts={part: _part_info(contents, part) for part in contents.parts},
         control_depth=transformer_depth(contents.parts.get("control", ())),
-        connector=connector_kind(contents.parts["connector"])
+        connector=connector_kind(contents.parts["connector"], checkpoint.metadata)
         if "connector" in contents.parts
         else "",
         metadata=dict(checkpoint.metadata),
@@ -170,13 +184,19 @@ def kind_of(checkpoint: Checkpoint) -> str:
     return "vae" if parts == {"vae"} else "unknown"
 
 
-def connector_kind(names: Iterable[str]) -> str:
-    """Return the option of conf/connector with these names; no names mean "plain"."""
-    names = tuple(names)
-    attends = any(".attn." in name for name in names)
-    if any("param_free_norm" in name for name in names):
-        return "zerosft_released" if attends else "zerosft"
-    return "cross_attention" if attends else "residual" if names else "plain"
+def connector_kind(names: Iterable[str], metadata: Mapping[str, str] | None = None) -> str:
+    """Return the option of conf/connector with these names; no names mean "plain".
+
+    For a connector from outside the project: the class that the metadata's recipe names, or
+    UNKNOWN_CONNECTOR.
+    """
+    recipe = json.loads((metadata or {}).get("recipe", "null")) or {}
+    target = recipe.get("architecture", {}).get("connector", {}).get("_target_", "open_supir.")
+    if not target.startswith("open_supir."):
+        return target
+    layers = {_JOINT.sub("", name).partition(".")[0] for name in names}
+    known = (kind for kind, own in _CONNECTOR_LAYERS.items() if layers <= own)
+    return next(known, UNKNOWN_CONNECTOR)
 
 
 def refuse_unusable(checkpoint: Checkpoint, wanted: Iterable[str], *, key: str = "") -> None:

@@ -16,8 +16,8 @@ from open_supir.base.dtypes import is_finite
 from open_supir.checkpoints.files import Checkpoint, open_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
+from open_supir.checkpoints.matching import PartMatch, fits, match_part
 from open_supir.checkpoints.parts import Contents, read_contents
-from open_supir.checkpoints.plan import PartPlan, matches, plan_part
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def ignored_for(prediction: str) -> tuple[str, ...]:
     return (V_PREDICTION,) if prediction == "v" else ()
 
 
-def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
+def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:
     origins = {part: load.taken_from.get(part, part) for part in load.parts}
     wrong = sorted({*load.parts, *origins.values()} - set(PARTS))
     if wrong:
@@ -145,11 +145,11 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
     refuse_unusable(checkpoint, origins.values(), key=load.key)
     contents = read_contents(checkpoint)
     path, patterns = checkpoint.path, (load.expected_missing, load.ignored)
-    plans = {
-        part: plan_part(path, part, origins[part], module, contents, *patterns)
+    found = {
+        part: match_part(path, part, origins[part], module, contents, *patterns)
         for part, module in load.parts.items()
     }
-    wanted = dict.fromkeys(origins[part] for part, plan in plans.items() if plan.lacking)
+    wanted = dict.fromkeys(origins[part] for part, match in found.items() if match.lacking)
     absent = [part for part in wanted if part not in contents.parts]
     if absent:
         expected = ", ".join(dict.fromkeys(origins.values()))
@@ -159,7 +159,7 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
             f"{DESCRIPTIONS[kind_of(checkpoint)]} with the parts "
             f"{', '.join(contents.parts) or 'none'}{slot}"
         )
-    unknown = tuple(name for name in contents.unknown if not matches(name, load.ignored))
+    unknown = tuple(name for name in contents.unknown if not fits(name, load.ignored))
     if unknown:
         if V_PREDICTION in unknown:
             raise KeyError(
@@ -170,16 +170,16 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartPlan]]:
             f"{path}: {len(unknown)} keys of no known part, first: {unknown[0]}. They may change "
             f"what the weights mean; to load without them: ignored_keys=[{unknown[0]}]"
         )
-    for plan in plans.values():
-        plan.check()
-    return checkpoint, contents, plans
+    for match in found.values():
+        match.check()
+    return checkpoint, contents, found
 
 
 def _run(
-    load: Load, checkpoint: Checkpoint, contents: Contents, plans: Mapping[str, PartPlan]
+    load: Load, checkpoint: Checkpoint, contents: Contents, found: Mapping[str, PartMatch]
 ) -> LoadReport:
     for part, module in load.parts.items():
-        for name, (tensors, source) in plans[part].sources.items():
+        for name, (tensors, source) in found[part].sources.items():
             tensor = tensors[source]
             kept = _assign(module, name, tensor, dtype=load.dtype, device=load.device)
             if not is_finite(kept):
@@ -187,9 +187,9 @@ def _run(
     checkpoint.release()
     report = LoadReport(
         path=Path(load.path),
-        loaded={part: tuple(plan.sources) for part, plan in plans.items()},
-        missing={part: plan.missing for part, plan in plans.items() if plan.missing},
-        unexpected={part: plan.ignored for part, plan in plans.items() if plan.ignored}
+        loaded={part: tuple(match.sources) for part, match in found.items()},
+        missing={part: match.missing for part, match in found.items() if match.missing},
+        unexpected={part: match.ignored for part, match in found.items() if match.ignored}
         | ({"": contents.unknown} if contents.unknown else {}),
         on_meta={part: names for part, module in load.parts.items() if (names := _on_meta(module))},
     )

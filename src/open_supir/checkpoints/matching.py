@@ -1,4 +1,4 @@
-"""Plan the loading of a file into a module from names and shapes, before any tensor is read."""
+"""Compare a file with a module by names and shapes, before any tensor is read."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from open_supir.checkpoints.identify import CONTROL_DEPTHS, connector_kind, transformer_depth
+from open_supir.checkpoints.identify import (
+    CONTROL_DEPTHS,
+    UNKNOWN_CONNECTOR,
+    connector_kind,
+    transformer_depth,
+)
 from open_supir.checkpoints.parts import Contents, PartTensors
 
 # The robust encoder shares the VAE's quant_conv, which files of the trained parts alone lack.
@@ -16,7 +21,7 @@ STEM = "input_blocks.0.0.weight"  # its length is the width of the UNet's first 
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartPlan:
+class PartMatch:
     """Where each tensor of one part is read from, and what does not fit.
 
     Args:
@@ -65,7 +70,7 @@ class PartPlan:
             )
 
 
-def plan_part(
+def match_part(
     path: Path,
     part: str,
     origin: str,
@@ -73,7 +78,7 @@ def plan_part(
     contents: Contents,
     expected_missing: tuple[str, ...],
     ignored: tuple[str, ...],
-) -> PartPlan:
+) -> PartMatch:
     """Compare a module with the part `origin` of a file; see `load_parts` for the patterns."""
     own = module.state_dict(keep_vars=True)
     held: Mapping[str, Tensor] = contents.parts.get(origin, {})
@@ -86,13 +91,13 @@ def plan_part(
             found, wanted = holder.spec(name).shape, tuple(target.shape)
             if found != wanted:
                 shapes.append(f"{name} is {list(found)} in the file, {list(wanted)} in the module")
-        elif shared or matches(f"{part}.{name}", expected_missing):
+        elif shared or fits(f"{part}.{name}", expected_missing):
             missing.append(name)
         else:
             lacking.append(name)
     excess = [name for name in held if name not in own] if origin == part else []
-    skipped = [name for name in excess if matches(f"{part}.{name}", ignored)]
-    return PartPlan(
+    skipped = [name for name in excess if fits(f"{part}.{name}", ignored)]
+    return PartMatch(
         path=path,
         part=part,
         sources=sources,
@@ -105,7 +110,7 @@ def plan_part(
     )
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
+def fits(name: str, patterns: Iterable[str]) -> bool:
     """Say whether a name fits one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -118,6 +123,8 @@ def _hint(part: str, own: Iterable[str], held: Iterable[str], shapes: list[str])
         found, wanted = connector_kind(held), connector_kind(own)
         if found == wanted:
             return ""
+        if found == UNKNOWN_CONNECTOR:
+            return ". The file's connector is none of conf/connector; use the one it was made with"
         return f". The file's connector is {found}, not {wanted}; run with connector={found}"
     if part not in ("control", "unet"):
         return ""
