@@ -145,7 +145,7 @@ def tiny() -> None:
     settings = SamplerSettings(num_steps=20, cfg_scale=4.0, tau=4.0)
     for side, count in WHOLE:
         image = torch.rand(3, side, side)
-        runs = [restorer(image, settings=settings).seconds for _ in range(count)]
+        runs = [restorer(image, sampler=settings).seconds for _ in range(count)]
         run = sorted(runs, key=lambda r: sum(r.values()))[count // 2]
         total = sum(run.values())
         shares = " | ".join(f"{100 * run.get(part, 0.0) / total:.0f} %" for part in parts)
@@ -171,13 +171,13 @@ def full() -> None:
         SamplerSettings(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0),
     ):
         for _ in range(2):
-            restorer(image, settings=settings)
+            restorer(image, sampler=settings)
         torch.cuda.reset_peak_memory_stats()
         times = []
         for _ in range(5):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            result = restorer(image, settings=settings)
+            result = restorer(image, sampler=settings)
             torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         peak = torch.cuda.max_memory_allocated() / 2**30

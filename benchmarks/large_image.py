@@ -150,10 +150,10 @@ def measure(side: int, steps: int, cfg: float, checkpoint: str | None) -> dict:
     torch.set_num_threads(1)
     restorer = Restorer.from_checkpoint(checkpoint) if checkpoint else tiny_restorer()
     settings = dataclasses.replace(
-        restorer.options.settings, num_steps=steps, cfg_scale=cfg, tile=TILE
+        restorer.options.sampler, num_steps=steps, cfg_scale=cfg, tile=TILE
     )
     options = dataclasses.replace(
-        restorer.options, settings=settings, vae_tile=VAE_TILE, attention_tokens=WINDOW**2
+        restorer.options, sampler=settings, vae_tile=VAE_TILE, attention_tokens=WINDOW**2
     )
     restorer(picture(256), options=options)  # warms up
     image = picture(side)

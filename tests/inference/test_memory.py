@@ -21,7 +21,7 @@ def restorer(unet, vae, conditioner) -> Restorer:
         conditioner,
         randomise(vae),
         RobustEncoder(vae),
-        settings=SamplerSettings(num_steps=2, cfg_scale=2.0),
+        sampler=SamplerSettings(num_steps=2, cfg_scale=2.0),
         size_condition=[128, 128],
         color_fix="none",
     )
@@ -47,7 +47,7 @@ def test_ladder_gives_up_exact_things_first_and_ends() -> None:
 
 
 def test_tiles_asked_for_are_first_taken_one_by_one() -> None:
-    options = RestoreOptions(settings=SamplerSettings(tile=32, tile_batch=4))
+    options = RestoreOptions(sampler=SamplerSettings(tile=32, tile_batch=4))
     lower = step_down(options, native_tile=64, has_device=False)
     assert lower is not None and lower[1].name == "tile_batch=1"
 
@@ -67,7 +67,7 @@ def test_out_of_memory_goes_down_the_ladder_and_is_told(
     monkeypatch.setattr(restorer.network, "forward", small_device)
     result = restorer(IMAGE)
     assert [rung.name for rung in result.given_up] == ["sequential_cfg=true"]
-    assert result.is_exact and result.settings.sequential_cfg
+    assert result.is_exact and result.options.sampler.sequential_cfg
     assert "out of memory; retrying with sequential_cfg=true" in caplog.text
     torch.testing.assert_close(result.restored, expected.restored, atol=1e-4, rtol=0)
 
@@ -159,7 +159,7 @@ def test_offload_holds_one_part_at_a_time(
 
         monkeypatch.setattr(part, "to", record)
     restorer.device = torch.device("cpu:0")  # a device of another name than where parts are parked
-    restorer(IMAGE, offload=True, settings=dataclasses.replace(restorer.options.settings, tau=4.0))
+    restorer(IMAGE, offload=True, sampler=dataclasses.replace(restorer.options.sampler, tau=4.0))
     assert moves[:4] == [(name, "cpu") for name in names]  # all parked first
     order = [name for name, place in moves if place == "cpu:0"]
     assert order == ["robust_encoder", "vae", "conditioner", "vae", "network", "vae"]

@@ -43,8 +43,8 @@ def test_presets_have_the_published_numbers(name: str) -> None:
 def test_presets_make_valid_options_and_can_be_overridden(name: str) -> None:
     cfg = _composed(f"preset={name}", "options.seed=7", "sampler.num_steps=3")
     given = {k: v for k, v in OmegaConf.to_container(cfg.options).items() if v is not None}
-    options = RestoreOptions(settings=instantiate(cfg.sampler, _convert_="all"), **given)
-    assert options.seed == 7 and options.settings.num_steps == 3
+    options = RestoreOptions(sampler=instantiate(cfg.sampler, _convert_="all"), **given)
+    assert options.seed == 7 and options.sampler.num_steps == 3
     if name == "released":
         assert options.min_size == 1024 and options.size_condition == (1024, 1024)
         assert options.positive_prompt == POSITIVE_PROMPT
@@ -93,8 +93,8 @@ def test_sizes_by_hand(options: dict, size: Any, output: Any, working: Any) -> N
 
 
 def test_described_options_make_the_same_again() -> None:
-    options = RestoreOptions(size_condition=(64, 64), settings=SamplerSettings(num_steps=3))
+    options = RestoreOptions(size_condition=(64, 64), sampler=SamplerSettings(num_steps=3))
     described = options.described()
     settings = SamplerSettings(**described.pop("settings"))
-    assert RestoreOptions(settings=settings, **described) == options
+    assert RestoreOptions(sampler=settings, **described) == options
     assert dataclasses.replace(options, seed=1) != options

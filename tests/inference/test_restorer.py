@@ -19,7 +19,7 @@ SETTINGS = SamplerSettings(num_steps=3, cfg_scale=2.0)
 
 
 def _restorer(**options) -> Restorer:
-    options = dict(settings=SETTINGS, count_tokens=lambda text: len(text.split())) | options
+    options = dict(sampler=SETTINGS, count_tokens=lambda text: len(text.split())) | options
     parts = (StandInNetwork(), Denoiser(), StandInConditioner(), StandInVae())
     return Restorer(*parts, StandInRobustEncoder(), **options)  # type: ignore[arg-type]
 
@@ -65,7 +65,7 @@ def test_padding_reaches_the_networks_multiple_and_is_cropped() -> None:
 def test_same_seed_repeats_and_another_does_not() -> None:
     # control 0: the network's clean latent is 0 and the noise added at the last step remains
     settings = dataclasses.replace(SETTINGS, control_scale=0.0, sampler="heun", cfg_scale=1.0)
-    restorer = _restorer(settings=settings)
+    restorer = _restorer(sampler=settings)
     seeds: list[Tensor] = []
     for seed in (3, 3, 4):
         restorer(_image(), seed=seed, on_step=lambda s, x, d: seeds.append(x) if not s.index else 0)
@@ -129,7 +129,7 @@ def test_cleaned_image_is_encoded_only_for_a_center_that_needs_it() -> None:
         ("clean_sampled", dict(tau=4.0, center="clean_sampled")),
     ):
         restorer = _restorer()
-        restorer(_image(), settings=dataclasses.replace(SETTINGS, **changes))
+        restorer(_image(), sampler=dataclasses.replace(SETTINGS, **changes))
         encoded[name] = restorer.vae.encoded
     assert encoded == {"off": 0, "lq": 0, "clean": 1, "clean_sampled": 1}
 
@@ -137,7 +137,7 @@ def test_cleaned_image_is_encoded_only_for_a_center_that_needs_it() -> None:
 def test_color_fix_brings_the_cleaned_colours_back() -> None:
     """Control 0 gives a grey image; AdaIN has to return the cleaned image's channel means."""
     settings = dataclasses.replace(SETTINGS, control_scale=0.0)
-    result = _restorer(settings=settings, color_fix="adain")(_image() * 0.4 + 0.3)
+    result = _restorer(sampler=settings, color_fix="adain")(_image() * 0.4 + 0.3)
     torch.testing.assert_close(
         result.restored.mean(dim=(1, 2)), result.cleaned.mean(dim=(1, 2)), atol=2e-3, rtol=0
     )
@@ -145,7 +145,7 @@ def test_color_fix_brings_the_cleaned_colours_back() -> None:
 
 def test_tiled_equals_untiled_for_a_pointwise_network() -> None:
     image = _image(96, 160)
-    tiled = _restorer()(image, settings=dataclasses.replace(SETTINGS, tile=16, tile_batch=3))
+    tiled = _restorer()(image, sampler=dataclasses.replace(SETTINGS, tile=16, tile_batch=3))
     torch.testing.assert_close(tiled.restored, _restorer()(image).restored, atol=1e-4, rtol=0)
 
 
@@ -186,7 +186,7 @@ def test_strength_zero_asks_no_network() -> None:
 
 def test_samples_differ_and_the_first_is_that_of_a_single_one() -> None:
     settings = dataclasses.replace(SETTINGS, sampler="heun", cfg_scale=1.0)
-    restorer = _restorer(settings=settings)
+    restorer = _restorer(sampler=settings)
     starts: list[Tensor] = []
 
     def remember(step, x, denoised) -> None:
@@ -207,7 +207,7 @@ def test_long_side_keeps_the_aspect() -> None:
 def test_color_of_the_input_or_of_the_cleaned_image() -> None:
     """Control 0 gives grey; the cleaned image is brighter than the input by construction."""
     settings = dataclasses.replace(SETTINGS, control_scale=0.0)
-    restorer = _restorer(settings=settings, color_fix="adain")
+    restorer = _restorer(sampler=settings, color_fix="adain")
     decode = restorer.vae.decode
     restorer.vae.decode = lambda z: decode(z) + 0.2
     image = _image() * 0.4 + 0.3
@@ -226,7 +226,7 @@ def test_sampled_center_draws_before_the_start_as_released() -> None:
     restorer.vae.encode = lambda image, noise=None: (shapes.append(noise), encode(image))[1]
     settings = dataclasses.replace(SETTINGS, tau=4.0, center="clean_sampled")
     image = _image()
-    restorer(image, settings=settings)
+    restorer(image, sampler=settings)
     generator = torch.Generator().manual_seed(noise_seed(image[None], 0))
     assert torch.equal(shapes[0][0], torch.randn(shapes[0][0].shape, generator=generator))
 

@@ -52,7 +52,7 @@ class SlowNetwork(StandInNetwork):
 def studio(tmp_path: Path) -> Studio:
     restorer = Restorer(
         SlowNetwork(), Denoiser(), StandInConditioner(), StandInVae(), StandInRobustEncoder(),
-        settings=SETTINGS, count_tokens=lambda text: len(text.split()),
+        sampler=SETTINGS, count_tokens=lambda text: len(text.split()),
     )  # type: ignore[arg-type]  # fmt: skip
     presets = {"own": restorer.options}
     return Studio(restorer, presets, {}, tmp_path, 1000, 2000, 3)
@@ -133,7 +133,7 @@ def test_describing_looks_at_the_cleaned_image_and_not_at_all_its_pixels(studio:
 
 
 def test_saved_files_are_named_after_the_upload_and_hold_the_record(studio: Studio) -> None:
-    options = RestoreOptions(settings=SETTINGS, num_samples=2)
+    options = RestoreOptions(sampler=SETTINGS, num_samples=2)
     *_, (_, _, result) = studio.run(PHOTO, "a cat", options, threading.Event())
     paths, before, record = studio.save(PHOTO, result, "../../my <photo>.jpeg")
     assert [Path(p).name for p in paths] == ["my _photo__restored.png", "my _photo__restored_2.png"]
@@ -159,7 +159,7 @@ def test_dials_left_alone_change_nothing() -> None:
     names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
     for base in (
         RestoreOptions(),
-        RestoreOptions(settings=SamplerSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
+        RestoreOptions(sampler=SamplerSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
     ):
         shown = dict(zip(names, dial_values(base), strict=True))
         assert with_dials(base, shown) == base

@@ -64,7 +64,7 @@ def restore_all(
     for folder in {job.targets[0].parent for job in jobs}:
         remove_leftovers(folder)  # of runs that were killed
     failed: list[str] = []
-    total = restorer.options.settings.num_steps * restorer.options.num_samples
+    total = restorer.options.sampler.num_steps * restorer.options.num_samples
     with _progress(show_progress) as progress, _stop_after_this_image() as stopped:
         bar = progress.add_task("restoring", total=len(jobs))
         for number, job in enumerate(jobs):

@@ -40,18 +40,18 @@ def step_down(
         native_tile: Latent side that the networks were trained at; the first tile size to try.
         has_device: Whether parts can be offloaded at all (not on a CPU).
     """
-    settings = options.settings
-    if settings.tile is not None and settings.tile_batch > 1:
+    sampler = options.sampler
+    if sampler.tile is not None and sampler.tile_batch > 1:
         return _sampled(options, tile_batch=1), Rung("tile_batch=1", True)
-    if not settings.sequential_cfg:
+    if not sampler.sequential_cfg:
         return _sampled(options, sequential_cfg=True), Rung("sequential_cfg=true", True)
     if options.vae_tile is None:
         return replace(options, vae_tile=VAE_TILE), Rung(f"vae_tile={VAE_TILE}", True)
-    if settings.tile is None:
+    if sampler.tile is None:
         tile = max(LEAST_TILE, native_tile // 4 * 4)
         return _sampled(options, tile=tile, tile_batch=1), Rung(f"tile={tile}", False)
-    if settings.tile >= 2 * LEAST_TILE:
-        tile = settings.tile // 2 // 4 * 4
+    if sampler.tile >= 2 * LEAST_TILE:
+        tile = sampler.tile // 2 // 4 * 4
         return _sampled(options, tile=tile), Rung(f"tile={tile}", False)
     if options.vae_tile > 256:
         return replace(options, vae_tile=256), Rung("vae_tile=256", True)
@@ -83,8 +83,8 @@ def fit(
     unet = network.unet
     per_latent = UNET_VALUES * unet.model_channels * next(unet.parameters()).element_size()
     latent_pixels = pixels // vae.downsampling**2
-    if options.settings.tile is None and latent_pixels * per_latent * 2 > budget:
-        if latent_pixels * per_latent <= budget and not options.settings.sequential_cfg:
+    if options.sampler.tile is None and latent_pixels * per_latent * 2 > budget:
+        if latent_pixels * per_latent <= budget and not options.sampler.sequential_cfg:
             options = _sampled(options, sequential_cfg=True)
             given_up.append(Rung("sequential_cfg=true", True))
         elif latent_pixels * per_latent > budget:
@@ -102,7 +102,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _sampled(options: RestoreOptions, **changes: int | bool) -> RestoreOptions:
-    return replace(options, settings=dataclasses.replace(options.settings, **changes))  # type: ignore[arg-type]
+    return replace(options, sampler=dataclasses.replace(options.sampler, **changes))  # type: ignore[arg-type]
 
 
 def _memory(device: torch.device) -> int:

@@ -79,7 +79,7 @@ class Model:
             asked = {**self.recipe["sampler"], **asked}
         given = {name: value for name, value in options.items() if value is not None}
         try:
-            return RestoreOptions(**{**self.recipe["options"], **given, "settings": build(asked)})
+            return RestoreOptions(**{**self.recipe["options"], **given, "sampler": build(asked)})
         except TypeError as error:  # an unknown name, added by +options.NAME
             raise ValueError(f"options: {error}") from error
 

@@ -19,7 +19,7 @@ class RestoreOptions:
     """The options of a restoration.
 
     Attributes:
-        settings: Sampler settings.
+        sampler: Sampler settings.
         seed: Different seeds give different restorations.
         num_samples: Restorations per image, each from its own noise.
         strength: 0 returns the input untouched, 1 the full restoration; values between blend them.
@@ -49,7 +49,7 @@ class RestoreOptions:
         ValueError: A value is out of range; the message names it.
     """
 
-    settings: SamplerSettings = field(default_factory=SamplerSettings)
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
     seed: int = 0
     num_samples: int = 1
     strength: float = 1.0
@@ -130,8 +130,12 @@ class RestoreOptions:
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
     def described(self) -> dict[str, Any]:
-        """Return the options as plain values, for metadata and records."""
-        return asdict(self)
+        """Return the options as plain values, for metadata and records.
+
+        Files name the sampler's settings `settings`, so that older records still match.
+        """
+        values = asdict(self)
+        return {"settings": values.pop("sampler"), **values}
 
 
-OPTION_NAMES = tuple(f.name for f in fields(RestoreOptions) if f.name != "settings")
+OPTION_NAMES = tuple(f.name for f in fields(RestoreOptions) if f.name != "sampler")

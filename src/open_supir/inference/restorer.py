@@ -18,7 +18,7 @@ from open_supir.base.dtypes import is_finite
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
 from open_supir.base.registry import build
-from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
+from open_supir.diffusion import Denoiser, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.diffusion.samplers import OnStep, Randn
 from open_supir.inference.captioner import Captioner, NoCaptioner
@@ -35,7 +35,7 @@ from open_supir.inference.pixels import (
     resized,
 )
 from open_supir.inference.prompt_encoder import PromptEncoder
-from open_supir.inference.result import Restoration, Run
+from open_supir.inference.result import Call, Restoration
 from open_supir.networks import (
     AutoencoderKL,
     Conditioner,
@@ -108,7 +108,6 @@ class Restorer:
         *,
         recipe: Mapping[str, Any] | None = None,
         weights: Mapping[str, str | None] | None = None,
-        settings: SamplerSettings | None = None,
         captioner: Captioner | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -122,7 +121,6 @@ class Restorer:
             path: A training checkpoint of stage supir, or a SUPIR file.
             recipe: The result of `read_recipe`, if the caller already has it.
             weights: Base files that replace the recorded ones: sdxl, vae, robust_encoder.
-            settings: Sampler settings; None uses the recorded ones.
             captioner, device, dtype: See the class.
             quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
             ignored_keys: Keys that the files may have in addition; see `load_parts`.
@@ -133,7 +131,7 @@ class Restorer:
             ValueError: The file is not a stage-2 checkpoint.
         """
         recipe = read_recipe(path) if recipe is None else recipe
-        settings = settings or build(recipe["sampler"])
+        options.setdefault("sampler", build(recipe["sampler"]))
         restorer = cls(
             *load_networks(
                 path, recipe=recipe, weights=weights, dtype=dtype, ignored_keys=ignored_keys
@@ -141,7 +139,7 @@ class Restorer:
             captioner=captioner,
             device=device,
             dtype=dtype,
-            **{**recipe["options"], "settings": settings, **options},
+            **{**recipe["options"], **options},
         )
         if quantize is not None:
             from open_supir.inference.quantization import quantize_weights
@@ -212,7 +210,7 @@ class Restorer:
         if not is_finite(batch):
             raise ValueError("the image holds NaN or infinity; expected values in [0, 1]")
         options = replace(options or self.options, **changes)
-        run = Run(batch, caption, source, on_step, {})
+        call = Call(batch, caption, source, on_step, {})
         size = options.output_size(*batch.shape[-2:])
         if options.strength == 0:
             untouched = resized(batch, size).to(image.device)
@@ -225,19 +223,19 @@ class Restorer:
                 seconds={},
             )
         else:
-            result = self._with_ladder(run, options)
+            result = self._with_ladder(call, options)
         if image.ndim == 4:
             return result
         samples = tuple(sample[0] for sample in result.samples)
         return replace(result, samples=samples, cleaned=result.cleaned[0])
 
-    def _with_ladder(self, run: Run, options: RestoreOptions) -> Restoration:
-        options, given_up = self._fit(options, options.working_size(*run.image.shape[-2:]))
+    def _with_ladder(self, call: Call, options: RestoreOptions) -> Restoration:
+        options, given_up = self._fit(options, options.working_size(*call.image.shape[-2:]))
         for rung in given_up:
             log.info("the image is large for this device: %s", rung.name)
         while True:
             try:
-                return self._restore(run, options, given_up)
+                return self._restore(call, options, given_up)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -272,89 +270,89 @@ class Restorer:
             device=self.device,
         )
 
-    def _restore(self, run: Run, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
+    def _restore(self, call: Call, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
         """Restore with exactly these options: clean, caption, then sample each result."""
         self._place(options)
-        size = options.output_size(*run.image.shape[-2:])
+        size = options.output_size(*call.image.shape[-2:])
         place = self.device if options.vae_tile is None else torch.device("cpu")
-        working = resized(run.image.to(place), options.working_size(*run.image.shape[-2:]))
+        working = resized(call.image.to(place), options.working_size(*call.image.shape[-2:]))
         padded, inner = pad_to_multiple(working, self.multiple)
 
-        with run.timed("encode"), self._at_work(options, self.robust_encoder):
+        with call.timed("encode"), self._at_work(options, self.robust_encoder):
             z_lq = self._encode(self.robust_encoder, to_signed(padded), options)
         check_finite(z_lq, "the latent of the image")
-        with run.timed("decode"), self._at_work(options, self.vae):
+        with call.timed("decode"), self._at_work(options, self.vae):
             cleaned = self._decode(z_lq, options)  # about [-1, 1], not clamped
         check_finite(cleaned, "the cleaned image")
-        if run.caption is None:
-            with run.timed("caption"):
+        if call.caption is None:
+            with call.timed("caption"):
                 shown = for_captioner(crop_to(cleaned, inner))
-                run.caption = self.captioner(shown, source=run.source)
+                call.caption = self.captioner(shown, source=call.source)
         told = options.size_condition or (padded.shape[-2], padded.shape[-1])
-        with run.timed("text"), self._at_work(options, self.conditioner):
-            prompt, cond, uncond = self.prompts(run.caption, options, told, self.device)
+        with call.timed("text"), self._at_work(options, self.conditioner):
+            prompt, cond, uncond = self.prompts(call.caption, options, told, self.device)
 
         samples, z_center = [], None
         for number in range(options.num_samples):
-            noise = image_noise([noise_seed(run.image, options.seed, number)])
-            if z_center is None or options.settings.center == "clean_sampled":
-                z_center = self._center(run, options, cleaned, z_lq, noise)
-            z = self._sample(run, options, (cond, uncond), z_lq, z_center, noise)
+            noise = image_noise([noise_seed(call.image, options.seed, number)])
+            if z_center is None or options.sampler.center == "clean_sampled":
+                z_center = self._center(call, options, cleaned, z_lq, noise)
+            z = self._sample(call, options, (cond, uncond), z_lq, z_center, noise)
             check_finite(z, "the sampled latent")
-            with run.timed("decode"), self._at_work(options, self.vae):
+            with call.timed("decode"), self._at_work(options, self.vae):
                 restored = crop_to(self._decode(z, options), inner)
-            with run.timed("finish"):
+            with call.timed("finish"):
                 is_input = options.color_reference == "input"
                 reference = to_signed(working) if is_input else crop_to(cleaned, inner)
                 fixed = COLOR_FIXES[options.color_fix](restored, reference, device=self.device)
                 check_finite(fixed, "the restored image")
                 del restored, reference
-                unit = finished(fixed, size, run.image.device)
-                samples.append(mixed(unit, run.image, options.strength))
+                unit = finished(fixed, size, call.image.device)
+                samples.append(mixed(unit, call.image, options.strength))
                 del fixed, unit
         tokens = z_lq.shape[-2] * z_lq.shape[-1]
         whole = options.vae_tile is None or self._tiles(options).is_exact(tokens, self.device)
         return Restoration(
             samples=tuple(samples),
-            cleaned=finished(crop_to(cleaned, inner), size, run.image.device),
-            caption=run.caption,
+            cleaned=finished(crop_to(cleaned, inner), size, call.image.device),
+            caption=call.caption,
             prompt=prompt,
             options=options,
             given_up=tuple(given_up),
             is_exact=whole and all(rung.is_exact for rung in given_up),
-            seconds=dict(run.seconds),
+            seconds=dict(call.seconds),
         )
 
     def _center(
-        self, run: Run, options: RestoreOptions, cleaned: Tensor, z_lq: Tensor, noise: Randn
+        self, call: Call, options: RestoreOptions, cleaned: Tensor, z_lq: Tensor, noise: Randn
     ) -> Tensor | None:
         """Return the latent that restoration guidance pulls towards; None if it needs none."""
-        if not options.settings.needs_clean_center:
+        if not options.sampler.needs_clean_center:
             return None
-        with run.timed("encode"), self._at_work(options, self.vae):
-            is_drawn = options.settings.center == "clean_sampled"
+        with call.timed("encode"), self._at_work(options, self.vae):
+            is_drawn = options.sampler.center == "clean_sampled"
             draw = noise(z_lq) if is_drawn else None  # before the start's noise, as released
             return self._encode(self.vae, cleaned, options, draw)
 
     def _sample(
         self,
-        run: Run,
+        call: Call,
         options: RestoreOptions,
         conditions: tuple[Conditioning, Conditioning],
         z_lq: Tensor,
         z_center: Tensor | None,
         noise: Randn,
     ) -> Tensor:
-        with run.timed("sample"), self._at_work(options, self.network):
+        with call.timed("sample"), self._at_work(options, self.network):
             return restore_latent(
                 self.network,
                 self.denoiser,
                 *conditions,
                 z_lq,
                 z_center=z_center,
-                settings=options.settings,
+                settings=options.sampler,
                 randn=noise,
-                on_step=run.on_step,
+                on_step=call.on_step,
             )
 
     def _tiles(self, options: RestoreOptions) -> VaeTiles:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from open_supir.diffusion import SamplerSettings
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.memory import Rung
 from open_supir.inference.options import RestoreOptions
@@ -44,20 +43,10 @@ class Restoration:
         """The first sample."""
         return self.samples[0]
 
-    @property
-    def seed(self) -> int:
-        """The seed used."""
-        return self.options.seed
-
-    @property
-    def settings(self) -> SamplerSettings:
-        """The sampler settings used."""
-        return self.options.settings
-
 
 @dataclass
-class Run:
-    """One call: its inputs, and state that is kept when an attempt runs out of memory."""
+class Call:
+    """One restoration: its inputs, and state that is kept when an attempt runs out of memory."""
 
     image: Tensor  # (1, 3, H, W)
     caption: str | None

@@ -70,8 +70,8 @@ class Handlers:
         paths, before, record = self.studio.save(photo, result, name)
         seconds = sum(result.seconds.values())
         notes = [f"{seconds:.1f} s", *photo.notes, *(rung.name for rung in result.given_up)]
-        settings = options.settings
-        row = [name, preset, options.seed, settings.num_steps, settings.cfg_scale]
+        sampler = options.sampler
+        row = [name, preset, options.seed, sampler.num_steps, sampler.cfg_scale]
         past = [*past, [*row, options.strength, result.caption]]
         yield {
             "preview": None,

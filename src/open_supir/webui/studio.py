@@ -86,7 +86,7 @@ class Studio:
             Cancelled: `cancel` was set.
         """
         events: queue.Queue = queue.Queue()
-        total = options.settings.num_steps * options.num_samples
+        total = options.sampler.num_steps * options.num_samples
         every = max(1, total // PREVIEWS)
         done, left = [0], threading.Event()
 
@@ -165,8 +165,8 @@ def with_dials(base: RestoreOptions, values: dict[str, Any]) -> RestoreOptions:
     Raises:
         ValueError: A dial is out of range.
     """
-    settings = dataclasses.replace(
-        base.settings,
+    sampler = dataclasses.replace(
+        base.sampler,
         num_steps=int(values["num_steps"]),
         cfg_scale=float(values["cfg_scale"]),
         control_scale=float(values["control_scale"]),
@@ -174,7 +174,7 @@ def with_dials(base: RestoreOptions, values: dict[str, Any]) -> RestoreOptions:
     )
     return dataclasses.replace(
         base,
-        settings=settings,
+        sampler=sampler,
         scale=float(values["scale"]),
         strength=float(values["strength"]),
         seed=int(values["seed"]),
@@ -191,6 +191,6 @@ def dial_values(options: RestoreOptions) -> list[Any]:
     """Return the dials' values for options, in the dials' order."""
     own = [getattr(options, name) for name in OPTION_DIALS]
     own[-1] = str(options.bits or "as the input")
-    settings = [getattr(options.settings, name) for name in SETTING_DIALS]
-    settings[-1] = options.settings.tau or 0
-    return own + settings + [getattr(options, name) for name in PROMPT_DIALS]
+    sampler = [getattr(options.sampler, name) for name in SETTING_DIALS]
+    sampler[-1] = options.sampler.tau or 0
+    return own + sampler + [getattr(options, name) for name in PROMPT_DIALS]
