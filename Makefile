@@ -54,7 +54,7 @@ bench: $(STAMP)  ## run the benchmarks at small scale
 demo-data: $(STAMP)  ## rebuild the embedded default's shards with the curation pipeline (a minute); photos=DIR adds a folder's
 	rm -rf $(DEMO)-work
 	$(PY) -c "from open_supir.data import write_demo_shards as w; w('$(DEMO)-work/candidates', folder='$(photos)' or None)"
-	@for source in photos dead_leaves negatives; do \
+	@for source in photos dead_leaves negative; do \
 		$(PY) -m src.curate set=demo work=$(DEMO)-work shards.source=$$source || exit 1; done
 	mv $(DEMO)-work/candidates/heldout $(DEMO)-work/demo/heldout
 	rm -rf $(DEMO) && mv $(DEMO)-work/demo $(DEMO) && rm -rf $(DEMO)-work

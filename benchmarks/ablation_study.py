@@ -44,7 +44,7 @@ TRAINED = {  # in order of interest, should the study be stopped
     "zerosft": (),
     "residual": ("connector=residual",),
     "clean_encoder": ("weights.robust_encoder=clean",),
-    "no_negatives": ("data.sources.negatives=null",),
+    "no_negatives": ("data.sources.negative=null",),
     "data_10": ("data.fraction=0.1",),
     "data_1": ("data.fraction=0.01",),
     "cross_attention": ("connector=cross_attention",),

@@ -30,7 +30,7 @@ def test_demo_shards_come_out_of_the_pipeline_to_the_byte(
     candidates = tmp_path / "work/candidates"
     write_demo_shards(candidates, photos=0.05, dead_leaves=6, negatives=8, shard_size=16)
     monkeypatch.chdir(tmp_path)
-    for source in ("photos", "dead_leaves", "negatives"):
+    for source in ("photos", "dead_leaves", "negative"):
         curate(composed("set=demo", f"shards.source={source}", f"work={tmp_path / 'work'}",
                         "shards.shard_size=16"))  # fmt: skip
         before = {p.name: p.read_bytes() for p in (candidates / source).iterdir()}

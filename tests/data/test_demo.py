@@ -46,9 +46,9 @@ def samples(folder: Path) -> list:
 
 def test_demo_has_three_sources_and_held_out_crops(demo: Path) -> None:
     assert sorted(p.name for p in demo.iterdir()) == [
-        "dead_leaves", "heldout", "negatives", "photos"
+        "dead_leaves", "heldout", "negative", "photos"
     ]  # fmt: skip
-    assert len(samples(demo / "dead_leaves")) == 6 and len(samples(demo / "negatives")) == 8
+    assert len(samples(demo / "dead_leaves")) == 6 and len(samples(demo / "negative")) == 8
     names = sorted(p.name for p in (demo / "heldout").iterdir())
     counts = {Path(entry["file"]).stem: len(entry["crops"]) for entry in MANIFEST["held_out"]}
     assert names == sorted(
@@ -69,7 +69,7 @@ def test_held_out_crops_cover_each_photograph_evenly() -> None:
 
 
 def test_training_reader_accepts_every_demo_image(demo: Path) -> None:
-    for name in ("photos", "dead_leaves", "negatives"):
+    for name in ("photos", "dead_leaves", "negative"):
         for raw in samples(demo / name):
             image = decode_training_image(raw.image, ImageLimits(min_side=128, max_side=128))
             assert image.shape == (128, 128, 3) and raw.text
@@ -79,7 +79,7 @@ def test_held_out_photographs_are_not_in_training(demo: Path) -> None:
     trained = {Path(entry["file"]).stem for entry in MANIFEST["train"]}
     held_out = {Path(entry["file"]).stem for entry in MANIFEST["held_out"]}
     assert held_out == set(HELD_OUT) and not trained & held_out
-    for name in ("photos", "dead_leaves", "negatives"):
+    for name in ("photos", "dead_leaves", "negative"):
         for raw in samples(demo / name):
             meta = raw.meta.decode()
             assert not any(word in meta + raw.key for word in HELD_OUT)
@@ -128,7 +128,7 @@ def test_demo_repeats_with_its_seed(tmp_path: Path) -> None:
     hashes = {
         name: [
             entry.sha256
-            for source in ("photos", "dead_leaves", "negatives")
+            for source in ("photos", "dead_leaves", "negative")
             for entry in read_manifest(tmp_path / name / source)
         ]
         for name in "abc"
@@ -168,7 +168,7 @@ def test_faults_destroy_detail_but_keep_the_picture(fault: str) -> None:
 
 
 def test_negatives_carry_the_negative_words_and_their_origin(demo: Path) -> None:
-    for raw in samples(demo / "negatives"):
+    for raw in samples(demo / "negative"):
         meta = json.loads(raw.meta)
         assert raw.text.decode() == NEGATIVE_WORDS
         assert meta["is_negative"] is True and meta["fault"] in FAULTS and meta["content"]

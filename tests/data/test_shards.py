@@ -114,6 +114,9 @@ def test_image_suffix_goes_by_magic_bytes() -> None:
 
 
 def test_missing_and_damaged_manifests_are_named(tmp_path: Path) -> None:
+    (tmp_path / "negatives").mkdir()
+    with pytest.raises(FileNotFoundError, match="has the folders: .*negatives"):
+        read_manifest(tmp_path / "negative")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_manifest(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="src.check"):

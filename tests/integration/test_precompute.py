@@ -34,7 +34,7 @@ def test_stored_features_equal_those_of_the_step(
     composed_in: Compose, options: list[str], tmp_path: Path
 ) -> None:
     cfg = composed_in("train", *options)
-    shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
+    shards = sorted((tmp_path / "shards" / "negative").glob("*.tar"))
     assert precompute(cfg) == 2 * len(shards)
     module = instantiate(cfg.module, recipe={}, _convert_="all")
     load_base_weights(module, cfg)
@@ -60,7 +60,7 @@ def test_second_run_finds_its_work_done_and_a_changed_tar_undone(
     cfg.data.precomputed = ["text"]
     written = precompute(cfg)
     assert written and precompute(cfg) == 0
-    tar = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))[0]
+    tar = sorted((tmp_path / "shards" / "negative").glob("*.tar"))[0]
     os.remove(column_path(tar, "text"))
     assert precompute(cfg) == 1
 
@@ -84,7 +84,7 @@ def test_features_of_other_weights_stop_a_training_and_are_made_again(
     cfg.weights.vae = str(other)
     with pytest.raises(StorageError, match="latents were made with other weights"):
         start()
-    shards = sorted((tmp_path / "shards" / "negatives").glob("*.tar"))
+    shards = sorted((tmp_path / "shards" / "negative").glob("*.tar"))
     assert precompute(cfg) == len(shards)  # the latents; the text is as it was
     start()
 

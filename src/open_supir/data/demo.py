@@ -50,7 +50,7 @@ def write_demo_shards(
     shard_size: int = 100,
     seed: int = 0,
 ) -> None:
-    """Write photos/, dead_leaves/, negatives/ and heldout/ below `root`, all or nothing.
+    """Write photos/, dead_leaves/, negative/ and heldout/ below `root`, all or nothing.
 
     Args:
         root: Folder to create; an existing one is left alone.
@@ -77,7 +77,7 @@ def write_demo_shards(
             crops += photo_crops(folder_entries(folder, folder_crops), seed=seed, factor=1.0)
         leaves = list(leaf_images(manifest["train"], dead_leaves, seed=seed))
         bad = list(negative_images(crops + leaves, negatives, seed=seed))
-        for name, samples in (("photos", crops), ("dead_leaves", leaves), ("negatives", bad)):
+        for name, samples in (("photos", crops), ("dead_leaves", leaves), ("negative", bad)):
             if samples:
                 write_shards(
                     temporary / name, samples, prefix=f"demo-{name}", shard_size=shard_size

@@ -146,8 +146,12 @@ def read_manifest(folder: str | Path, *, statistics: bool = True) -> list[ShardE
     try:
         data = open_files(folder).read(MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
-        local = not is_remote(folder) and Path(folder).is_dir()
-        hint = f"; python -m src.check data.root={Path(folder).parent} writes it" if local else ""
+        root, hint = Path(folder).parent, ""
+        if not is_remote(folder) and Path(folder).is_dir():
+            hint = f"; python -m src.check data.root={root} writes it"
+        elif not is_remote(folder) and root.is_dir():
+            held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+            hint = f"; {root} has the folders: {held or 'none'}"
         raise FileNotFoundError(f"no {MANIFEST} in {folder}{hint}") from error
     try:
         content = json.loads(data, object_hook=None if statistics else _without_statistics)
