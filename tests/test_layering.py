@@ -63,7 +63,7 @@ LIBRARIES = {
     "torchmetrics": {"evaluation"},
     "lightning": {"training", "data.datamodule", COMMANDS},
     "hydra": {COMMANDS, "base"},
-    "omegaconf": {COMMANDS, "base", "training.base_weights"},
+    "omegaconf": {COMMANDS, "base"},
     "gradio": {COMMANDS, "webui"},
     "transformers": {"inference.captioner", "inference.captioner_local", "curation.caption"},
     "skimage": {"data.demo"},

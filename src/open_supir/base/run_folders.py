@@ -4,11 +4,14 @@ A run folder is runs/<experiment>/<date_time>/, or runs/<experiment>/multirun/<d
 with config.yaml, summary.json, csv/, tensorboard/, checkpoints/, pictures/ and eval/.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.files import write_text
@@ -47,9 +50,9 @@ def read_config(run: Path) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
 
 
-def write_config(run: Path, cfg: DictConfig) -> None:
+def write_config(run: Path, config: Mapping[str, Any] | DictConfig) -> None:
     """Write the resolved configuration of a run."""
-    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(run / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -65,3 +68,27 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write what a finished run came to, as JSON."""
     write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a configuration as YAML with sorted keys."""
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(values)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sweep_folder(trained: DictConfig, evaluation: DictConfig) -> Path | None:
+    """Return the output folder of an evaluation in a multirun: eval/ of its job; otherwise None.
+
+    `ablation` reads the job's folder as a run. Its configuration is the training's, with the
+    evaluation's under `evaluation`.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    merged = OmegaConf.merge(
+        trained, {"evaluation": OmegaConf.to_container(evaluation, resolve=True)}
+    )
+    write_config(folder, merged)  # type: ignore[arg-type]
+    overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+    write_text(folder / ".hydra" / "overrides.yaml", overrides)  # ablation labels runs by them
+    return folder / "eval"

@@ -6,22 +6,13 @@ images of a protocol, and writes the table to the checkpoint's run folder. Outpu
 study=DIR runs a blinded preference study.
 """
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, pick_device, plain
-from open_supir.base.registry import build, trust
-
-if TYPE_CHECKING:
-    import torch
-
-    from open_supir.evaluation.evaluate import TrainingDegradation
-    from open_supir.evaluation.models import Methods
-    from open_supir.inference.model import Model
+from open_supir.base.registry import trust
 
 
 @command("evaluate")
@@ -34,10 +25,16 @@ def evaluate(cfg: DictConfig) -> str:
     """Evaluate a checkpoint, or outputs of other systems; returns the table as Markdown."""
     from hydra.utils import instantiate
 
-    from open_supir.base.run_folders import read_config, run_folder
+    from open_supir.base.run_folders import read_config, run_folder, sweep_folder
     from open_supir.evaluation import METRICS
-    from open_supir.evaluation.evaluate import evaluate_methods, prepare_metrics, rebuild
-    from open_supir.evaluation.models import other_methods
+    from open_supir.evaluation.evaluate import (
+        TrainingDegradation,
+        evaluate_methods,
+        prepare_metrics,
+        rebuild,
+        require_places,
+    )
+    from open_supir.evaluation.models import model_methods, other_methods
     from open_supir.evaluation.preference import run_study
     from open_supir.inference.model import Model
 
@@ -62,84 +59,29 @@ def evaluate(cfg: DictConfig) -> str:
             ignored_keys=tuple(cfg.ignored_keys),
         )
         trained = OmegaConf.create(read_config(run_folder(model.checkpoint)))
-    _require_what_no_run_says(cfg, protocol, model, trained)
+    if not trained:
+        given = {key: cfg.get(key) for key in ("data_root", "output", "degradation")}
+        require_places(given, protocol, checkpoint=model and model.checkpoint)
     if model is not None:
-        own, own_settings = _model_methods(cfg, model, device)
+        options = model.options(plain(cfg.sampler), {**plain(cfg.options), "seed": cfg.seed})
+        restorer = model.load(options, captioner=instantiate(cfg.captioner), device=device)
+        own, own_settings = model_methods(restorer, model, captioner=plain(cfg.captioner))
         methods, settings = own | methods, settings | own_settings
     run = run_folder(model.checkpoint) if model else Path(cfg.output)
+    trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
+    ranges = cfg.get("degradation") or trained.get("degradation")
     return evaluate_methods(
         protocol,
         (methods, settings),
         data_root=Path(cfg.data_root or trained.data.root),
-        output=Path(cfg.output) if cfg.output else _sweep_folder(cfg, trained) or run / "eval",
+        output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
         run=run,
         seed=cfg.seed,
-        degrade=_training_degradation(cfg, trained),
+        degrade=TrainingDegradation.of(plain(ranges)) if ranges else None,
         save_images=cfg.save_images,
         resume=cfg.resume,
         device=device,
     )
-
-
-def _model_methods(cfg: DictConfig, model: "Model", device: "torch.device") -> "Methods":
-    from hydra.utils import instantiate
-
-    from open_supir.evaluation.models import model_methods
-
-    options = model.options(plain(cfg.sampler), {**plain(cfg.options), "seed": cfg.seed})
-    restorer = model.load(options, captioner=instantiate(cfg.captioner), device=device)
-    return model_methods(restorer, model, captioner=plain(cfg.captioner))
-
-
-def _training_degradation(cfg: DictConfig, trained: DictConfig) -> "TrainingDegradation | None":
-    from open_supir.evaluation.evaluate import TrainingDegradation
-
-    trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
-    ranges = cfg.get("degradation") or trained.get("degradation")
-    if ranges is None:
-        return None
-    text = OmegaConf.to_yaml(ranges, resolve=True, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return TrainingDegradation(pipeline=build(plain(ranges)), ranges=plain(ranges), digest=digest)
-
-
-def _require_what_no_run_says(
-    cfg: DictConfig, protocol: Any, model: "Model | None", trained: DictConfig
-) -> None:
-    """Require the settings that a run folder would supply, if there is none."""
-    if trained:
-        return
-    needed = ["data_root", "output"]
-    if protocol.degradation is None and protocol.lq_folder is None:
-        needed.append("degradation")
-    lost = [key for key in needed if not cfg.get(key)]
-    if lost:
-        what = "without a checkpoint there is" if model is None else f"{model.checkpoint} is in"
-        raise ValueError(
-            f"{what} no run folder, whose configuration would supply more; "
-            f"set {', '.join(f'{key}=...' for key in lost)}"
-        )
-
-
-def _sweep_folder(cfg: DictConfig, trained: DictConfig) -> Path | None:
-    """Return the output folder of a multirun job, eval/ in its own run folder; otherwise None.
-
-    `ablation` reads that folder as a run. Its configuration is the training's, with the
-    evaluation's under `evaluation`.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from open_supir.base.files import write_text
-    from open_supir.base.run_folders import write_config
-
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    write_config(folder, OmegaConf.merge(trained, {"evaluation": plain(cfg)}))  # type: ignore[arg-type]
-    overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-    write_text(folder / ".hydra" / "overrides.yaml", overrides)  # ablation labels runs by them
-    return folder / "eval"
 
 
 if __name__ == "__main__":

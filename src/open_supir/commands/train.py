@@ -1,35 +1,26 @@
 """Train a stage: experiment=robust_encoder, then experiment=zerosft.
 
-Builds what the configuration describes, loads the base weights and trains. The training steps are
-in training/*_module.py.
+Builds what the configuration describes and trains it. The steps are in training/*_module.py.
 """
 
-import logging
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, plain
 from open_supir.base.places import CONF
-from open_supir.base.registry import trust
-from open_supir.base.run_folders import read_config, run_folder, write_config
+from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.training.base_weights import load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
-from open_supir.training.fit import fit, git_commit, keep_earlier_metrics, make_ready, start_process
-from open_supir.training.replay import ReplayStep, config_of_replay, open_record
+from open_supir.training.fit import fit, make_ready, open_folder, start_process
+from open_supir.training.recipe import ARCHITECTURE, make_recipe
+from open_supir.training.replay import prepare_replay
 from open_supir.training.resume import is_finished, remove_unused, resolve_checkpoint
-from open_supir.training.settings import check_crops, check_settings
+from open_supir.training.settings import check_settings
 from open_supir.training.trained_parts import TrainedParts
-
-log = logging.getLogger(__name__)
-
-# The parts from which `build` can rebuild the networks without the run's configuration.
-ARCHITECTURE = ("unet", "control", "connector", "vae", "conditioner", "denoiser")
 
 
 @command("train")
@@ -51,17 +42,13 @@ def train(cfg: DictConfig) -> float | None:
         cfg.ckpt_path, run_dir=run_dir, runs_dir=cfg.runs_dir, stage=cfg.stage, name=cfg.name
     )
     if resumed is not None and is_finished(Path(resumed), cfg.max_steps):
-        if rank_zero_only.rank == 0:
-            remove_unused(run_dir)
+        remove_unused(run_dir)
         return None
     before = {} if resumed is None else read_config(run_folder(resumed))
-    picked = pick_inputs(cfg, before)
+    words = pick(cfg, before)
     if resumed is not None:
         check_changes(before, plain(cfg))
-    if rank_zero_only.rank == 0:
-        write_config(run_dir, cfg)
-    log.info("%s", "; ".join([f"{cfg.name} into {run_dir}", *picked]))
-    keep_earlier_metrics(run_dir, resumed)
+    open_folder(run_dir, plain(cfg), resumed, words)
     module, datamodule, trainer = build(cfg)
     for logger in trainer.loggers:
         logger.log_hyperparams(plain(cfg))
@@ -72,10 +59,10 @@ def train(cfg: DictConfig) -> float | None:
 
 def replay(record_path: str, run_dir: Path) -> None:
     """Repeat a recorded step of a run on one device, from its last checkpoint before that step."""
-    record, run, start = open_record(Path(record_path))
-    cfg = OmegaConf.create(config_of_replay(run, record, run_dir))
+    values, step, start = prepare_replay(Path(record_path), run_dir)
+    cfg = OmegaConf.create(values)
     start_process(cfg.seed)
-    module, datamodule, trainer = build(cfg, ReplayStep(record, run_dir / "replay.json"))
+    module, datamodule, trainer = build(cfg, step)
     trainer.fit(module, datamodule, ckpt_path=start, weights_only=True)
 
 
@@ -85,28 +72,33 @@ def build(
     """Build module, data and trainer, and load the base weights; `extra` callbacks come first."""
     steps = {key: cfg[key] for key in ("max_steps", "val_every", "save_every")}
     check_settings(steps, cfg.trainer.precision)
-    recipe: dict[str, Any] = {
-        "stage": cfg.stage,
-        "architecture": {part: plain(cfg[part]) for part in ARCHITECTURE},
-        "sampler": plain(cfg.sampler),
-        "options": plain(cfg.options),
-        "weights": {},
-        "commit": git_commit(),
-    }
-    trust(recipe)
+    architecture = {part: plain(cfg[part]) for part in ARCHITECTURE}
+    wanted = {"sampler": plain(cfg.sampler), "options": plain(cfg.options)}
+    recipe = make_recipe(cfg.stage, architecture=architecture, **wanted)
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")
-    module.recipe = recipe | {"weights": load_base_weights(module, cfg)}
+    module.recipe = recipe | {"weights": load_weights(module, cfg)}
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
-    check_crops(module, data)
-    callbacks, loggers = (
-        [instantiate(c, _convert_="all") for c in group.values() if c]
-        for group in (cfg.callbacks, cfg.logger)
-    )
+    callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
+    loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
     trainer: pl.Trainer = instantiate(cfg.trainer, **parts, _convert_="all")
     switches = {key: cfg[key] for key in ("channels_last", "checkpointing", "compile")}
     make_ready(module, data, trainer, **switches)
     return module, data, trainer
+
+
+def pick(cfg: DictConfig, resumed: dict) -> list[str]:
+    """Name in `cfg.weights` the files of earlier runs; returns what was chosen, in words."""
+    chosen, words = pick_inputs(cfg.stage, cfg.weights, runs_dir=cfg.runs_dir, resumed=resumed)
+    cfg.weights.update(chosen)
+    return words
+
+
+def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, str | None]:
+    """Load the base weights that the configuration names; returns the files used."""
+    pick(cfg, {})
+    settings = {"precision": str(cfg.trainer.precision), "prediction": cfg.denoiser.prediction}
+    return load_base_weights(module, cfg.weights, ignored_keys=cfg.ignored_keys, **settings)
 
 
 if __name__ == "__main__":

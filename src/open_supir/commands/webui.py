@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 PRESETS = ("paper", "released", "quality", "fidelity", "fast")
 OWN = "checkpoint default"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PASSWORD = "OPEN_SUPIR_PASSWORD"
 
 
 @command("webui")
@@ -31,36 +29,17 @@ def main(cfg: DictConfig) -> None:
 
 
 def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
-    """Start the page and return it; `options` are passed to Gradio's launch.
-
-    Raises:
-        ValueError: Gradio is not installed, or `host` is reachable from other machines and no
-            password is set.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        import gradio  # noqa: F401 # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError("the page needs gradio: pip install -e '.[web]'") from error
+    """Start the page and return it; `options` are passed to Gradio's launch."""
     from open_supir.base.images.read import quieten_readers
-    from open_supir.webui.page import build_page, write_examples
+    from open_supir.webui.server import check_access, serve
 
-    password = os.environ.get(PASSWORD)
-    if cfg.host not in LOOPBACK and not password:
-        raise ValueError(f"host={cfg.host} is reachable by others: set {PASSWORD} first")
+    password = check_access(cfg.host)
+    from open_supir.webui.page import build_page, write_examples  # imports gradio
+
     quieten_readers()
     page = build_page(build_studio(cfg, folder), write_examples(folder))
-    page.queue(max_size=cfg.queue, default_concurrency_limit=1)
-    page.launch(
-        server_name=cfg.host,
-        server_port=cfg.port,
-        share=False,
-        inbrowser=cfg.open_browser,
-        max_file_size=f"{cfg.max_file_mb}mb",
-        auth=("open-supir", password) if password else None,
-        **options,
-    )
+    keys = ("host", "port", "queue", "max_file_mb", "open_browser")
+    serve(page, password=password, **{key: cfg[key] for key in keys}, **options)
     return page
 
 

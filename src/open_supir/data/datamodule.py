@@ -96,14 +96,8 @@ class RestorationDataModule(LightningDataModule):
         log_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
-        if not sources:
-            raise ValueError("the data module needs at least one source")
         counts = {"global_batch": global_batch, "micro_batch": micro_batch, "val_size": val_size}
-        for name, count in (counts | {"val_batch": val_batch}).items():
-            if count is not None and count < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {count}")
-        if reader not in ("index", "stream"):
-            raise ValueError(f"reader must be index or stream, got {reader!r}")
+        _check(sources, counts | {"val_batch": val_batch}, reader, precomputed)
         self.root = str(root) if is_remote(root) else Path(root)
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.global_batch, self.micro_batch = global_batch, micro_batch
@@ -119,8 +113,6 @@ class RestorationDataModule(LightningDataModule):
         self.precomputed = list(precomputed)
         self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of this run's network
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
-        if self.precomputed and reader == "stream":
-            raise ValueError("reader=stream cannot read precomputed features; use reader=index")
         self.reader, self.skip_limits = reader, skip_limits
         self.prepare, self.prepare_at = prepare, prepare_at
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
@@ -337,3 +329,20 @@ def align_batch_count(trainer: Trainer, saved_accumulation: int) -> None:
     shift = count.ready // saved_accumulation * trainer.accumulate_grad_batches - count.ready
     for name in ("ready", "started", "processed", "completed"):
         setattr(count, name, getattr(count, name) + shift)
+
+
+def _check(
+    sources: Mapping[str, SourceConfig],
+    counts: Mapping[str, int | None],
+    reader: str,
+    precomputed: Sequence[str],
+) -> None:
+    if not sources:
+        raise ValueError("the data module needs at least one source")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"data.{name} must be at least 1, got {count}")
+    if reader not in ("index", "stream"):
+        raise ValueError(f"reader must be index or stream, got {reader!r}")
+    if precomputed and reader == "stream":
+        raise ValueError("reader=stream cannot read precomputed features; use reader=index")

@@ -8,7 +8,6 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,11 @@ log = logging.getLogger(__name__)
 REFERENCE_FOLDER = "hq"
 MIN_SET_SIZE = 50  # too few images to describe a distribution below this; papers use thousands
 
+Images = Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample]
+
 
 def run_benchmark(
-    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
+    images: Images,
     methods: Mapping[str, Method],
     metrics: Iterable[str],
     *,
@@ -73,39 +74,36 @@ def run_benchmark(
     all_settings = {m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods}
     row = _RowMaker(run=run, settings=all_settings)
     journal = Journal(out_dir, run=run, settings=all_settings, resume=resume)
-    singles = [m for m in chosen if m.name not in missing and not m.per_set]
-    sets = [m for m in chosen if m.name not in missing and m.per_set]
+    usable = [m for m in chosen if m.name not in missing]
+    sets = [m for m in usable if m.per_set]
+    singles = [m for m in usable if not m.per_set]
     judge = _Judge(singles, border=border, device=torch.device(device))
     keep = save_images or bool(sets)
-    records: list[Record] = []
-    inputs: dict[str, Input] = {}
-    with ExitStack() as stack:
-        stack.enter_context(offline())
-        pictures = out_dir / "images"
-        if sets and not save_images:
-            pictures = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for number, sample in enumerate(_named(images), start=1):
-            name = sample.name
-            if isinstance(sample, Sample):
-                inputs[name] = describe_input(sample)
-            reused = journal.values_of_image(inputs.get(name))
-            records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
-            log.info("measured %s (%d images so far)", name, number)
-            journal.save_sometimes(records, inputs)
+    temporary = keep and not save_images
+    with offline(), _picture_folder(out_dir, temporary=temporary) as pictures:
+        records, inputs = _measure_images(images, methods, judge, row, journal, pictures, keep=keep)
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
             reused = journal.values_of_set(method, done, inputs)
             records += _measure_sets(sets, method, inputs, pictures, judge, row, reused)
-            for name, files in missing.items():
-                reason = "; ".join(map(str, files))
-                records.append(row(WHOLE_SET, method, name, None, "missing_weights", reason))
+            records += [
+                row(WHOLE_SET, method, name, None, "missing_weights", "; ".join(map(str, files)))
+                for name, files in missing.items()
+            ]
     journal.save(records, inputs)
     return records
 
 
-def _named(
-    images: Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample],
-) -> Iterator[Sample | BrokenSample]:
+@contextlib.contextmanager
+def _picture_folder(out_dir: Path, *, temporary: bool) -> Iterator[Path]:
+    if temporary:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield out_dir / "images"
+
+
+def _named(images: Images) -> Iterator[Sample | BrokenSample]:
     """Yield the samples; check that names are unique and stay within the output folder."""
     seen: set[str] = set()
     for image in images:
@@ -180,6 +178,30 @@ class _Judge:
     def _cut(self, image: Tensor) -> Tensor:
         cut = self._border
         return image[..., cut:-cut, cut:-cut] if cut else image
+
+
+def _measure_images(
+    images: Images,
+    methods: Mapping[str, Method],
+    judge: _Judge,
+    row: _RowMaker,
+    journal: Journal,
+    pictures: Path,
+    *,
+    keep: bool,
+) -> tuple[list[Record], dict[str, Input]]:
+    """Measure image by image; return the records, and what is known of each input."""
+    records: list[Record] = []
+    inputs: dict[str, Input] = {}
+    for number, sample in enumerate(_named(images), start=1):
+        name = sample.name
+        if isinstance(sample, Sample):
+            inputs[name] = describe_input(sample)
+        reused = journal.values_of_image(inputs.get(name))
+        records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
+        log.info("measured %s (%d images so far)", name, number)
+        journal.save_sometimes(records, inputs)
+    return records, inputs
 
 
 def _measure_image(

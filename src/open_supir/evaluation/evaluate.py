@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from open_supir.base.images import to_signed, to_unit
+from open_supir.base.registry import build
+from open_supir.base.run_folders import config_digest
 from open_supir.degradation.pipeline import DegradationPipeline
 from open_supir.evaluation.benchmark import run_benchmark
 from open_supir.evaluation.metrics import check_weights
@@ -41,6 +43,11 @@ class TrainingDegradation:
     pipeline: DegradationPipeline
     ranges: Mapping[str, Any]
     digest: str
+
+    @classmethod
+    def of(cls, ranges: Mapping[str, Any]) -> "TrainingDegradation":
+        """Build the pipeline that a configuration describes."""
+        return cls(pipeline=build(ranges), ranges=ranges, digest=config_digest(ranges))
 
     def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the degraded image, (1, 3, H, W) in [0, 1], and its parameters."""
@@ -81,6 +88,26 @@ def prepare_metrics(
         fetch(files)
         check_weights(protocol.metrics, require=protocol.metrics)  # a download may be damaged
     check_weights(protocol.metrics, require=list(require))
+
+
+def require_places(
+    given: Mapping[str, Any], protocol: Protocol, *, checkpoint: Path | None
+) -> None:
+    """Require the settings that a run folder would supply, where there is none.
+
+    Raises:
+        ValueError: One of them is not given; the message names it.
+    """
+    needed = ["data_root", "output"]
+    if protocol.degradation is None and protocol.lq_folder is None:
+        needed.append("degradation")
+    lost = [key for key in needed if not given.get(key)]
+    if lost:
+        what = "without a checkpoint there is" if checkpoint is None else f"{checkpoint} is in"
+        raise ValueError(
+            f"{what} no run folder, whose configuration would supply more; "
+            f"set {', '.join(f'{key}=...' for key in lost)}"
+        )
 
 
 def evaluate_methods(

@@ -4,19 +4,18 @@ Parts that are loaded completely are built without memory (conf/module lists the
 tensor by tensor.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.run_folders import newest_checkpoint
 from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.load import Load, ignored_for, load_all
-from open_supir.networks import ControlledUNet, RobustEncoder
+from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
 
 
@@ -34,44 +33,55 @@ class Source(NamedTuple):
         )
 
 
-def pick_inputs(cfg: DictConfig, resumed: Mapping[str, Any]) -> list[str]:
-    """Write the files of earlier runs that this run starts from into `cfg.weights`.
-
-    What the configuration names itself is kept.
+def pick_inputs(
+    stage: str, weights: Mapping[str, Any], *, runs_dir: str, resumed: Mapping[str, Any]
+) -> tuple[dict[str, str | None], list[str]]:
+    """Choose the files of earlier runs that a run starts from, where `weights` names none.
 
     Args:
-        cfg: The run's configuration.
-        resumed: That of the run that this one resumes, whose files are kept; or empty.
+        stage: vae, prior, robust_encoder or supir.
+        weights: Files by the keys of conf/weights.
+        runs_dir: Folder of all runs.
+        resumed: Configuration of the run that this one resumes, whose files are kept; or empty.
 
     Returns:
-        What was picked, in words.
+        The chosen files by key of `weights`, and what was chosen, in words.
 
     Raises:
         FileNotFoundError: Stage 2 finds no robust encoder.
     """
-    weights, before = cfg.weights, resumed.get("weights", {})
-    if cfg.stage == "supir" and weights.robust_encoder is None:
-        path, why = before.get("robust_encoder"), "as in the resumed run"
+    before = resumed.get("weights", {})
+    why = "as in the resumed run"
+    if stage == "supir" and weights["robust_encoder"] is None:
+        path = before.get("robust_encoder")
         if path is None:
-            path, why = find_robust_encoder(
-                cfg.runs_dir, supir=weights.supir, shipped=weights.shipped
-            )
-        weights.robust_encoder = path
-        return [f"robust encoder: {why}, {path}"]
-    if cfg.stage == "prior" and weights.vae is None:
-        newest = newest_checkpoint(cfg.runs_dir, stage="vae")
-        path, why = before.get("vae"), "as in the resumed run"
+            supir, shipped = weights["supir"], weights["shipped"]
+            path, why = find_robust_encoder(runs_dir, supir=supir, shipped=shipped)
+        return {"robust_encoder": path}, [f"robust encoder: {why}, {path}"]
+    if stage == "prior" and weights["vae"] is None:
+        path, newest = before.get("vae"), newest_checkpoint(runs_dir, stage="vae")
         if path is None and newest is not None:
-            path, why = str(newest), f"the newest of {cfg.runs_dir}"
-        weights.vae = path
-        return [f"autoencoder: {why}, {path}"] if path else []
-    return []
+            path, why = str(newest), f"the newest of {runs_dir}"
+        return {"vae": path}, [f"autoencoder: {why}, {path}"] if path else []
+    return {}, []
 
 
-def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | None]:
+def load_base_weights(
+    module: nn.Module,
+    weights: Mapping[str, Any],
+    *,
+    precision: str,
+    prediction: str,
+    ignored_keys: Sequence[str] = (),
+) -> dict[str, str | None]:
     """Load the frozen parts of a training module and initialise the trained ones.
 
     Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
+
+    Args:
+        weights: Files and dtype, by the keys of conf/weights; see `pick_inputs`.
+        prediction: What the denoiser predicts: eps or v.
+        ignored_keys: Keys that the files may have in addition; see `load_parts`.
 
     Returns:
         The files used, by key of `weights`; they are stored in the checkpoint's recipe.
@@ -79,67 +89,56 @@ def load_base_weights(module: nn.Module, cfg: DictConfig) -> dict[str, str | Non
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
     """
-    pick_inputs(cfg, {})
-    weights = cfg.weights
     if isinstance(module, VAEModule):
-        if weights.vae is None:
-            return {}
-        source = Source(weights.vae, "weights.vae", ())
-        _load_all([source.load({"vae": module.vae}, torch.float32)], cfg)
-        return {"vae": weights.vae}
-    frozen = _frozen_dtype(weights.frozen_dtype, str(cfg.trainer.precision))
-    ignored = ignored_for(cfg.denoiser.prediction)
-    sdxl = Source(weights.sdxl, "weights.sdxl", ignored)
-    vae = Source(weights.vae, "weights.vae", ignored) if weights.vae else sdxl
-    used: dict[str, str | None] = {"sdxl": str(weights.sdxl), "vae": weights.vae}
+        path = weights["vae"]
+        source = Source(path, "weights.vae", ())
+        loads = [] if path is None else [source.load({"vae": module.vae}, torch.float32)]
+        used: dict[str, str | None] = {} if path is None else {"vae": path}
+    else:
+        frozen = _frozen_dtype(weights["frozen_dtype"], precision)
+        loads, used = _loads(module, weights, frozen, ignored_for(prediction))
+    load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
+    if isinstance(module, SupirModule) and weights["supir"] is None:
+        module.network.control.reset_hint()
+    return used
+
+
+def _loads(
+    module: nn.Module, weights: Mapping[str, Any], frozen: torch.dtype, ignored: tuple[str, ...]
+) -> tuple[list[Load], dict[str, str | None]]:
+    """Return what to load, and the files used by key of `weights`; frozen parts in `frozen`."""
+    sdxl = Source(weights["sdxl"], "weights.sdxl", ignored)
+    vae = Source(weights["vae"], "weights.vae", ignored) if weights["vae"] else sdxl
+    used: dict[str, str | None] = {"sdxl": weights["sdxl"], "vae": weights["vae"]}
+    robust = None if weights["robust_encoder"] == "clean" else weights["robust_encoder"]
     if isinstance(module, PriorModule):
-        loads = [vae.load({"vae": module.vae}, frozen), *_prior_loads(module, weights.prior)]
-        _load_all(loads, cfg)
-        found = {"vae": weights.vae} if weights.vae else used
-        return found | {"prior": weights.prior}
+        loads = [vae.load({"vae": module.vae}, frozen), *_prior_loads(module, weights["prior"])]
+        found = {"vae": weights["vae"]} if weights["vae"] else used
+        return loads, found | {"prior": weights["prior"]}
     if isinstance(module, RobustEncoderModule):
-        start = None if weights.robust_encoder == "clean" else weights.robust_encoder
-        _load_all(
-            [
-                vae.load({"vae": module.vae}, frozen),
-                *_robust_encoder_loads(start, module.robust_encoder, vae, dtype=torch.float32),
-            ],
-            cfg,
-        )
-        return used | {"robust_encoder": start}
+        starts = _robust_encoder_loads(robust, module.robust_encoder, vae, dtype=torch.float32)
+        return [vae.load({"vae": module.vae}, frozen), *starts], used | {"robust_encoder": robust}
     if isinstance(module, SupirModule):
-        network, conditioner = module.network, module.conditioner
-        parts: dict[str, nn.Module] = {
-            "unet": network.unet,
-            "clip_l": conditioner.clip_l,
-            "clip_g": conditioner.clip_g,
-        }
-        robust = None if weights.robust_encoder == "clean" else weights.robust_encoder
-        _load_all(
-            [
-                sdxl.load(parts, frozen),
-                vae.load({"vae": module.vae}, frozen),
-                _trained_load(network, sdxl, supir=weights.supir),
-                *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
-            ],
-            cfg,
-        )
-        if weights.supir is None:
-            network.control.reset_hint()
-        return used | {"robust_encoder": robust, "supir": weights.supir}
+        base: dict[str, nn.Module] = {"unet": module.network.unet, **_towers(module.conditioner)}
+        loads = [
+            sdxl.load(base, frozen),
+            vae.load({"vae": module.vae}, frozen),
+            _trained_load(module.network, sdxl, supir=weights["supir"]),
+            *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
+        ]
+        return loads, used | {"robust_encoder": robust, "supir": weights["supir"]}
     raise TypeError(f"no base weights are known for {type(module).__name__}")
 
 
-def _load_all(loads: Iterable[Load], cfg: DictConfig) -> None:
-    load_all(replace(load, ignored=(*load.ignored, *cfg.ignored_keys)) for load in loads)
+def _towers(conditioner: Conditioner) -> dict[str, nn.Module]:
+    return {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
 
 
 def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
     """Start from the UNet and text towers of another prior, if `path` is given."""
     if path is None:
         return []
-    towers = {"clip_l": module.conditioner.clip_l, "clip_g": module.conditioner.clip_g}
-    parts: dict[str, nn.Module] = {"unet": module.unet, **towers}
+    parts: dict[str, nn.Module] = {"unet": module.unet, **_towers(module.conditioner)}
     return [Load(path=path, parts=parts, dtype=torch.float32, key="weights.prior")]
 
 

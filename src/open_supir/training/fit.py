@@ -1,10 +1,9 @@
 """Fit: trains what was built, and writes the run's summary."""
 
 import logging
-import subprocess
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from open_supir.base.run_folders import write_summary
+from open_supir.base.run_folders import write_config, write_summary
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.precomputed import fingerprint
 from open_supir.networks.switches import (
@@ -22,6 +21,7 @@ from open_supir.networks.switches import (
     compile_networks,
 )
 from open_supir.training.interruption import end_if_interrupted
+from open_supir.training.settings import check_crops
 from open_supir.training.supir_module import SupirModule
 from open_supir.training.topology import keep_global_batch
 from open_supir.training.trained_parts import TrainedParts
@@ -50,7 +50,12 @@ def make_ready(
     checkpointing: Checkpointing,
     compile: Compilation,
 ) -> None:
-    """Apply the networks' switches, and what module, data and trainer must know of each other."""
+    """Apply the networks' switches, and what module, data and trainer must know of each other.
+
+    Raises:
+        ValueError: The networks cannot halve the crops as often as they must.
+    """
+    check_crops(module, datamodule)
     if datamodule.precomputed and isinstance(module, SupirModule):
         size = datamodule.sample_reader.crop_size
         datamodule.made_by = {
@@ -117,18 +122,16 @@ def fit(
     return metrics.get("val/loss", metrics.get("val/psnr"))
 
 
-def keep_earlier_metrics(run_dir: Path, resumed: str | None) -> None:
-    """Rename the CSV of a run resumed in its own folder, because the logger starts a new one."""
+@rank_zero_only
+def open_folder(
+    run_dir: Path, config: Mapping[str, Any], resumed: str | None, words: Sequence[str] = ()
+) -> None:
+    """Write a run's configuration into its folder; log this and `words`.
+
+    The CSV of a run that is resumed there is renamed, because the logger starts a new one.
+    """
+    log.info("%s", "; ".join([f"{config['name']} into {run_dir}", *words]))
+    write_config(run_dir, config)
     metrics = run_dir / "csv/metrics.csv"
-    if resumed is not None and rank_zero_only.rank == 0 and metrics.is_file():
+    if resumed is not None and metrics.is_file():
         metrics.replace(metrics.with_name(f"metrics_until_{Path(resumed).stem}.csv"))
-
-
-def git_commit() -> str | None:
-    """Return the commit of this code; None outside a git repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

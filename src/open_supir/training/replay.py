@@ -17,8 +17,12 @@ from open_supir.training.guard import squared_norms
 log = logging.getLogger(__name__)
 
 
-def open_record(path: Path) -> tuple[dict[str, Any], Path, str | None]:
-    """Return a record, the folder of its run, and the checkpoint to start from.
+def prepare_replay(path: Path, run_dir: Path) -> tuple[dict[str, Any], "ReplayStep", str | None]:
+    """Return the configuration, callback and checkpoint with which to repeat a recorded step.
+
+    Args:
+        path: The record.
+        run_dir: Folder for the replay's own run.
 
     Raises:
         FileNotFoundError: The record or the run's configuration does not exist.
@@ -37,10 +41,11 @@ def open_record(path: Path) -> tuple[dict[str, Any], Path, str | None]:
     start = str(before[0]) if before else read_config(run)["ckpt_path"]
     words = "replaying step %d of %s from %s"
     log.info(words, record["step"], run, start or "the beginning: no checkpoint is older")
-    return record, run, start
+    step = ReplayStep(record, run_dir / "replay.json")
+    return _config_of_replay(run, record, run_dir), step, start
 
 
-def config_of_replay(run: Path, record: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+def _config_of_replay(run: Path, record: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return a run's configuration, changed to repeat the recorded step on one device."""
     cfg = read_config(run)
     cfg["trainer"] |= {

@@ -4,6 +4,8 @@ import logging
 import shutil
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from open_supir.base.files import remove_leftovers
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.training.checkpoint_io import (
@@ -64,6 +66,7 @@ def is_finished(checkpoint: Path, max_steps: int) -> bool:
     return True
 
 
+@rank_zero_only
 def remove_unused(run_dir: Path) -> None:
     """Remove a run folder that holds only what Hydra writes before a run starts."""
     held = list(run_dir.iterdir()) if run_dir.is_dir() and run_dir != Path.cwd() else []
