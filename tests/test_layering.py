@@ -164,11 +164,6 @@ def test_options_name_classes_of_their_room(path: Path) -> None:
     assert not [t for t in found if t[0] == "open_supir" and t[1] not in rooms]
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_stay_under_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
-
-
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
 def test_packages_export_at_most_8_names_and_hold_no_code(package: Path) -> None:
     body = ast.parse((package / "__init__.py").read_text()).body
