@@ -104,7 +104,7 @@ def test_a_name_alone_is_a_list_of_one() -> None:
     [
         ("licence=[CC0]", "one licence or"),
         ("negatives.count=-1", "negatives.count must be at least 0, got -1"),
-        ("negatives.source=positive", "'positive' twice"),
+        ("negatives.count=1 negatives.source=positive", "'positive' twice"),
         ("shards.shard_size=0", "shard_size >= 1"),
         ("shards.source=a/b", "got 1000 and 'a/b'"),
         ("dedup.against=[1]", "dedup.against must be names"),
@@ -113,4 +113,4 @@ def test_a_name_alone_is_a_list_of_one() -> None:
 )
 def test_wrong_settings_are_refused_before_anything_is_done(override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        configured(composed("input=x", "output=o", override))
+        configured(composed("input=x", "output=o", *override.split()))

@@ -71,7 +71,7 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         if self.num_negatives < 0:
             raise ValueError(f"negatives.count must be at least 0, got {self.num_negatives}")
-        if self.positives.source == self.negative_shards.source:
+        if self.num_negatives and self.positives.source == self.negative_shards.source:
             raise ValueError(
                 "shards.source and negatives.source must differ, since each names a folder; got "
                 f"{self.positives.source!r} twice"
