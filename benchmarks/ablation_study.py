@@ -1,4 +1,4 @@
-"""The ablation study of docs/ablations.md: every variant at tiny scale, by three seeds, unattended.
+"""The ablation study of docs/ablations.md: every variant at tiny scale, three seeds, unattended.
 
     python -m benchmarks.ablation_study                        all runs, one after the other
     python -m benchmarks.ablation_study launch=srun            the same, each behind a launcher
@@ -8,7 +8,7 @@
     python -m benchmarks.ablation_study steps=1200 names=zerosft,data_1   some trainings, longer
 
 A run is one training and the evaluations of its checkpoint, each in a run folder that
-`python -m src.ablation` reads. Finished runs are skipped, so a study that was stopped goes on.
+`python -m src.ablation` reads. Finished runs are skipped, so a stopped study can be continued.
 """
 
 import logging
@@ -80,7 +80,7 @@ def evaluations(job: str, part: str) -> dict[str, tuple[str, ...]]:
 
 
 def run(job: str, part: str) -> None:
-    """Train one run and evaluate it; what is done already is left alone."""
+    """Train one run and evaluate it; skip what is already done."""
     name, _, seed = job.rpartition("_s")
     folder = FOLDER / job
     changes = (*COMMON, *TRAINED[name], f"seed={seed}", f"run_dir={folder}", f"name={name}")
@@ -114,7 +114,7 @@ def run(job: str, part: str) -> None:
 def order(names: list[str]) -> Iterator[tuple[str, str]]:
     """Yield (job, part), seed by seed: trainings, then variants; LATER after all seeds.
 
-    With `names`, only the trainings of these.
+    With `names`, only these trainings.
     """
     if names:
         yield from ((f"{name}_s{seed}", "trained") for seed in SEEDS for name in names)
@@ -126,7 +126,7 @@ def order(names: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def main(launch: list[str], names: list[str]) -> int:
-    """Run what is not done yet, each in a process of its own; returns how many failed."""
+    """Run what is not done yet, each in its own process; return how many failed."""
     failed = 0
     for job, part in order(names):
         if all((FOLDER / t / "eval" / "report.html").is_file() for t in evaluations(job, part)):
@@ -182,7 +182,7 @@ COLUMNS = ("psnr", "ssim", "sharpness")
 
 
 def scores(name: str, variant: str, metric: str) -> dict[int, dict[str, float]]:
-    """Return seed -> image -> value of the restored images, of the runs that are finished."""
+    """Return seed -> image -> value of the restored images, for finished runs."""
     found = {}
     for seed in SEEDS:
         path = FOLDER / f"{name}_s{seed}{variant}" / "eval" / "records.jsonl"
@@ -213,7 +213,7 @@ def cell(
 
 
 def report() -> str:
-    """Return the tables of all families, as Markdown, from the records that are there."""
+    """Return the tables of all families, as Markdown, from the existing records."""
     parts = []
     for family, variants in FAMILIES.items():
         first = next(iter(variants.values()))
@@ -248,7 +248,7 @@ COLUMN, HEAD = 168, 18  # pixels
 
 
 def sheet(path: Path) -> None:
-    """Draw the restored images of seed 0, a column a variant that is finished."""
+    """Draw the restored images of seed 0, one column per finished variant."""
     base = FOLDER / "zerosft_s0" / "eval" / "images"
     columns = {"LQ": base / "lq", "HQ": base / "hq"}
     for variants in FAMILIES.values():

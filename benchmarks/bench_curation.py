@@ -2,9 +2,9 @@
 
 Run: python -m benchmarks.bench_curation --counts 1000 10000 --images DIR --output DIR
      python -m benchmarks.bench_curation --also captioner=local captioner.model=DIR
-The images are made once and kept. A rate is that of the steady state: the first fifth of the units
-and the last one of each worker are left out. CPU time is that of all processes, Ray's own included;
-the difference between the largest and the smallest count leaves start-up out.
+The images are made once and kept. Rates are steady-state: the first fifth of the units and each
+worker's last unit are excluded. CPU time covers all processes, including Ray's own; the difference
+between the largest and the smallest count excludes start-up.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def make_images(folder: Path, count: int) -> None:
 
 
 class Watch:
-    """Samples memory and CPU time of this process's children for as long as the block lasts."""
+    """Samples memory and CPU time of this process's children during the block."""
 
     def __enter__(self) -> "Watch":
         self.total = self.worker = 0.0  # MiB: sum of proportional set sizes; largest resident set
@@ -116,7 +116,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 class Timed:
-    """Notes when the outcomes of a runner come."""
+    """Records when a runner's outcomes arrive."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
@@ -176,7 +176,7 @@ def measure(
 
 
 def finished_seconds(images: Path, output: Path, runner: str, workers: int) -> list[float]:
-    """Time the command over finished work, three times."""
+    """Time the command on finished work, three times."""
     command = [sys.executable, "-m", "src.curate", *overrides(images, output, runner, workers)]
     seconds = []
     for _ in range(3):

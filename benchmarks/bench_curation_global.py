@@ -1,8 +1,8 @@
-"""Curation: time and memory of the steps that see all units at once, on tables without images.
+"""Curation: time and memory of the steps that process all units at once, on tables without images.
 
 Run: python -m benchmarks.bench_curation_global --units 100 1000 --folder DIR
-A unit has 1,000 images: their measures, hashes and captions as the filter and the caption step
-would have written them, about 3 % of them duplicates. Each step runs in a process of its own.
+A unit has 1,000 images: their measures, hashes and captions as the filter and caption steps write
+them, about 3 % of them duplicates. Each step runs in a process of its own.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def settings(folder: Path) -> PipelineSettings:
 
 
 class Tables(Pipeline):
-    """The pipeline over made tables: the global part of each step, and nothing else."""
+    """The pipeline over synthetic tables: only the global part of each step."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(settings(folder), LocalRunner(num_workers=0))

@@ -2,9 +2,9 @@
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.bench_data_plan [--shards 20000] [--steps 512]
 
-The tars are holes with one true header each, the indexes are real: all that planning reads. One
-rank and its eight workers run as processes; a node of eight ranks needs eight times their memory.
-Look-ups are those of these workers in a world of 64 ranks, so that caches hit as seldom as there.
+The tars are sparse files with one valid header each; the indexes are real. Planning reads nothing
+else. One rank and its eight workers run as processes; a node of eight ranks needs eight times their
+memory. Workers look up their samples as in a job of 64 ranks, so caches hit as rarely.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def plan(root: Path, shards: dict[str, int], *, check: bool) -> DataPlan:
 
 
 def look_up(made: DataPlan, worker: int, steps: int, answer: Connection) -> None:
-    """Look up what one worker of rank 0 reads in `steps` steps; answer with costs."""
+    """Look up what one worker of rank 0 reads in `steps` steps; send back the costs."""
     prepare_worker(worker)
     sampler = iter(
         StepSampler(10**6 * GLOBAL_BATCH, global_batch=GLOBAL_BATCH,
@@ -98,7 +98,7 @@ def look_up(made: DataPlan, worker: int, steps: int, answer: Connection) -> None
 
 
 def own_mib() -> float:
-    """Return the memory that is this process's alone: of a forked one, what it wrote to."""
+    """Return the private memory of this process; in a forked one, what it wrote to."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Private_Dirty:"):
             return int(line.split()[1]) / 1024

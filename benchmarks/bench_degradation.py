@@ -1,10 +1,10 @@
-"""Cost of the degradation pipeline against a plain restatement of Real-ESRGAN's structure.
+"""Cost of the degradation pipeline against a plain reimplementation of Real-ESRGAN's structure.
 
     python benchmarks/bench_degradation.py [size=512] [batch=8] [batches=30] [usm=3] [canvas=3]
                                            [memory=0] [cuda=0]
 
-The peer (degradation_peer.py) and the loop run in turn in one process, on the same crops, and end
-at the small LQ. Times are CPU times of the process, so that a busy machine matters less. `usm`
+The peer (degradation_peer.py) and the loop take turns in one process, on the same crops, and end at
+the small LQ. Times are CPU times of the process, so that a busy machine matters less. `usm`
 batches are timed with sharpening of the target, `canvas` batches on the static-shape path, which is
 meant for GPUs. memory=1024 measures what the canvas allocates for 8 images of that side, cuda=1
 times it on a GPU. 0 leaves a part out.
@@ -149,7 +149,7 @@ def parts(size: int, batch: int, batches: int) -> None:
 
 
 def canvas_cost(size: int, batch: int, batches: int) -> None:
-    """Print the canvas's CPU time, and what the host does before a device can start."""
+    """Print the canvas's CPU time, and the host's work before a device can start."""
     pipeline = DegradationPipeline(ranges(), path="canvas")
     hq = crops(batch, size) * 2 - 1
     seeds = torch.arange(batch)
@@ -194,7 +194,7 @@ class Recorder(TorchDispatchMode):
 
 
 def launches(size: int, batch: int) -> None:
-    """Print how many operators each path takes; the host's own (draw, tables) are left out."""
+    """Print how many operators each path takes, without the host's own (draw, tables)."""
     hq, seeds = crops(batch, size) * 2 - 1, torch.arange(batch)
     print(f"\n## Operators that are not views, {size} x {size}, batch {batch}")
     for path in ("canvas", "loop"):
@@ -222,7 +222,7 @@ def memory(size: int) -> None:
 
 
 def on_gpu(batch: int) -> None:
-    """Print milliseconds an image and peak memory on a GPU, with synchronisation an error."""
+    """Print milliseconds per image and peak memory on a GPU; synchronising is an error."""
     print(f"\n## {torch.cuda.get_device_name()}, batch {batch}, LQ brought back to HQ size")
     print("| side | how | ms an image | peak GB |\n|---|---|---|---|")
     for size in (512, 1024):

@@ -2,10 +2,11 @@
 
 Run: OMP_NUM_THREADS=1 python -m benchmarks.bench_loader [--images 64] [--rounds 5] [--chroma 444]
 
-All take turns in each round on the same 1024 x 1024 JPEG files, so that a busy machine slows all
-alike. CPU time is what is compared; medians over rounds. Pipelines with two workers are compared
-with decode + crop in two processes at once, for two busy cores slow each other down. "Other JPEG"
-are the same photographs without the restart markers by which the loader decodes only some rows.
+All take turns in each round on the same 1024 x 1024 JPEG files, so that a busy machine slows all of
+them equally. CPU times are compared, as medians over rounds. Pipelines with two workers are
+compared with decode + crop in two concurrent processes, because two busy cores slow each other
+down. "Other JPEG" are the same photographs without the restart markers that let the loader decode
+only some rows.
 """
 
 import argparse
@@ -41,7 +42,7 @@ PEER = ("webdataset + Pillow, 0 workers", "webdataset + Pillow, 2 workers")
 
 
 def encoders(chroma: str) -> dict[str, Callable[[np.ndarray], bytes]]:
-    """Return how images are stored, by source: as the store has them, and without markers."""
+    """Return the encoders by source: as in a store, and without markers."""
 
     def save(image: np.ndarray, **options: int) -> bytes:
         data = io.BytesIO()
@@ -98,7 +99,7 @@ def in_memory(root: Path, *, rows: bool = False) -> Callable[[int], int]:
 
 
 def in_two_processes(run: Callable[[int], int], count: int) -> int:
-    """Baseline (a) twice at once: what two busy cores leave of one another."""
+    """Baseline (a) in two concurrent processes."""
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=run, args=(count // 2,)) for _ in range(2)]
     for process in processes:
@@ -140,7 +141,7 @@ def ours(root: Path, count: int, workers: int, source: str = "main") -> int:
 
 
 def take(loader: DataLoader, count: int) -> int:
-    """Take about `count` images; the workers are gone when this returns."""
+    """Take about `count` images; the workers have ended when this returns."""
     seen, iterator = 0, iter(loader)
     while seen < count:
         batch = next(iterator)
@@ -179,7 +180,7 @@ def first_batch_seconds(root: Path, workers: int) -> float:
 
 
 def worker_mib(root: Path) -> float:
-    """Return the memory of a worker's own, not shared with its parent, after 60 batches."""
+    """Return a worker's private memory, not shared with its parent, after 60 batches."""
     module = RestorationDataModule(
         root,
         {"main": SourceConfig(weight=1)},
@@ -203,7 +204,7 @@ def worker_mib(root: Path) -> float:
 
 
 def processor() -> str:
-    """Return the name of the processor, where the system tells it."""
+    """Return the name of the processor, if the system reports it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
 """PSNR and SSIM against the three libraries: python benchmarks/bench_metrics.py pairs=20 side=1024
 
 Each pair is measured by every implementation in turn, in the same process, and the order changes
-from pair to pair. Process CPU time, so that other work on the machine counts little; medians.
+from pair to pair. Medians of process CPU time, which other work on the machine affects little.
 """
 
 import platform

@@ -1,13 +1,12 @@
-"""Restoring: what the sampler costs beyond the networks, and seconds an image by size and part.
+"""Restoring: what the sampler costs beyond the networks, and seconds per image by size and part.
 
     python benchmarks/bench_restore.py                       tiny scale, on the CPU
     python benchmarks/bench_restore.py full                  SDXL's size, random weights, on a GPU
     python benchmarks/bench_restore.py memory                SDXL's size: peak by mode, computed
 
 The tiny networks are the demo's with an untrained adaptor. Overhead: a whole `restore_latent`
-against the same network calls made bare, on the same inputs, in turn, many times; CPU time of the
-process, so that a busy machine matters less. Of each pair the ratio is taken: what slows a machine
-down for longer slows both.
+against the bare network calls on the same inputs, alternating, many times; CPU time of the process,
+which a busy machine affects less. The ratio is taken per pair, since longer slowdowns affect both.
 """
 
 import platform
@@ -188,7 +187,7 @@ def full() -> None:
 def memory() -> None:
     """Print peak GPU memory by mode and size: weights counted, activations by the estimate.
 
-    The estimate is the one that decides what fits (src/open_supir/inference/memory.py).
+    The same estimate decides what fits (src/open_supir/inference/memory.py).
     """
     with torch.device("meta"):
         parts = networks("sdxl", "weights.sdxl=none", "data.root=none", "data.heldout=none",

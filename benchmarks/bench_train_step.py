@@ -260,7 +260,7 @@ def full(scale: str, batches: list[int], variants: list[str]) -> None:
 
 
 def train_rows(name: str, step: Step, batches: list[int], flops: StepFlops, peak: float) -> None:
-    """Print a row a batch size, and give the step's memory back."""
+    """Print one row per batch size, and free the step's memory."""
     for size in batches:
         print(f"| {name} | {size} | {_train_row(step, size, flops, peak)} |", flush=True)
     release(step)
@@ -341,7 +341,7 @@ def counted(scale: str, control: str, crop: int) -> StepFlops:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Return the rate of a large matrix product in bfloat16, operations a second."""
+    """Return the rate of a large bfloat16 matrix product, in operations per second."""
     side = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * side**3 / device_time(lambda: a @ b, device)
@@ -350,7 +350,7 @@ def peak_flops(device: torch.device) -> float:
 def device_time(
     call: Callable[[], Any], device: torch.device, *, warmup: int = 3, repeats: int = 10
 ) -> float:
-    """Return seconds a call, after warming up; a GPU is waited for at both ends only."""
+    """Return seconds per call, after warming up; a GPU is synchronised only at both ends."""
 
     def run(times: int) -> float:
         if device.type == "cuda":
@@ -367,7 +367,7 @@ def device_time(
 
 
 def release(step: Step | None) -> None:
-    """Give memory back: a step's gradients and optimiser state, and what was compiled."""
+    """Free a step's gradients and optimiser state, and what was compiled."""
     if step is not None:
         step.module.zero_grad(set_to_none=True)
         step.optimizer.state.clear()
@@ -378,13 +378,13 @@ def release(step: Step | None) -> None:
 
 
 def environment() -> str:
-    """Name versions and processor."""
+    """Return versions and processor."""
     processor = platform.processor() or platform.machine()
     return f"torch {torch.__version__}, Python {platform.python_version()}, {processor}"
 
 
 def main() -> None:
-    """Run what the command line names."""
+    """Run the part that the command line names."""
     words = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
     if "full" in sys.argv[1:]:
         batches = [int(size) for size in words.get("batches", "16,32,64").split(",")]

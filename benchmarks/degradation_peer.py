@@ -1,9 +1,9 @@
-"""A plain restatement of the structure of Real-ESRGAN's training code, as a peer.
+"""A plain reimplementation of the structure of Real-ESRGAN's training code, for comparison.
 
 Written for this comparison from the description of the method: one draw of scale, mode, noise kind
-and order for a whole batch, dense kernels, distinct levels by `torch.unique`, a branch an element
-for JPEG quality. No code was copied. It is given its blur kernels for nothing, where the original's
-data loader makes them, and has no pool of old pairs.
+and order for a whole batch, dense kernels, distinct levels by `torch.unique`, a branch per element
+for JPEG quality. No code was copied. Its blur kernels are given at no cost, whereas the original's
+data loader makes them, and there is no pool of old pairs.
 """
 
 import math

@@ -51,7 +51,7 @@ def rows() -> dict[str, Tensor]:
 
 
 def label(grid: Tensor, name: str) -> Image.Image:
-    """Return a row of pictures as an image with its name above."""
+    """Return a row of pictures as one image with its name above."""
     pixels = np.ascontiguousarray(to_uint8(grid).permute(1, 2, 0).numpy())
     image = Image.new("RGB", (pixels.shape[1], pixels.shape[0] + LABEL), "white")
     image.paste(Image.fromarray(pixels), (0, LABEL))

@@ -5,9 +5,9 @@
 Writes random weights under the official names (6.9 GB of SDXL in fp16, 5.3 GB of SUPIR in fp32 as
 a pickle), loads them in bf16 into networks built without memory, restores with them once (text,
 encoder, one joint forward at 64x64 latents, decoder), starts a training run from them, converts,
-exports, loads the exports again and compares bit by bit. Each step is a process of its own, so that
-its peak memory is its own. FOLDER needs 28 GB of disk; memory peaks near 12 GB. `small` shrinks the
-networks, to try the script out.
+exports, loads the exports again and compares bit by bit. Each step runs in its own process, so
+that peak memory is measured per step. FOLDER needs 28 GB of disk; memory peaks near 12 GB. `small`
+shrinks the networks, to try the script out.
 """
 
 import json
@@ -89,13 +89,13 @@ def write(folder: Path, small: bool) -> dict[str, float]:
 
 
 def load(folder: Path, small: bool) -> dict[str, float]:
-    """Load both files in bf16; peak memory against what the weights then weigh."""
+    """Load both files in bf16; compare peak memory with the size of the weights."""
     held = _nbytes(_load(folder, small))
     return {"weights, GB": held / 1e9, "peak / weights": _peak() / held}
 
 
 def restore(folder: Path, small: bool) -> dict[str, float]:
-    """Go once through every network in bf16, as restoration does; the autoencoder is float32."""
+    """Run every network once in bf16, as restoration does; the autoencoder is float32."""
     if small:  # such a file carries no configuration and would be taken for full size
         restoration.sdxl_architecture = lambda **options: architecture(True)
     start = time.perf_counter()
@@ -270,7 +270,7 @@ def _entries(
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw values that keep activations near one, so that the forward passes mean something."""
+    """Draw values that keep activations near one, so that forward passes are meaningful."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) < 2:
         return 0.02 * noise + (1.0 if name.endswith("weight") else 0.0)

@@ -2,20 +2,20 @@
 
     python benchmarks/large_image.py [2048 8192 ...] [checkpoint=FILE] [steps=2] [cfg=1.2]
 
-One process a size. The networks are those of a stage-2 checkpoint, or the demo's prior with an
+One process per size. The networks are those of a stage-2 checkpoint, or the demo's prior with an
 untrained adaptor. Everything is tiled, with the same tiles at all sizes, and the autoencoder's
 attention sees small windows, as it must where an image is too large for it.
 
-The image is made of overlapping discs of photographs at random places, so that one pixel is like
-any other: what differs at the borders of tiles is the tiles' doing.
+The image is made of overlapping discs of photographs at random places, so that all pixels are
+statistically alike: differences at tile borders are caused by the tiles.
 
-Memory: resident set, by the kernel, at each stage's peak, less that before the call and less the
-image's own buffers, which are what the stage holds by design (`OWN`); the highest of these is the
-work space.
+Memory: the resident set that the kernel reports at each stage's peak, minus that before the call
+and minus the image's own buffers, which the stage holds by design (`OWN`); the highest of these is
+the work space.
 
 Seams: the mean absolute difference of neighbouring pixels across the borders of tiles (the
 autoencoder's and the sampler's), in percent above that across all other borders of latent pixels,
-with its standard error: from how much the means of the other lines scatter.
+with its standard error, from the scatter of the means of the other lines.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ OWN = {  # images and latents in float32 that a stage holds besides the input
 
 
 def picture(side: int, seed: int = 0) -> Tensor:
-    """Return (3, side, side) in [0, 1]: discs of photographs, the later ones over the others."""
+    """Return (3, side, side) in [0, 1]: discs of photographs, later ones on top."""
     random = np.random.default_rng(seed)
     photos = [data.coffee(), data.chelsea(), data.astronaut()]
     canvas = np.zeros((side, side, 3), np.uint8)
@@ -183,7 +183,7 @@ def measure(side: int, steps: int, cfg: float, checkpoint: str | None) -> dict:
 
 
 def main() -> None:
-    """Measure each size in a process of its own."""
+    """Measure each size in its own process."""
     sides = [int(word) for word in sys.argv[1:] if word.isdecimal()] or [2048]
     given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     arguments = int(given.get("steps", 2)), float(given.get("cfg", 1.2)), given.get("checkpoint")

@@ -1,4 +1,4 @@
-"""Stage 2's step as it would be written without thought: everything in the graph."""
+"""Stage 2's step as a first version would have it: everything in the graph."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from open_supir.training import SupirModule
 
 
 def train_everything(module: SupirModule) -> None:
-    """Let every parameter have a gradient."""
+    """Make every parameter require a gradient."""
     module.requires_grad_(True)
 
 

@@ -38,7 +38,7 @@ SETUPS = (  # name, device, devices, GB of each
 
 
 class FusedAttention(torch.autograd.Function):
-    """Attention's products, without keeping what a fused kernel computes again."""
+    """Attention's products, without keeping what a fused kernel recomputes."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class FusedAttention(torch.autograd.Function):
 
 
 def networks(depth: str) -> tuple[ControlledUNet, Any]:
-    """Return the controlled UNet and the VAE on meta, in the type that they compute in."""
+    """Return the controlled UNet and the VAE on meta, in the dtype that they compute in."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = ["experiment=zerosft", "scale=sdxl", f"control={depth}"]
         cfg = compose("train", overrides=[*overrides, "runs_dir=/tmp", "run_dir=/tmp"])
@@ -103,7 +103,7 @@ def encode_cost(vae: Any, crop: int) -> float:
 
 
 def main() -> None:
-    """Print counts, then what they mean on some machines."""
+    """Print counts, then estimates for some machines."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     steps, batch = int(options.get("steps", "40000")), int(options.get("batch", "256"))
     F.scaled_dot_product_attention = FusedAttention.apply  # type: ignore[assignment]

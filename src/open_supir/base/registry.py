@@ -1,8 +1,8 @@
 """Build objects from plain values: `_target_` names the class, the rest are its arguments.
 
-A checkpoint from elsewhere is data, and importing a module runs its code. So `build` makes only
-classes that are registered: those of open_supir that say so, those of modules that the user names
-(`plugins=[my_module]`), and those that the user's own configuration names.
+A checkpoint from elsewhere is data, but importing a module runs its code. So `build` only builds
+registered classes: those of open_supir decorated with `register`, those of modules that the user
+names (`plugins=[my_module]`), and those named in the user's own configuration.
 """
 
 import importlib
@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=type)
 
 OWN = "open_supir."
-FORMERLY = "src."  # how checkpoints name this package that were made before it was installable
+FORMERLY = "src."  # this package's name in checkpoints made before it was installable
 _REGISTERED: dict[str, type] = {}
 
 
 def register(cls: T) -> T:
-    """Let `build` make this class; a decorator."""
+    """Allow `build` to build this class; a decorator."""
     _REGISTERED[f"{cls.__module__}.{cls.__qualname__}"] = cls
     return cls
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules of the user's and register the classes that they define.
+    """Import the user's modules and register the classes that they define.
 
     Raises:
         ValueError: A module cannot be imported.
@@ -36,7 +36,7 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 
 def trust(spec: Any) -> None:
-    """Register the classes that a configuration of the user's own names.
+    """Register the classes named in the user's own configuration.
 
     Raises:
         ValueError: A class or its module does not exist.
@@ -55,7 +55,7 @@ def trust(spec: Any) -> None:
 
 
 def build(spec: Mapping[str, Any]) -> Any:
-    """Build what `spec` says; arguments that name a class themselves are built first.
+    """Build the object that `spec` describes; arguments with a `_target_` are built first.
 
     Raises:
         ValueError: The class is not registered, or its arguments do not fit.
@@ -80,12 +80,12 @@ def _find(target: str) -> type:
     module, _, name = target.rpartition(".")
     if not target.startswith(OWN):
         raise ValueError(
-            f"a checkpoint or configuration asks for the class {target!r}, which this process does "
-            f"not know; if you trust it, name its module: plugins=[{module or 'MODULE'}]"
+            f"a checkpoint or configuration names the unknown class {target!r}; if you trust it, "
+            f"name its module: plugins=[{module or 'MODULE'}]"
         )
     found = getattr(_import(module, target), name, None)
     if not isinstance(found, type) or found not in _REGISTERED.values():
-        raise ValueError(f"{target} is none of the classes that a checkpoint may ask for")
+        raise ValueError(f"{target} is not a class that a checkpoint may name")
     return found
 
 
@@ -94,5 +94,5 @@ def _import(module: str, wanted: str) -> Any:
         return importlib.import_module(module)
     except (ImportError, ValueError) as error:  # ValueError: an empty name
         raise ValueError(
-            f"{wanted}: {error}; modules of your own must be importable (set PYTHONPATH)"
+            f"{wanted}: {error}; your own modules must be importable (set PYTHONPATH)"
         ) from error

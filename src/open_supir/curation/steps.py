@@ -1,4 +1,4 @@
-"""The steps whose work is a module of its own, imported when a worker opens the step."""
+"""Steps whose code is in modules of their own, which a worker imports when it opens the step."""
 
 from open_supir.curation.step_settings import (
     CaptionSettings,
@@ -10,12 +10,12 @@ from open_supir.curation.work import Process
 
 
 class FilterStep(FilterSettings):
-    """Normalises candidates, cuts them to the stored size, and measures them."""
+    """Normalises candidates, crops them to the stored size and measures them."""
 
     name = "filter"
 
     def open(self) -> Process:
-        """Return the work."""
+        """Return the function that processes a unit."""
         from open_supir.curation.filters import Filter
 
         return Filter(self)
@@ -27,7 +27,7 @@ class ScoreStep(ScoreSettings):
     name = "score"
 
     def open(self) -> Process:
-        """Return the work, with the metrics loaded."""
+        """Load the metrics; return the function that processes a unit."""
         from open_supir.curation.score import Score
 
         return Score(self)
@@ -39,7 +39,7 @@ class CaptionStep(CaptionSettings):
     name = "caption"
 
     def open(self) -> Process:
-        """Return the work, with the captioner loaded."""
+        """Load the captioner; return the function that processes a unit."""
         from open_supir.curation.caption import Caption
 
         return Caption(self)
@@ -51,7 +51,7 @@ class NegativeStep(NegativeSettings):
     name = "negatives"
 
     def open(self) -> Process:
-        """Return the work, with the prior loaded."""
+        """Load the prior; return the function that processes a unit."""
         from open_supir.curation.negatives import Negatives
 
         return Negatives(self)

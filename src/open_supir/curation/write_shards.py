@@ -1,4 +1,4 @@
-"""The last step: kept samples as the shards that training reads."""
+"""The last step: write the selected samples as shards for training."""
 
 import json
 import logging
@@ -26,19 +26,19 @@ class ShardStep:
 
     @property
     def name(self) -> str:
-        """Return the step's name: each source has its own."""
+        """Return the step's name, one per source."""
         return f"shards-{self.layout.source}"
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         return {"origin": self.layout.origin, "output": self.output}
 
     def open(self) -> Process:
-        """Return the work."""
+        """Return the function that writes a unit's shard."""
         return self._write
 
     def _write(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
-        """Write one shard at its final place; returns its manifest entry."""
+        """Write one shard to its final place; return its manifest entry."""
         from open_supir.data.shards import write_shard
 
         rows = read_rows(Path(unit.inputs["listing"]))
@@ -76,15 +76,15 @@ class ShardStep:
 
 
 def shard_units(layout: ShardLayoutStep, root: Path, *, prefix: str | None = None) -> list[Unit]:
-    """Return a unit for every shard of a finished layout.
+    """Return one unit per shard of a finished layout.
 
-    Names are `PREFIX-HASH-NNNNNN.tar`, where the hash stands for all that is in the shards, so that
-    no two data sets share a name. A `prefix` leaves the hash out.
+    Tars are named `SOURCE-HASH-NNNNNN.tar`. The hash covers the contents of all shards, so that
+    data sets never share a name. With `prefix` they are named `PREFIX-NNNNNN.tar`.
     """
     folder = unit_folder(root, layout.name, "all")
     done = read_done(folder)
     if done is None:
-        raise FileNotFoundError(f"{folder}: no layout")
+        raise FileNotFoundError(f"{folder} holds no finished layout; run step=shards again")
     contents = done["statistics"]["shards"]
     stem = prefix or f"{layout.source}-{digest(contents)[:8]}"
     return [
@@ -105,7 +105,7 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
     """Write the manifest of a source's shards and delete those of earlier layouts.
 
     Returns:
-        The manifest's entries; it is not written where it says so already.
+        The manifest's entries. A manifest that lists them already is not rewritten.
     """
     folder = Path(step.output) / step.layout.source
     entries = []
@@ -118,7 +118,7 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
     except (OSError, ValueError, KeyError):
         listed = None
     if not entries:
-        log.warning("%s: no samples, so nothing is written", step.layout.source)
+        log.warning("source %s has no samples; no shards are written", step.layout.source)
         return entries
     if listed != entries:
         from open_supir.data.shards import ShardEntry, write_manifest
@@ -127,7 +127,7 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
     names = {entry["name"] for entry in entries}
     for tar in folder.glob("*.tar"):
         if tar.name not in names:
-            log.info("%s: of an earlier layout, deleted", tar)
+            log.info("deleted %s, which belongs to an earlier layout", tar)
             from open_supir.data.shards import index_path
 
             tar.unlink()
@@ -136,10 +136,10 @@ def finish_shards(step: ShardStep, units: list[Unit], root: Path) -> list[dict[s
 
 
 def claim(folder: Path, made_from: str) -> None:
-    """Note beside the shards what they are made from.
+    """Record in the folder of the shards what they are made from.
 
     Raises:
-        ValueError: There are shards already, made from something else: they would be deleted.
+        ValueError: It already holds shards made from something else, which would be deleted.
     """
     note = folder / MADE_FROM
     if note.is_file() and note.read_text(encoding="utf-8") == made_from:
@@ -153,7 +153,7 @@ def claim(folder: Path, made_from: str) -> None:
 
 
 def missing_tars(step: ShardStep, units: list[Unit], root: Path) -> list[Unit]:
-    """Return the units whose finished shard is not at its final place any more."""
+    """Return the units whose finished shard is no longer at its final place."""
     gone = []
     for unit in units:
         folder = unit_folder(root, step.name, unit.name)
