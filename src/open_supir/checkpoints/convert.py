@@ -43,16 +43,11 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 
 
 class Input(NamedTuple):
-    """The combined contents of the input files.
+    """The combined contents of the input files."""
 
-    Attributes:
-        parts: Part -> tensors by our names.
-        metadata: The files' metadata.
-        weights: The base files recorded in a training checkpoint among them, by setting.
-    """
-
-    parts: dict[str, Mapping[str, Tensor]]
-    metadata: dict[str, str]
+    parts: dict[str, Mapping[str, Tensor]]  # part -> tensors by our names
+    metadata: dict[str, str]  # the files' metadata
+    # the base files recorded in a training checkpoint among them, by setting
     weights: dict[str, str | None]
 
 

@@ -65,17 +65,12 @@ _FROM_VAE_ATTENTION = _inverse(_VAE_ATTENTION) | _OLD_VAE_ATTENTION
 
 @dataclass(frozen=True, kw_only=True)
 class UNetShape:
-    """What the block numbers of a UNet and a VAE mean.
+    """What the block numbers of a UNet and a VAE mean."""
 
-    Args:
-        res_blocks: Residual blocks per encoder level.
-        attention: For each level, highest resolution first, whether it holds transformers.
-        vae_levels: Resolution levels of the VAE.
-    """
-
-    res_blocks: int = 2
+    res_blocks: int = 2  # residual blocks per encoder level
+    # for each level, highest resolution first, whether it holds transformers
     attention: tuple[bool, ...] = (False, True, True)
-    vae_levels: int = 4
+    vae_levels: int = 4  # resolution levels of the VAE
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "UNetShape":

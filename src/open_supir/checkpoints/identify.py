@@ -86,27 +86,17 @@ class PartInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """What a checkpoint is.
-
-    Args:
-        kind: A key of DESCRIPTIONS.
-        parts: Its parts, in the order of PARTS.
-        control_depth: Transformer blocks on the adaptor's levels, highest resolution first; empty
-            without an adaptor.
-        metadata: The file's metadata.
-        unknown: Keys of no part.
-        connector: Its connector, see `connector_kind`; empty without one.
-        missing: Parts needed for restoring that this file lacks.
-    """
+    """What a checkpoint is."""
 
     path: Path
-    kind: str
-    parts: dict[str, PartInfo]
+    kind: str  # a key of DESCRIPTIONS
+    parts: dict[str, PartInfo]  # its parts, in the order of PARTS
+    # transformer blocks on the adaptor's levels, highest resolution first; empty without an adaptor
     control_depth: tuple[int, ...]
-    connector: str
-    metadata: dict[str, str]
-    unknown: tuple[str, ...]
-    missing: tuple[str, ...]
+    connector: str  # its connector, see `connector_kind`; empty without one
+    metadata: dict[str, str]  # the file's metadata
+    unknown: tuple[str, ...]  # keys of no part
+    missing: tuple[str, ...]  # parts needed for restoring that this file lacks
 
     @property
     def control(self) -> str:

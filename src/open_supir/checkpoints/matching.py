@@ -22,29 +22,18 @@ STEM = "input_blocks.0.0.weight"  # its length is the width of the UNet's first 
 
 @dataclass(frozen=True, kw_only=True)
 class PartMatch:
-    """Where each tensor of one part is read from, and what does not fit.
+    """Where each tensor of one part is read from, and what does not fit."""
 
-    Args:
-        path: The file.
-        part: Name of the part.
-        sources: Our name of a tensor -> the part to read it from, and its name there.
-        missing: Names that the file lacks, as expected.
-        lacking: Names that it lacks unexpectedly.
-        ignored: Extra names that are allowed.
-        excess: Extra names that are not.
-        shapes: Differences of shape, in words.
-        hint: What the file was made with, if that explains the mismatch.
-    """
-
-    path: Path
-    part: str
+    path: Path  # the file
+    part: str  # name of the part
+    # our name of a tensor -> the part to read it from, and its name there
     sources: dict[str, tuple[PartTensors, str]]
-    missing: tuple[str, ...]
-    lacking: tuple[str, ...]
-    ignored: tuple[str, ...]
-    excess: tuple[str, ...]
-    shapes: tuple[str, ...]
-    hint: str
+    missing: tuple[str, ...]  # names that the file lacks, as expected
+    lacking: tuple[str, ...]  # names that it lacks unexpectedly
+    ignored: tuple[str, ...]  # extra names that are allowed
+    excess: tuple[str, ...]  # extra names that are not
+    shapes: tuple[str, ...]  # differences of shape, in words
+    hint: str  # what the file was made with, if that explains the mismatch
 
     def check(self) -> None:
         """Raise if the part cannot be loaded as asked.

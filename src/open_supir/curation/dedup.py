@@ -22,19 +22,13 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class DedupStep:
-    """Finds duplicates and evaluation images among the images within all bounds.
+    """Finds duplicates and evaluation images among the images within all bounds."""
 
-    Attributes:
-        max_distance: Maximum distance between duplicates; -1 disables the search.
-        leak_distance: Maximum distance between an image and an evaluation image.
-        against: Folders of evaluation images, which must not be trained on. They are cut like the
-            candidates, and also compared mirrored.
-        fit: How candidates are cut.
-    """
-
-    fit: FilterSettings
-    max_distance: int = 3
-    leak_distance: int = 6
+    fit: FilterSettings  # how candidates are cut
+    max_distance: int = 3  # maximum distance between duplicates; -1 disables the search
+    leak_distance: int = 6  # maximum distance between an image and an evaluation image
+    # Folders of evaluation images, which must not be trained on. They are cut like the candidates,
+    # and also compared mirrored.
     against: tuple[str, ...] = ()
 
     name = "dedup"

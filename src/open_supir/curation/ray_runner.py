@@ -21,24 +21,17 @@ class RayRunner:
 
     An actor that dies, by a kill, a lost node or lack of memory, is replaced, which costs its unit
     one attempt.
-
-    Attributes:
-        address: Address of a running cluster, such as `auto`; None starts Ray on this machine.
-        num_workers: Number of actors; -1 takes as many as the cluster has room for.
-        num_cpus: CPUs per actor.
-        num_gpus: GPUs per actor; a fraction such as 0.5 puts two actors on one GPU.
-        memory: Bytes per actor beyond which Ray may kill it; None sets no limit.
-        object_store: Size of Ray's object store in bytes if started here; little passes through it.
-        attempts: Maximum attempts per unit.
     """
 
+    # address of a running cluster, such as `auto`; None starts Ray on this machine
     address: str | None = None
-    num_workers: int = -1
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    memory: int | None = None
+    num_workers: int = -1  # number of actors; -1 takes as many as the cluster has room for
+    num_cpus: float = 1.0  # CPUs per actor
+    num_gpus: float = 0.0  # GPUs per actor; a fraction such as 0.5 puts two actors on one GPU
+    memory: int | None = None  # bytes per actor beyond which Ray may kill it; None sets no limit
+    # size of Ray's object store in bytes if started here; little passes through it
     object_store: int = 80 << 20
-    attempts: int = ATTEMPTS
+    attempts: int = ATTEMPTS  # maximum attempts per unit
 
     def __post_init__(self) -> None:
         if self.num_workers < -1 or self.num_workers == 0 or self.attempts < 1:

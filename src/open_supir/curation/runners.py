@@ -52,17 +52,11 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalRunner:
-    """Processes on this machine; each loads what the step needs once.
+    """Processes on this machine; each loads what the step needs once."""
 
-    Attributes:
-        num_workers: Number of processes; 0 works in this one, -1 is one per core.
-        num_gpus: GPUs to distribute among the processes; each sees one.
-        attempts: Maximum attempts per unit.
-    """
-
-    num_workers: int = -1
-    num_gpus: int = 0
-    attempts: int = ATTEMPTS
+    num_workers: int = -1  # number of processes; 0 works in this one, -1 is one per core
+    num_gpus: int = 0  # GPUs to distribute among the processes; each sees one
+    attempts: int = ATTEMPTS  # maximum attempts per unit
 
     def __post_init__(self) -> None:
         if self.num_workers < -1 or self.num_gpus < 0 or self.attempts < 1:

@@ -37,23 +37,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardLayoutStep:
-    """Says which sample goes into which shard.
+    """Says which sample goes into which shard."""
 
-    Attributes:
-        source: Name of the source: the folder of its shards, and the first part of their names.
-        origin: The step whose tars hold the samples: `filter`, or `negatives`.
-        shard_size: Samples a shard.
-        shuffle: Permute all samples by a hash of key and seed; else keep the order of the input.
-        seed: Of the permutation.
-        scores: Store the scores with each sample.
-    """
-
-    source: str
-    origin: str
-    shard_size: int = 1000
+    source: str  # name of the source: the folder of its shards, and the first part of their names
+    origin: str  # the step whose tars hold the samples: `filter`, or `negatives`
+    shard_size: int = 1000  # samples a shard
+    # permute all samples by a hash of key and seed; else keep the order of the input
     shuffle: bool = True
-    seed: int = 0
-    scores: bool = True
+    seed: int = 0  # of the permutation
+    scores: bool = True  # store the scores with each sample
 
     def __post_init__(self) -> None:
         if self.shard_size < 1 or not re.fullmatch(r"[A-Za-z0-9_-]+", self.source):

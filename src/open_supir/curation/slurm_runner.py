@@ -21,25 +21,18 @@ class SlurmRunner:
     """One job array per step; each job does its share of the units one by one.
 
     Units left undone by killed or timed-out jobs go into the next array.
-
-    Attributes:
-        jobs: Number of jobs in an array.
-        at_once: Maximum number of jobs running at a time; None leaves that to Slurm.
-        logs: Folder for submitit's scripts and logs, visible to all nodes.
-        cluster: `slurm`; `local` runs the jobs as processes here; None uses Slurm if available.
-        parameters: Parameters of submitit's AutoExecutor: timeout_min, cpus_per_task, mem_gb,
-            gpus_per_node, slurm_partition, slurm_account and so on.
-        attempts: Maximum number of arrays per step.
-        poll_s: Seconds between polls of the jobs.
     """
 
-    logs: str
-    jobs: int = 64
-    at_once: int | None = None
+    logs: str  # folder for submitit's scripts and logs, visible to all nodes
+    jobs: int = 64  # number of jobs in an array
+    at_once: int | None = None  # maximum number of jobs running at a time; None: Slurm decides
+    # `slurm`; `local` runs the jobs as processes here; None uses Slurm if available
     cluster: str | None = "slurm"
+    # parameters of submitit's AutoExecutor: timeout_min, cpus_per_task, mem_gb, gpus_per_node,
+    # slurm_partition, slurm_account and so on
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    attempts: int = ATTEMPTS
-    poll_s: float = POLL_SECONDS
+    attempts: int = ATTEMPTS  # maximum number of arrays per step
+    poll_s: float = POLL_SECONDS  # seconds between polls of the jobs
 
     def __post_init__(self) -> None:
         if self.jobs < 1 or self.attempts < 1:

@@ -36,21 +36,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """Where the candidates are.
+    """Where the candidates are."""
 
-    Attributes:
-        paths: Source name -> a folder of images, a folder of tars, a tar, or a Parquet file with a
-            column `path` (optionally `caption`, `source`, `licence`). Relative paths in a Parquet
-            file are relative to its folder.
-        licences: Source name -> licence of samples that do not state one.
-        unit_size: Images per unit; a tar is always its own unit.
-        exclude: Folders to skip: those that the pipeline itself writes.
-    """
-
+    # Source name -> a folder of images, a folder of tars, a tar, or a Parquet file with a column
+    # `path` (optionally `caption`, `source`, `licence`). Relative paths in a Parquet file are
+    # relative to its folder.
     paths: Mapping[str, str]
+    # source name -> licence of samples that do not state one
     licences: Mapping[str, str] = field(default_factory=dict)
-    unit_size: int = 1000
-    exclude: tuple[str, ...] = ()
+    unit_size: int = 1000  # images per unit; a tar is always its own unit
+    exclude: tuple[str, ...] = ()  # folders to skip: those that the pipeline itself writes
 
     def __post_init__(self) -> None:
         if not self.paths or self.unit_size < 1:

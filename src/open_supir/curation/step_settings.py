@@ -20,28 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FilterSettings:
-    """How candidates are normalised, cut to the stored size, and measured.
+    """How candidates are normalised, cut to the stored size, and measured."""
 
-    Attributes:
-        size: Shorter side of what is stored, in pixels.
-        large: What becomes of larger images: `resize` reduces them to `size`, `tiles` cuts squares
-            of `size` at native resolution, `keep` stores them as they are.
-        max_tiles: Most tiles of an image, spread evenly.
-        min_side: Candidates with a shorter side are refused before they are decoded.
-        max_pixels: So are those with more pixels.
-        quality: Of the JPEG, without chroma subsampling, where an image is encoded anew.
-        keep_keys: Keep the keys of tars.
-        record: Note source, licence, original size and what was normalised in each sample; else a
-            tar's own json is kept to the letter.
-    """
-
-    size: int = 1024
+    size: int = 1024  # shorter side of what is stored, in pixels
+    # what becomes of larger images: `resize` reduces them to `size`, `tiles` cuts squares of `size`
+    # at native resolution, `keep` stores them as they are
     large: str = "resize"
-    max_tiles: int = 4
-    min_side: int = 1024
-    max_pixels: int = 100_000_000
-    quality: int = 95
-    keep_keys: bool = False
+    max_tiles: int = 4  # most tiles of an image, spread evenly
+    min_side: int = 1024  # candidates with a shorter side are refused before they are decoded
+    max_pixels: int = 100_000_000  # so are those with more pixels
+    quality: int = 95  # of the JPEG, without chroma subsampling, where an image is encoded anew
+    keep_keys: bool = False  # keep the keys of tars
+    # note source, licence, original size and what was normalised in each sample; else a tar's own
+    # json is kept to the letter
     record: bool = True
 
     def __post_init__(self) -> None:
@@ -104,15 +95,10 @@ def tile_corners(height: int, width: int, *, size: int, most: int) -> list[tuple
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """Which metrics without a reference score the images that pass the thresholds so far.
+    """Which metrics without a reference score the images that pass the thresholds so far."""
 
-    Attributes:
-        metrics: Names of the scores, which become columns.
-        scorer: Builds a function (1, 3, H, W) in [0, 1] -> value a metric.
-    """
-
-    metrics: tuple[str, ...]
-    scorer: Blueprint
+    metrics: tuple[str, ...]  # names of the scores, which become columns
+    scorer: Blueprint  # builds a function (1, 3, H, W) in [0, 1] -> value a metric
 
     def __post_init__(self) -> None:
         hidden = sorted(set(self.metrics) & set(MEASURES))
@@ -126,23 +112,15 @@ class ScoreSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSettings:
-    """How the kept images are captioned.
+    """How the kept images are captioned."""
 
-    Attributes:
-        captioner: Builds a captioner of inference; None keeps the captions that came along.
-        cache: Folder of answers by image, model and question.
-        quadrants: Caption the four quarters too, for crops that show one of them.
-        keep_existing: Do not ask about images that came with a caption.
-        concurrency: Questions at a time in each worker; above 1 for servers only.
-        attempts: How often a question is asked.
-    """
-
+    # builds a captioner of inference; None keeps the captions that came along
     captioner: Blueprint | None
-    cache: str
-    quadrants: bool = False
-    keep_existing: bool = False
-    concurrency: int = 1
-    attempts: int = 3
+    cache: str  # folder of answers by image, model and question
+    quadrants: bool = False  # caption the four quarters too, for crops that show one of them
+    keep_existing: bool = False  # do not ask about images that came with a caption
+    concurrency: int = 1  # questions at a time in each worker; above 1 for servers only
+    attempts: int = 3  # how often a question is asked
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.attempts < 1:
@@ -165,20 +143,13 @@ class CaptionSettings:
 class NegativeSettings:
     """How negative samples are made: image-to-image from positives, with the negative words as
     prompt.
-
-    Attributes:
-        prior: Builds the text-to-image prior (open_supir.inference.prior).
-        words: The prompt, and the caption of what comes out.
-        strength: Share of the sampling steps that are taken; SUPIR takes 0.5.
-        seed: With the key of a sample it seeds its noise.
-        quality: Of the JPEG.
     """
 
-    prior: Blueprint
-    words: str
-    strength: float = 0.5
-    seed: int = 0
-    quality: int = 95
+    prior: Blueprint  # builds the text-to-image prior (open_supir.inference.prior)
+    words: str  # the prompt, and the caption of what comes out
+    strength: float = 0.5  # share of the sampling steps that are taken; SUPIR takes 0.5
+    seed: int = 0  # with the key of a sample it seeds its noise
+    quality: int = 95  # of the JPEG
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1 or not self.words.strip():

@@ -30,17 +30,11 @@ VERSION = 1  # of the steps' output; raise it when old output must be redone
 
 @dataclass(frozen=True)
 class Unit:
-    """One shard of one step.
+    """One shard of one step."""
 
-    Attributes:
-        name: Name of the unit and its folder.
-        content: Digest of everything it reads.
-        inputs: Where its inputs are, as plain values.
-    """
-
-    name: str
-    content: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # name of the unit and its folder
+    content: str  # digest of everything it reads
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # where its inputs are, as plain values
 
 
 # Fills a folder and returns statistics, which tell later steps whether the result has changed

@@ -60,24 +60,17 @@ def _as_tuples(config: object, names: Iterable[str]) -> None:
 @register
 @dataclass(frozen=True, kw_only=True)
 class BlurConfig:
-    """Blur kernels: a sinc with probability `sinc_prob`, otherwise one of `families`.
+    """Blur kernels: a sinc with probability `sinc_prob`, otherwise one of `families`."""
 
-    Attributes:
-        prob: Share of samples that are blurred at all.
-        families: Probability of each of `FAMILIES`.
-        sinc_prob: Share of blurred samples whose kernel is a sinc low-pass.
-        sigma: Standard deviation along each axis, in pixels.
-        beta_generalized: Exponent of generalised Gaussians: U(low, 1) or U(1, high), half each.
-        beta_plateau: Exponent of plateau kernels, likewise.
-        sizes: Smallest and largest window side, both odd; uniform over the odd sides between.
-    """
-
-    prob: float = 0.0
+    prob: float = 0.0  # share of samples that are blurred at all
+    # probability of each of `FAMILIES`
     families: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    sinc_prob: float = 0.0
-    sigma: tuple[float, float] = (0.2, 3.0)
+    sinc_prob: float = 0.0  # share of blurred samples whose kernel is a sinc low-pass
+    sigma: tuple[float, float] = (0.2, 3.0)  # standard deviation along each axis, in pixels
+    # exponent of generalised Gaussians: U(low, 1) or U(1, high), half each
     beta_generalized: tuple[float, float] = (0.5, 4.0)
-    beta_plateau: tuple[float, float] = (1.0, 2.0)
+    beta_plateau: tuple[float, float] = (1.0, 2.0)  # exponent of plateau kernels, likewise
+    # smallest and largest window side, both odd; uniform over the odd sides between
     sizes: tuple[int, int] = (7, 21)
 
     def __post_init__(self) -> None:
@@ -98,37 +91,23 @@ class BlurConfig:
 @register
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One round of blur, resize, noise and JPEG.
+    """One round of blur, resize, noise and JPEG."""
 
-    Attributes:
-        prob: Share of samples that pass through blur, resize and noise of this stage.
-        blur: Blur kernels.
-        resize_prob: Probabilities of scaling up, down, or keeping the size.
-        up: Scale when scaling up.
-        down: Scale when scaling down.
-        modes: Interpolation modes, drawn uniformly.
-        noise_prob: Share of samples that get noise.
-        gaussian_prob: Share of noisy samples that get Gaussian noise; the others get Poisson noise.
-        sigma: Gaussian standard deviation in [0, 255] units.
-        poisson: Factor on the Poisson noise.
-        gray_prob: Share of noisy samples whose noise is the same in all channels.
-        jpeg_prob: Share of samples that are compressed.
-        jpeg: JPEG quality.
-    """
-
-    prob: float = 1.0
-    blur: BlurConfig = field(default_factory=BlurConfig)
+    prob: float = 1.0  # share of samples that pass through blur, resize and noise of this stage
+    blur: BlurConfig = field(default_factory=BlurConfig)  # blur kernels
+    # probabilities of scaling up, down, or keeping the size
     resize_prob: tuple[float, float, float] = (0.0, 0.0, 1.0)
-    up: tuple[float, float] = (1.0, 1.5)
-    down: tuple[float, float] = (0.15, 1.0)
-    modes: tuple[str, ...] = MODES
-    noise_prob: float = 0.0
+    up: tuple[float, float] = (1.0, 1.5)  # scale when scaling up
+    down: tuple[float, float] = (0.15, 1.0)  # scale when scaling down
+    modes: tuple[str, ...] = MODES  # interpolation modes, drawn uniformly
+    noise_prob: float = 0.0  # share of samples that get noise
+    # share of noisy samples that get Gaussian noise; the others get Poisson noise
     gaussian_prob: float = 0.5
-    sigma: tuple[float, float] = (1.0, 30.0)
-    poisson: tuple[float, float] = (0.05, 3.0)
-    gray_prob: float = 0.4
-    jpeg_prob: float = 0.0
-    jpeg: tuple[float, float] = (30.0, 95.0)
+    sigma: tuple[float, float] = (1.0, 30.0)  # Gaussian standard deviation in [0, 255] units
+    poisson: tuple[float, float] = (0.05, 3.0)  # factor on the Poisson noise
+    gray_prob: float = 0.4  # share of noisy samples whose noise is the same in all channels
+    jpeg_prob: float = 0.0  # share of samples that are compressed
+    jpeg: tuple[float, float] = (30.0, 95.0)  # JPEG quality
 
     def __post_init__(self) -> None:
         _as_tuples(self, ("resize_prob", "up", "down", "modes", "sigma", "poisson", "jpeg"))
@@ -146,49 +125,36 @@ class StageConfig:
 @register
 @dataclass(frozen=True, kw_only=True)
 class DegradationConfig:
-    """Two stages, then a final resize with sinc filter, before or after the second JPEG.
+    """Two stages, then a final resize with sinc filter, before or after the second JPEG."""
 
-    Attributes:
-        first: First stage; sizes are relative to the HQ image.
-        second: Second stage; sizes are relative to the final LQ size, as in Real-ESRGAN. Its JPEG
-            runs even where `second.prob` skips the rest of the stage.
-        scale: HQ side / LQ side.
-        sinc_prob: Share of samples with a final sinc filter.
-        sinc_cutoff: Its cutoff in radians per pixel.
-        sinc_sizes: Its smallest and largest side, odd.
-        order_prob: Share of samples resized and filtered before the second JPEG; the others after.
-        modes: Interpolation modes of the final resize.
-        resize_back: Bring LQ back to the HQ size: "bicubic", "random" mode, or None for a small LQ.
-        identity_prob: Share of samples that are not degraded.
-        jpeg: "libjpeg", or "diffjpeg" for the arithmetic of Real-ESRGAN's training code.
-        align: "size" keeps image edges aligned; "scale_factor" drifts like Real-ESRGAN's first
-            resize.
-        antialias: Widen bilinear and bicubic filters when scaling down.
-        poisson_levels: "unique" counts the image's distinct levels, "fixed" takes 256.
-        poisson_floor: Fewest levels that "unique" assumes; without it a flat image drowns in noise.
-        sharpen: Make LQ from the sharpened HQ, see `ops.unsharp`.
-        round: Round LQ to multiples of 1/255.
-        min_side: Smallest side of any intermediate image.
-    """
-
+    # first stage; sizes are relative to the HQ image
     first: StageConfig = field(default_factory=StageConfig)
+    # Second stage; sizes are relative to the final LQ size, as in Real-ESRGAN. Its JPEG runs even
+    # where `second.prob` skips the rest of the stage.
     second: StageConfig = field(default_factory=StageConfig)
-    scale: float = 4.0
-    sinc_prob: float = 0.0
+    scale: float = 4.0  # HQ side / LQ side
+    sinc_prob: float = 0.0  # share of samples with a final sinc filter
+    # its cutoff in radians per pixel
     sinc_cutoff: tuple[float, float] = (1.0471975511965976, 3.141592653589793)
-    sinc_sizes: tuple[int, int] = (7, 21)
+    sinc_sizes: tuple[int, int] = (7, 21)  # its smallest and largest side, odd
+    # share of samples resized and filtered before the second JPEG; the others after
     order_prob: float = 0.5
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = MODES  # interpolation modes of the final resize
+    # bring LQ back to the HQ size: "bicubic", "random" mode, or None for a small LQ
     resize_back: Literal["bicubic", "random"] | None = "bicubic"
-    identity_prob: float = 0.0
+    identity_prob: float = 0.0  # share of samples that are not degraded
+    # "libjpeg", or "diffjpeg" for the arithmetic of Real-ESRGAN's training code
     jpeg: Literal["libjpeg", "diffjpeg"] = "libjpeg"
+    # "size" keeps image edges aligned; "scale_factor" drifts like Real-ESRGAN's first resize
     align: Literal["size", "scale_factor"] = "size"
-    antialias: bool = False
+    antialias: bool = False  # widen bilinear and bicubic filters when scaling down
+    # "unique" counts the image's distinct levels, "fixed" takes 256
     poisson_levels: Literal["unique", "fixed"] = "unique"
+    # fewest levels that "unique" assumes; without it a flat image drowns in noise
     poisson_floor: int = 64
-    sharpen: bool = False
-    round: bool = True
-    min_side: int = 1
+    sharpen: bool = False  # make LQ from the sharpened HQ, see `ops.unsharp`
+    round: bool = True  # round LQ to multiples of 1/255
+    min_side: int = 1  # smallest side of any intermediate image
 
     @property
     def fewest_levels(self) -> int:

@@ -34,55 +34,35 @@ _GRIDS = {"table": table_sigmas, "karras": karras_sigmas, "exponential": exponen
 class SamplerSettings:
     """How to sample. To add a sampler, subclass this and override `sample`.
 
-    Attributes:
-        num_steps: Steps, 1..1000.
-        sampler: euler and heun add noise back by `s_churn`, dpmpp_2m by `eta`.
-        grid: How the noise levels are spaced.
-        cfg_scale: Strength of classifier-free guidance as sigma goes to 0; 1 means none.
-        cfg_scale_start: Its strength at the highest sigma; None keeps it constant.
-        cfg_interval: Lowest and highest sigma with guidance; None guides everywhere.
-        control_scale: Strength of the control connectors as sigma goes to 0; 0 leaves only the
-            prior.
-        control_scale_start: Its strength at the highest sigma; None keeps it constant.
-        tau: Exponent of restoration guidance; larger is weaker. None switches it off.
-        center: What restoration guidance pulls toward: the cleaned image, encoded again as the mean
-            of its posterior ("clean") or a sample from it ("clean_sampled", as released), or the
-            latent of the degraded image ("lq", as in the paper's Algorithm 1).
-        s_churn, s_tmin, s_tmax: Amount of churn, and the range of sigma that it applies to.
-        s_noise: Factor on the standard deviation of all noise added.
-        churn_beyond_table: Let churn raise sigma above the table's top, as released, although the
-            network then gets the top level's index and scaling.
-        eta: 0 is dpmpp_2m's ODE, 1 its SDE.
-        tile: Side of a tile in latent pixels, a multiple of 4; None denoises the whole at once.
-        overlap: Minimum share of a tile that its neighbour covers too.
-        tile_batch: Tiles evaluated together.
-        sequential_cfg: Evaluate the halves of classifier-free guidance one after the other, to save
-            memory.
-
     Raises:
         ValueError: A value is out of its range; the message names it.
     """
 
-    num_steps: int = 50
-    sampler: Sampler = "euler"
-    grid: Grid = "table"
-    cfg_scale: float = 4.0
-    cfg_scale_start: float | None = None
-    cfg_interval: tuple[float, float] | None = None
-    control_scale: float = 1.0
-    control_scale_start: float | None = None
-    tau: float | None = None
+    num_steps: int = 50  # 1..1000
+    sampler: Sampler = "euler"  # euler and heun add noise back by `s_churn`, dpmpp_2m by `eta`
+    grid: Grid = "table"  # how the noise levels are spaced
+    cfg_scale: float = 4.0  # classifier-free guidance as sigma goes to 0; 1 means none
+    cfg_scale_start: float | None = None  # the same at the highest sigma; None keeps it constant
+    cfg_interval: tuple[float, float] | None = None  # sigmas with guidance; None guides everywhere
+    control_scale: float = 1.0  # strength of control as sigma goes to 0; 0 leaves only the prior
+    control_scale_start: float | None = None  # the same at the highest sigma; None: constant
+    tau: float | None = None  # exponent of restoration guidance; larger is weaker, None is off
+    # What restoration guidance pulls toward: the cleaned image, encoded again as the mean of its
+    # posterior ("clean") or a sample from it ("clean_sampled", as released), or the latent of the
+    # degraded image ("lq", as in the paper's Algorithm 1).
     center: Center = "clean"
-    s_churn: float = 5.0
+    s_churn: float = 5.0  # amount of churn, for sigmas in s_tmin..s_tmax
     s_tmin: float = 0.0
     s_tmax: float = math.inf
-    s_noise: float = 1.01
+    s_noise: float = 1.01  # factor on the standard deviation of all noise added
+    # Let churn raise sigma above the table's top, as released, although the network then gets the
+    # top level's index and scaling.
     churn_beyond_table: bool = False
-    eta: float = 1.0
-    tile: int | None = None
-    overlap: float = 0.25
-    tile_batch: int = 4
-    sequential_cfg: bool = False
+    eta: float = 1.0  # 0 is dpmpp_2m's ODE, 1 its SDE
+    tile: int | None = None  # side in latent pixels, a multiple of 4; None: the whole at once
+    overlap: float = 0.25  # minimum share of a tile that its neighbour covers too
+    tile_batch: int = 4  # tiles evaluated together
+    sequential_cfg: bool = False  # evaluate the halves of guidance one by one, to save memory
 
     def __post_init__(self) -> None:
         words = {"sampler": Sampler, "grid": Grid, "center": Center}

@@ -17,19 +17,12 @@ MAX_GAMMA = math.sqrt(2) - 1  # Karras et al. 2022, Algorithm 2
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a sampler, in Python floats, so that nothing waits for a device.
+    """One step of a sampler, in Python floats, so that nothing waits for a device."""
 
-    Attributes:
-        index: Position in the list of sigmas.
-        sigma: The schedule's noise level.
-        sigma_hat: The noise level of the current x, raised by churn.
-        sigma_next: The noise level at the end of the step.
-    """
-
-    index: int
-    sigma: float
-    sigma_hat: float
-    sigma_next: float
+    index: int  # position in the list of sigmas
+    sigma: float  # the schedule's noise level
+    sigma_hat: float  # the noise level of the current x, raised by churn
+    sigma_next: float  # the noise level at the end of the step
 
 
 Denoise = Callable[[Tensor, Step], Tensor]  # (x (B, C, h, w), step) -> denoised, same shape

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.stats import wilcoxon
 
 from open_supir.evaluation.means import (
     NOT_AVAILABLE,
@@ -193,6 +192,8 @@ def paired_test(differences: Sequence[float]) -> float:
     sample = np.asarray(differences, dtype=np.float64)
     if not sample.any():
         return 1.0
+    from scipy.stats import wilcoxon  # takes a second
+
     return float(wilcoxon(sample, zero_method="zsplit").pvalue)  # type: ignore[attr-defined]
 
 

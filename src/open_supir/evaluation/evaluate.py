@@ -32,17 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingDegradation:
-    """Degrades one image with the training pipeline.
+    """Degrades one image with the training pipeline."""
 
-    Attributes:
-        pipeline: Draws and applies the degradation.
-        ranges: Its configuration, as plain values.
-        digest: SHA-256 of `ranges`, for the records.
-    """
-
-    pipeline: DegradationPipeline
-    ranges: Mapping[str, Any]
-    digest: str
+    pipeline: DegradationPipeline  # draws and applies the degradation
+    ranges: Mapping[str, Any]  # its configuration, as plain values
+    digest: str  # SHA-256 of `ranges`, for the records
 
     @classmethod
     def of(cls, ranges: Mapping[str, Any]) -> "TrainingDegradation":

@@ -31,24 +31,17 @@ Curve = list[tuple[int, float]]  # (step, value), sorted by step
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """Everything read from one run folder.
+    """Everything read from one run folder."""
 
-    Attributes:
-        path: The run folder.
-        label: Short name in tables, unique within a comparison.
-        config: The flattened configuration: "trainer.max_steps" -> value.
-        overrides: Overrides from the command line.
-        summary: Contents of summary.json; empty if there is none.
-        curves: Logged scalars by name.
-        pictures: Validation pictures, by path below pictures/.
-    """
-
-    path: Path
-    label: str
+    path: Path  # the run folder
+    label: str  # short name in tables, unique within a comparison
+    # the flattened configuration: "trainer.max_steps" -> value
     config: dict[str, Any] = field(default_factory=dict)
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()  # overrides from the command line
+    # contents of summary.json; empty if there is none
     summary: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    curves: dict[str, Curve] = field(default_factory=dict)  # logged scalars by name
+    # validation pictures, by path below pictures/
     pictures: dict[str, Path] = field(default_factory=dict)
 
     @property

@@ -17,19 +17,12 @@ FETCH = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The mean of one metric over the images of one method.
+    """The mean of one metric over the images of one method."""
 
-    Attributes:
-        mean: Mean over the images with a value; None if there are none.
-        images: Names of the images with a value.
-        total: Number of images in the benchmark.
-        reasons: Why values are missing, most frequent first.
-    """
-
-    mean: float | None
-    images: frozenset[str]
-    total: int
-    reasons: tuple[str, ...] = ()
+    mean: float | None  # mean over the images with a value; None if there are none
+    images: frozenset[str]  # names of the images with a value
+    total: int  # number of images in the benchmark
+    reasons: tuple[str, ...] = ()  # why values are missing, most frequent first
 
     @property
     def counted(self) -> int:

@@ -38,37 +38,22 @@ CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric and how tables show it.
+    """One metric and how tables show it."""
 
-    Attributes:
-        name: Name in configs and records.
-        title: Column title.
-        direction: Which direction is better; "none" for statistics that are not scores.
-        range: Range of values, in words.
-        library: Library that computes it, with its installed version and licence.
-        metric_id: Exact id or settings in that library.
-        color: What is measured: RGB, or which Y.
-        needs_reference: Whether it compares with the HQ image.
-        decimals: Decimals shown in tables.
-        build: Makes the score function on a device; loads each model once.
-        weights: Weight files it needs.
-        min_side: Smallest image side that can be measured.
-        per_set: One value for a whole set of images; `build` then makes a SetScore.
-    """
-
-    name: str
-    title: str
-    direction: Direction
-    range: str
-    library: str
-    metric_id: str
-    color: str
-    needs_reference: bool
-    decimals: int
+    name: str  # name in configs and records
+    title: str  # column title
+    direction: Direction  # which direction is better; "none" for statistics that are not scores
+    range: str  # range of values, in words
+    library: str  # library that computes it, with its installed version and licence
+    metric_id: str  # exact id or settings in that library
+    color: str  # what is measured: RGB, or which Y
+    needs_reference: bool  # whether it compares with the HQ image
+    decimals: int  # decimals shown in tables
+    # makes the score function on a device; loads each model once
     build: Callable[[torch.device], Any]
-    weights: tuple[WeightFile, ...] = ()
-    min_side: int = 1
-    per_set: bool = False
+    weights: tuple[WeightFile, ...] = ()  # weight files it needs
+    min_side: int = 1  # smallest image side that can be measured
+    per_set: bool = False  # one value for a whole set of images; `build` then makes a SetScore
 
     @property
     def arrow(self) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from open_supir.base.files import write_text
 from open_supir.base.images import list_images
@@ -220,6 +219,8 @@ def _rate(name: str, won: int, lost: int, tied: int) -> list[str]:
     counts = [name, str(won), str(lost), str(tied)]
     if won + lost == 0:
         return [*counts, "n/a", "n/a", "n/a", "n/a"]
+    from scipy.stats import binomtest  # takes a second
+
     test = binomtest(won, won + lost)
     low, high = test.proportion_ci(method="wilson")
     rate = won / (won + lost)

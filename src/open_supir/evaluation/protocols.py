@@ -23,41 +23,26 @@ Degrade = Callable[[Tensor, int], tuple[Tensor, Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The conventions of one benchmark.
+    """The conventions of one benchmark."""
 
-    Attributes:
-        name: As in conf/protocol.
-        source: The paper or script the conventions follow.
-        metrics: Names in METRICS.
-        obtain: Where the images come from, and their licence.
-        hq_folder: HQ images, below the data root; None if there is no reference.
-        lq_folder: LQ images, below the data root; None if HQ images are degraded.
-        degradation: How HQ images are degraded; None leaves it to the caller of `load_samples`.
-        short_side: HQ images are first resized to this shorter side; None keeps their size.
-        crop: Side of the centred square that is then cropped; None keeps the whole image.
-        scale: Factor by which LQ images are enlarged (bicubic) before restoration.
-        border: Pixels cropped from each side before measuring.
-        seed: Degradation seed; each image's own seed derives from this and its name.
-        repeats: How often each HQ image is degraded, each time with a different seed.
-        limit: Use at most this many images, in order of name.
-        lq_name: File stem of the LQ partner; "{stem}" stands for the HQ image's stem.
-    """
-
-    name: str
-    source: str
-    metrics: tuple[str, ...]
-    obtain: str = ""
-    hq_folder: str | None = None
-    lq_folder: str | None = None
+    name: str  # as in conf/protocol
+    source: str  # the paper or script the conventions follow
+    metrics: tuple[str, ...]  # names in METRICS
+    obtain: str = ""  # where the images come from, and their licence
+    hq_folder: str | None = None  # HQ images, below the data root; None if there is no reference
+    lq_folder: str | None = None  # LQ images, below the data root; None if HQ images are degraded
+    # how HQ images are degraded; None leaves it to the caller of `load_samples`
     degradation: FixedDegradation | None = None
+    # HQ images are first resized to this shorter side; None keeps their size
     short_side: int | None = None
+    # side of the centred square that is then cropped; None keeps the whole image
     crop: int | None = None
-    scale: int = 1
-    border: int = 0
-    seed: int = 0
-    repeats: int = 1
-    limit: int | None = None
-    lq_name: str = "{stem}"
+    scale: int = 1  # factor by which LQ images are enlarged (bicubic) before restoration
+    border: int = 0  # pixels cropped from each side before measuring
+    seed: int = 0  # degradation seed; each image's own seed derives from this and its name
+    repeats: int = 1  # how often each HQ image is degraded, each time with a different seed
+    limit: int | None = None  # use at most this many images, in order of name
+    lq_name: str = "{stem}"  # file stem of the LQ partner; "{stem}" stands for the HQ image's stem
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))

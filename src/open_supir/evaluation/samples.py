@@ -11,22 +11,14 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """One input of a benchmark.
+    """One input of a benchmark."""
 
-    Attributes:
-        name: Unique among the images.
-        lq, hq: (1, 3, H, W) in [0, 1]; hq is None if there is no reference.
-        source: The file it was read from; captions are beside it.
-        degradation: How `lq` was made from `hq`, as JSON values; empty if unknown.
-        small: `lq` before the protocol enlarged it; None if it did not.
-    """
-
-    name: str
-    lq: Tensor
-    hq: Tensor | None
-    source: Path | None = None
-    degradation: Mapping[str, Any] = MappingProxyType({})
-    small: Tensor | None = None
+    name: str  # unique among the images
+    lq: Tensor  # (1, 3, H, W) in [0, 1]
+    hq: Tensor | None  # likewise; None if there is no reference
+    source: Path | None = None  # the file it was read from; captions are beside it
+    degradation: Mapping[str, Any] = MappingProxyType({})  # how `lq` was made from `hq`, as JSON
+    small: Tensor | None = None  # `lq` before the protocol enlarged it; None if it did not
 
 
 Method = Callable[[Sample], Tensor]  # returns the restored image, sized like hq

@@ -39,21 +39,14 @@ MAX_DIFFERENCES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """What the report shows.
+    """What the report shows."""
 
-    Attributes:
-        method: Method whose metrics are compared.
-        ignore: Irrelevant configuration keys (paths, loggers), with everything below them.
-        pictures: Maximum number of inputs in the picture grids.
-        smooth: Width of the running mean over training losses, in logged points.
-        curves: Scalars to plot; if empty, all training losses and val/*.
-    """
-
-    method: str = "restored"
+    method: str = "restored"  # method whose metrics are compared
+    # irrelevant configuration keys (paths, loggers), with everything below them
     ignore: Sequence[str] = ()
-    pictures: int = 6
-    smooth: int = 10
-    curves: Sequence[str] = ()
+    pictures: int = 6  # maximum number of inputs in the picture grids
+    smooth: int = 10  # width of the running mean over training losses, in logged points
+    curves: Sequence[str] = ()  # scalars to plot; if empty, all training losses and val/*
 
     def __post_init__(self) -> None:
         if self.pictures < 0 or self.smooth < 1:

@@ -14,19 +14,12 @@ from open_supir.base.images import resize, to_uint8, to_unit
 
 @dataclass(frozen=True, kw_only=True)
 class FixedDegradation:
-    """Blur, then reduce, then add noise, then compress; None or a scale of 1 skips a step.
+    """Blur, then reduce, then add noise, then compress; None or a scale of 1 skips a step."""
 
-    Attributes:
-        blur: Standard deviation of the Gaussian blur, in pixels of the HQ image.
-        scale: Reduction factor (antialiased bicubic); image sides must be multiples of it.
-        noise: Standard deviation of the Gaussian noise, in [0, 255] units.
-        jpeg: Quality of JPEG compression (libjpeg, 4:2:0 chroma).
-    """
-
-    blur: float | None = None
-    scale: int = 1
-    noise: float | None = None
-    jpeg: int | None = None
+    blur: float | None = None  # standard deviation of the Gaussian blur, in pixels of the HQ image
+    scale: int = 1  # reduction factor (antialiased bicubic); image sides must be multiples of it
+    noise: float | None = None  # standard deviation of the Gaussian noise, in [0, 255] units
+    jpeg: int | None = None  # quality of JPEG compression (libjpeg, 4:2:0 chroma)
 
     def __post_init__(self) -> None:
         if self.scale < 1:

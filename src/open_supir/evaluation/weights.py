@@ -28,40 +28,26 @@ PATIENCE = 4.0  # seconds to find out whether there is a network
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    """One file that a metric loads.
+    """One file that a metric loads."""
 
-    Attributes:
-        path: Official path, relative to torch's hub folder.
-        url: Download address.
-        licence: Its terms, as its authors state them.
-        sha256: Digest that the loader checks (and downloads again on mismatch); None if unchecked.
-        is_repository: It is a repository in the Hugging Face cache; `path` is its folder there.
-    """
-
-    path: str
-    url: str
-    licence: str
+    path: str  # official path, relative to torch's hub folder
+    url: str  # download address
+    licence: str  # its terms, as its authors state them
+    # digest that the loader checks (and downloads again on mismatch); None if unchecked
     sha256: str | None = None
+    # it is a repository in the Hugging Face cache; `path` is its folder there
     is_repository: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A file that a metric needs and that is missing or wrong.
+    """A file that a metric needs and that is missing or wrong."""
 
-    Attributes:
-        file: Path relative to `looked_in`.
-        looked_in: torch's hub folder, or the Hugging Face cache.
-        url: Download address.
-        licence: Its terms.
-        problem: "not found", or what is wrong with the existing file.
-    """
-
-    file: str
-    looked_in: Path
-    url: str
-    licence: str = "terms not stated"
-    problem: str = "not found"
+    file: str  # path relative to `looked_in`
+    looked_in: Path  # torch's hub folder, or the Hugging Face cache
+    url: str  # download address
+    licence: str = "terms not stated"  # its terms
+    problem: str = "not found"  # "not found", or what is wrong with the existing file
     is_repository: bool = False
 
     def __str__(self) -> str:

@@ -24,23 +24,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model whose weights are not loaded yet.
+    """A model whose weights are not loaded yet."""
 
-    Attributes:
-        checkpoint: A stage-2 checkpoint or a SUPIR file.
-        recipe: Its recipe; see `read_recipe`.
-        weights: Base files that replace those named by the checkpoint; see `load_networks`.
-        dtype: Dtype of the networks: float32, bfloat16 or float16.
-        quantize: int8 or fp8 for the UNet's linear weights; None keeps their dtype.
-        ignored_keys: Keys that the files may have in addition; see `load_parts`.
-    """
-
-    checkpoint: Path
-    recipe: Mapping[str, Any]
+    checkpoint: Path  # a stage-2 checkpoint or a SUPIR file
+    recipe: Mapping[str, Any]  # its recipe; see `read_recipe`
+    # base files that replace those named by the checkpoint; see `load_networks`
     weights: Mapping[str, str | None]
-    dtype: str = "float32"
-    quantize: str | None = None
-    ignored_keys: tuple[str, ...] = ()
+    dtype: str = "float32"  # dtype of the networks: float32, bfloat16 or float16
+    quantize: str | None = None  # int8 or fp8 for the UNet's linear weights; None keeps their dtype
+    ignored_keys: tuple[str, ...] = ()  # keys the files may have in addition; see `load_parts`
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)

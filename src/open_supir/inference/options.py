@@ -18,57 +18,44 @@ MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 class RestoreOptions:
     """The options of a restoration.
 
-    Attributes:
-        sampler: Sampler settings.
-        seed: Different seeds give different restorations.
-        num_samples: Restorations per image, each from its own noise.
-        strength: 0 returns the input untouched, 1 the full restoration; values between blend them.
-        scale: Factor by which the result is enlarged.
-        long_side: Longer side of the result in pixels, instead of `scale`.
-        min_size: Images whose shorter side would be below this are restored enlarged and reduced
-            afterwards. "native" is the training size, given by `size_condition`.
-        color_fix: "wavelet", "adain" or "none".
-        color_reference: Colours of the cleaned image (as released) or of the input.
-        positive_prompt: Quality words added to every caption.
-        negative_prompt: Description of unwanted qualities.
-        prompt_mode: How caption and quality words share CLIP's 77 tokens; see `prompts`.
-        size_condition: (h, w) given to the conditioner as original and target size, regardless of
-            the real one; None is the padded working size. SUPIR always uses 1024x1024.
-        vae_tile: Side of the autoencoder's tiles in pixels; None processes whole images as long as
-            they fit in memory.
-        attention_tokens: Latent pixels up to which the autoencoder's attention sees the whole
-            image; None chooses by device.
-        offload: Keep only the active part on the device: text, autoencoder or networks.
-        grey: When the result is grey: "file" if the input's file has no colour, "auto" also if its
-            red, green and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
-        format: Format of the written files.
-        bits: Bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's.
-        quality: Quality of JPEG and WebP files, 1..100; WebP at 100 is lossless.
-
     Raises:
         ValueError: A value is out of range; the message names it.
     """
 
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    seed: int = 0
-    num_samples: int = 1
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)  # sampler settings
+    seed: int = 0  # different seeds give different restorations
+    num_samples: int = 1  # restorations per image, each from its own noise
+    # 0 returns the input untouched, 1 the full restoration; values between blend them
     strength: float = 1.0
-    scale: float = 1.0
-    long_side: int | None = None
+    scale: float = 1.0  # factor by which the result is enlarged
+    long_side: int | None = None  # longer side of the result in pixels, instead of `scale`
+    # Images whose shorter side would be below this are restored enlarged and reduced afterwards.
+    # "native" is the training size, given by `size_condition`.
     min_size: int | Literal["native"] = 0
-    color_fix: str = "wavelet"
+    color_fix: str = "wavelet"  # "wavelet", "adain" or "none"
+    # colours of the cleaned image (as released) or of the input
     color_reference: Reference = "cleaned"
-    positive_prompt: str = POSITIVE_PROMPT
-    negative_prompt: str = NEGATIVE_PROMPT
+    positive_prompt: str = POSITIVE_PROMPT  # quality words added to every caption
+    negative_prompt: str = NEGATIVE_PROMPT  # description of unwanted qualities
+    # how caption and quality words share CLIP's 77 tokens; see `prompts`
     prompt_mode: PromptMode = "budget"
+    # (h, w) given to the conditioner as original and target size, regardless of the real one; None
+    # is the padded working size. SUPIR always uses 1024x1024.
     size_condition: tuple[int, int] | None = None
+    # side of the autoencoder's tiles in pixels; None processes whole images as long as they fit in
+    # memory
     vae_tile: int | None = None
+    # latent pixels up to which the autoencoder's attention sees the whole image; None chooses by
+    # device
     attention_tokens: int | None = None
-    offload: bool = False
+    offload: bool = False  # keep only the active part on the device: text, autoencoder or networks
+    # When the result is grey: "file" if the input's file has no colour, "auto" also if its red, green
+    # and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
     grey: Greyness = "file"
-    format: FileFormat = "png"
+    format: FileFormat = "png"  # format of the written files
+    # bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's
     bits: int | None = None
-    quality: int = 95
+    quality: int = 95  # quality of JPEG and WebP files, 1..100; WebP at 100 is lossless
 
     def __post_init__(self) -> None:
         choices = {

@@ -15,28 +15,19 @@ from open_supir.inference.options import RestoreOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """The result of a restoration.
+    """The result of a restoration."""
 
-    Attributes:
-        samples: One or more images in [0, 1], shaped like the input except for scaling.
-        cleaned: The input cleaned by the robust encoder alone, in [0, 1]; same shape.
-        caption: The caption used, without the quality words.
-        prompt: The full positive prompt; chunks are joined by " | ".
-        options: The options used: as requested, after any reductions to save memory.
-        given_up: These reductions, in order.
-        is_exact: Whether the result is as requested. False if tiles were made smaller, or if the
-            autoencoder's attention saw only tiles.
-        seconds: Wall time by stage.
-    """
-
+    # one or more images in [0, 1], shaped like the input except for scaling
     samples: tuple[Tensor, ...]
-    cleaned: Tensor
-    caption: str
-    prompt: str
-    options: RestoreOptions
-    given_up: tuple[Rung, ...] = ()
+    cleaned: Tensor  # the input cleaned by the robust encoder alone, in [0, 1]; same shape
+    caption: str  # the caption used, without the quality words
+    prompt: str  # the full positive prompt; chunks are joined by " | "
+    options: RestoreOptions  # the options used: as requested, after any reductions to save memory
+    given_up: tuple[Rung, ...] = ()  # these reductions, in order
+    # Whether the result is as requested. False if tiles were made smaller, or if the autoencoder's
+    # attention saw only tiles.
     is_exact: bool = True
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # wall time by stage
 
     @property
     def restored(self) -> Tensor:

@@ -104,19 +104,12 @@ class Slide:
 
 @dataclass(frozen=True)
 class Slides:
-    """Cards with a before/after slider; two menus choose the methods for all. HTML only.
+    """Cards with a before/after slider; two menus choose the methods for all. HTML only."""
 
-    Attributes:
-        methods: In the order of the menus.
-        left: Initial choice of the left menu.
-        right: Initial choice of the right menu.
-        slides: The images.
-    """
-
-    methods: Sequence[str]
-    left: str
-    right: str
-    slides: Sequence[Slide]
+    methods: Sequence[str]  # in the order of the menus
+    left: str  # initial choice of the left menu
+    right: str  # initial choice of the right menu
+    slides: Sequence[Slide]  # the images
 
     @property
     def bytes_each(self) -> int:

@@ -20,32 +20,24 @@ Kind = Literal["adamw", "adamw_8bit", "muon"]
 class OptimSettings:
     """The optimiser: a linear warm-up, then a constant rate or a cosine to `final_lr_ratio`.
 
-    Attributes:
-        lr: Peak learning rate. It does not depend on the number of devices, because the global
-            batch is fixed.
-        weight_decay: Weight decay of matrices and kernels; norms and biases have none.
-        betas: Adam's betas.
-        warmup_steps: Steps from 0 to `lr`.
-        decay: The schedule after the warm-up.
-        decay_steps: Step at which the cosine ends; only cosine needs it.
-        final_lr_ratio: Final value of the cosine, as a share of `lr`.
-        kind: "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the
-            memory; "muon" is for small networks that are trained from scratch (see Muon).
-        start_steps: Parts that join later: prefix of their parameters' names -> step at which their
-            warm-up starts. Until then they do not change.
-
     Raises:
         ValueError: A value is out of range, or `decay_steps` is missing for cosine.
     """
 
+    # Peak learning rate. It does not depend on the number of devices, because the global batch is
+    # fixed.
     lr: float
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup_steps: int = 0
-    decay: Decay = "constant"
-    decay_steps: int | None = None
-    final_lr_ratio: float = 0.05
+    weight_decay: float = 0.01  # weight decay of matrices and kernels; norms and biases have none
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's betas
+    warmup_steps: int = 0  # steps from 0 to `lr`
+    decay: Decay = "constant"  # the schedule after the warm-up
+    decay_steps: int | None = None  # step at which the cosine ends; only cosine needs it
+    final_lr_ratio: float = 0.05  # final value of the cosine, as a share of `lr`
+    # "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the memory; "muon"
+    # is for small networks that are trained from scratch (see Muon)
     kind: Kind = "adamw"
+    # Parts that join later: prefix of their parameters' names -> step at which their warm-up
+    # starts. Until then they do not change.
     start_steps: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

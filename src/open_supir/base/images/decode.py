@@ -43,31 +43,19 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """The pixels of an image file: not upright yet, in the colours of the file.
+    """The pixels of an image file: not upright yet, in the colours of the file."""
 
-    Attributes:
-        colour: (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8 or uint16 at full scale.
-        alpha: (H, W) of the same type, or None.
-        icc: Colour profile, or None.
-        orientation: 1 to 8, as in EXIF: how to turn `colour` and `alpha`.
-        metadata: What else the file says.
-        is_animated: Whether it is the first frame of several.
-        is_palette: Whether the file holds a palette.
-        is_turned: Whether the file holds the image lying or mirrored.
-        jpeg_tables: Quantisation tables of a JPEG.
-        notes: What was left out, for the user.
-    """
-
+    # (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) CMYK; uint8 or uint16 at full scale
     colour: np.ndarray
-    alpha: np.ndarray | None = None
-    icc: bytes | None = None
-    orientation: int = 1
-    metadata: Metadata = Metadata()
-    is_animated: bool = False
-    is_palette: bool = False
-    is_turned: bool = False
-    jpeg_tables: Mapping[int, Sequence[int]] | None = None
-    notes: tuple[str, ...] = ()
+    alpha: np.ndarray | None = None  # (H, W) of the same type, or None
+    icc: bytes | None = None  # colour profile, or None
+    orientation: int = 1  # 1 to 8, as in EXIF: how to turn `colour` and `alpha`
+    metadata: Metadata = Metadata()  # what else the file says
+    is_animated: bool = False  # whether it is the first frame of several
+    is_palette: bool = False  # whether the file holds a palette
+    is_turned: bool = False  # whether the file holds the image lying or mirrored
+    jpeg_tables: Mapping[int, Sequence[int]] | None = None  # quantisation tables of a JPEG
+    notes: tuple[str, ...] = ()  # what was left out, for the user
 
 
 def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raster:

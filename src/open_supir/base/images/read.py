@@ -26,25 +26,15 @@ GREY_SPREAD = 4.5 / 255  # between the channels of a scan of something grey
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """An image file's pixels, upright and in sRGB, at their own depth.
+    """An image file's pixels, upright and in sRGB, at their own depth."""
 
-    Attributes:
-        colour: (H, W, 3), of a file without colour (H, W, 1); uint8 or uint16.
-        alpha: (H, W, 1) of the same type, or None.
-        metadata: What else the file says.
-        is_animated: Whether it is the first frame of several.
-        jpeg_tables: Quantisation tables of a JPEG.
-        normalised: What plain 8-bit RGB took: upright, profile, alpha, 8 bit, rgb.
-        notes: What was left out, for the user.
-    """
-
-    colour: np.ndarray
-    alpha: np.ndarray | None
-    metadata: Metadata
-    is_animated: bool
-    jpeg_tables: Mapping[int, Sequence[int]] | None
-    normalised: list[str]
-    notes: tuple[str, ...]
+    colour: np.ndarray  # (H, W, 3), of a file without colour (H, W, 1); uint8 or uint16
+    alpha: np.ndarray | None  # (H, W, 1) of the same type, or None
+    metadata: Metadata  # what else the file says
+    is_animated: bool  # whether it is the first frame of several
+    jpeg_tables: Mapping[int, Sequence[int]] | None  # quantisation tables of a JPEG
+    normalised: list[str]  # what plain 8-bit RGB took: upright, profile, alpha, 8 bit, rgb
+    notes: tuple[str, ...]  # what was left out, for the user
 
     def over_white(self) -> np.ndarray:
         """Return (H, W, 3) uint8, with what is transparent over white."""
@@ -62,23 +52,14 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A photograph as restoring wants it.
+    """A photograph as restoring wants it."""
 
-    Attributes:
-        rgb: (3, H, W) sRGB in [0, 1], float32, upright.
-        alpha: (1, H, W) in [0, 1], or None.
-        is_grey: Whether the file had no colour.
-        bits: 8 or 16 a channel.
-        metadata: What else the file says.
-        notes: What was left out, for the user.
-    """
-
-    rgb: Tensor
-    alpha: Tensor | None = None
-    is_grey: bool = False
-    bits: int = 8
-    metadata: Metadata = Metadata()
-    notes: tuple[str, ...] = ()
+    rgb: Tensor  # (3, H, W) sRGB in [0, 1], float32, upright
+    alpha: Tensor | None = None  # (1, H, W) in [0, 1], or None
+    is_grey: bool = False  # whether the file had no colour
+    bits: int = 8  # 8 or 16 a channel
+    metadata: Metadata = Metadata()  # what else the file says
+    notes: tuple[str, ...] = ()  # what was left out, for the user
 
     @property
     def visible(self) -> Tensor:
