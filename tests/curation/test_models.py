@@ -110,6 +110,7 @@ def test_server_is_asked_three_at_a_time_and_again_after_failures(
     """A server on loopback that answers nobody until three are waiting, and refuses the first."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("open_supir.inference.captioner_server.sleep", lambda seconds: None)
     lock, three = threading.Lock(), threading.Event()
     waiting, most, asked = 0, 0, 0
 
@@ -131,7 +132,7 @@ def test_server_is_asked_three_at_a_time_and_again_after_failures(
     (tmp_path / "in").mkdir()
     for number in range(9):
         (tmp_path / "in" / f"{number}.jpg").write_bytes(jpeg(number, 64, 64))
-    build = functools.partial(ServerCaptioner, server.url, "m", sleep=no_sleep)
+    build = functools.partial(ServerCaptioner, server.url, "m")
     caption = CaptionStep(
         captioner=Blueprint({"model": "m"}, build), cache=str(tmp_path / "cache"), concurrency=3
     )
@@ -143,10 +144,6 @@ def test_server_is_asked_three_at_a_time_and_again_after_failures(
     texts = {s.text.decode() for s in shards(tmp_path / "out", "positive")}
     assert texts == {f"answer {number}" for number in range(2, 11)}
     assert most == 3 and asked == 10
-
-
-def no_sleep(seconds: float) -> None:
-    """Wait for nothing."""
 
 
 def test_a_real_llava_captions_what_it_sees(tmp_path: Path) -> None:

@@ -114,9 +114,9 @@ def test_fraction_uses_fewer_shards(root: Path) -> None:
     assert {key[1:4] for key in keys if key.startswith("m")} == names
 
 
-def test_validation_is_fixed_and_test_equals_it(root: Path) -> None:
+def test_validation_is_the_same_every_time(root: Path) -> None:
     data = data_module(root, val_size=5, val_batch=2)
-    first, again = list(data.val_dataloader()), list(data.test_dataloader())
+    first, again = list(data.val_dataloader()), list(data.val_dataloader())
     assert [len(b["key"]) for b in first] == [2, 2, 1]
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a["hq"], b["hq"]) and torch.equal(a["seed"], b["seed"])

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from open_supir.diffusion.samplers import Step
-from open_supir.diffusion.tiling import Window, map_windows, spread_windows, tile_weights, tiled
+from open_supir.diffusion.tiling import Window, spread_windows, tile_weights, tiled
 
 STEP = Step(0, 1.0, 1.0, 0.0)
 SIZES = [(5, 7), (16, 16), (17, 16), (24, 40), (128, 200), (8, 160), (61, 67)]
@@ -85,13 +85,15 @@ def test_neighbours_fade_without_an_edge() -> None:
 
 def test_estimates_are_averaged_in_float32_for_a_half_precision_canvas() -> None:
     x = torch.ones(1, 4, 24, 24, dtype=torch.float16)
-    out = map_windows(lambda x: x, x, spread_windows(24, 24, tile=16), tile_weights(16, 16))
+    same = tiled(lambda x, step, windows: x, spread_windows(24, 24, tile=16), tile_weights(16, 16))
+    out = same(x, STEP)
     assert out.dtype == torch.float16 and torch.equal(out, x)
 
 
 def test_canvas_is_not_written_to() -> None:
     x = torch.ones(1, 4, 24, 24)
-    map_windows(lambda x: x * 2, x, spread_windows(24, 24, tile=16), tile_weights(16, 16))
+    windows = spread_windows(24, 24, tile=16)
+    tiled(lambda x, step, windows: x * 2, windows, tile_weights(16, 16))(x, STEP)
     assert (x == 1).all()
 
 

@@ -32,10 +32,10 @@ def test_weightless_metrics_are_never_missing(tmp_path: Path) -> None:
 
 def test_check_weights_names_file_place_and_address(tmp_path: Path) -> None:
     (missing,) = check_weights(["lpips", "psnr"], hub_dir=tmp_path)["lpips"]
-    assert missing.file == "checkpoints/alexnet-owt-7be5be79.pth"
+    assert missing.file.path == "checkpoints/alexnet-owt-7be5be79.pth"
     assert missing.looked_in == tmp_path
-    assert missing.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
-    assert str(tmp_path / missing.file) in str(missing) and missing.url in str(missing)
+    assert missing.file.url == "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    assert str(tmp_path / missing.file.path) in str(missing) and missing.file.url in str(missing)
 
 
 def test_check_weights_finds_a_file_that_is_there(tmp_path: Path) -> None:
@@ -62,10 +62,12 @@ def test_fetch_puts_a_file_where_it_belongs(tmp_path: Path) -> None:
     (tmp_path / "there.pt").write_bytes(b"weights")
     url = (tmp_path / "there.pt").as_uri()
     hub = tmp_path / "hub"
-    fetch([Missing(file="pyiqa/here.pt", looked_in=hub, url=url)])
+    there = WeightFile(path="pyiqa/here.pt", url=url, licence="MIT")
+    fetch([Missing(file=there, looked_in=hub)])
     assert (hub / "pyiqa" / "here.pt").read_bytes() == b"weights"
     with pytest.raises(OSError, match="cannot download file:.*gone.pt"):
-        fetch([Missing(file="pyiqa/gone.pt", looked_in=hub, url=url.replace("there", "gone"))])
+        gone = WeightFile(path="pyiqa/gone.pt", url=url.replace("there", "gone"), licence="MIT")
+        fetch([Missing(file=gone, looked_in=hub)])
     assert [p.name for p in (hub / "pyiqa").iterdir()] == ["here.pt"]
 
 

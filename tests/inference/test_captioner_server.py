@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -42,8 +42,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.close()
 
 
-def _captioner(server: Server, sleep: Callable[[float], None] = lambda s: None, **options):
-    return ServerCaptioner(server.url, "tiny", sleep=sleep, **options)
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of waits, none of which takes place."""
+    waits: list[float] = []
+    monkeypatch.setattr("open_supir.inference.captioner_server.sleep", waits.append)
+    return waits
+
+
+def _captioner(server: Server, **options) -> ServerCaptioner:
+    return ServerCaptioner(server.url, "tiny", **options)
 
 
 def test_caption_comes_back_in_one_line(server: Server) -> None:
@@ -75,11 +83,12 @@ def test_key_does_not_cross_a_network_in_the_clear(monkeypatch: pytest.MonkeyPat
     assert "secret" not in str(caught.value)
 
 
-def test_passing_failures_are_tried_again_with_growing_waits(server: Server) -> None:
-    waits: list[float] = []
+def test_passing_failures_are_tried_again_with_growing_waits(
+    server: Server, waits: list[float]
+) -> None:
     busy: Answer = (503, {}, b"")
     server.answers = [busy, (429, {"Retry-After": "7"}, b""), busy, _completion("a cat")]
-    assert _captioner(server, sleep=waits.append)(IMAGE) == "a cat"
+    assert _captioner(server)(IMAGE) == "a cat"
     assert waits == [1.0, 7.0, 4.0]
 
 

@@ -60,7 +60,8 @@ def export_sdxl(
         ValueError: There are no parts, or parts that an SDXL file cannot hold.
     """
     _check_parts(parts, SDXL_PARTS, "an SDXL file")
-    _write_official(path, parts, {"layout": "sdxl", **metadata}, dtype)
+    tensors = _pieces(parts, official_pieces, to_official, dtype, drop=SHARED)
+    write_safetensors(path, tensors, {"layout": "sdxl", **metadata})
 
 
 def export_supir(
@@ -76,18 +77,14 @@ def export_supir(
     step, licence).
 
     Args:
-        path: Target `.safetensors` file.
         parts: Any of control, connector, robust_encoder; the encoder's `quant_conv` stays with
             SDXL's VAE.
-        metadata: The file's metadata.
-        dtype: Floating point type in the file; None keeps each tensor's.
-
-    Raises:
-        ValueError: There are no parts, or parts that a SUPIR file cannot hold.
+        path, metadata, dtype: As in `export_sdxl`, which also raises the same.
     """
     _check_parts(parts, SUPIR_PARTS, "a SUPIR file")
     words = {"layout": "supir", **_control_words(parts, metadata), **metadata}
-    _write_official(path, parts, words, dtype)
+    tensors = _pieces(parts, official_pieces, to_official, dtype, drop=SHARED)
+    write_safetensors(path, tensors, words)
 
 
 def export_native(
@@ -97,14 +94,7 @@ def export_native(
     *,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write any parts under our own names, `part.name`; no tensor is split.
-
-    Args:
-        path: Target `.safetensors` file.
-        parts: Any parts.
-        metadata: The file's metadata.
-        dtype: Floating point type in the file; None keeps each tensor's.
-    """
+    """Write any parts under our own names, `part.name`; no tensor is split. See `export_sdxl`."""
     _check_parts(parts, PARTS, "a file")
     tensors = _pieces(parts, lambda name: (name,), lambda name: name, dtype)
     words = {"layout": "native", **_control_words(parts, metadata), **metadata}
@@ -127,9 +117,7 @@ def export_diffusers(
 
     Args:
         path: Target folder; files of the same name are replaced.
-        parts: Any parts.
-        metadata: The metadata of each file.
-        dtype: Floating point type in the files; None keeps each tensor's.
+        parts, metadata, dtype: Any parts, and as in `export_sdxl` for each file.
         head_channels: Width of one attention head, for the configs; shapes do not show it.
         tokens: CLIP's vocabulary and merges; with them tokenizer/ and tokenizer_2/ are written too.
     """
@@ -151,17 +139,6 @@ def export_diffusers(
     texts = {name: json.dumps(config, indent=2) + "\n" for name, config in configs.items()}
     for name, text in (texts | (tokenizer_files(*tokens) if tokens else {})).items():
         write_text(root / name, text)
-
-
-def _write_official(
-    path: str | Path,
-    parts: Mapping[str, Part],
-    metadata: Mapping[str, str],
-    dtype: torch.dtype | None,
-) -> None:
-    write_safetensors(
-        path, _pieces(parts, official_pieces, to_official, dtype, drop=SHARED), metadata
-    )
 
 
 def _pieces(

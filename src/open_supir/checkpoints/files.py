@@ -7,6 +7,7 @@ cost almost nothing.
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -105,7 +106,7 @@ class SafetensorsFile(Checkpoint):
             self.release()
         if self._handle is None:
             self._handle = _open_safetensors(self.path)
-        self._bytes_read += spec.dtype.itemsize * max(1, _numel(spec.shape))
+        self._bytes_read += spec.dtype.itemsize * max(1, math.prod(spec.shape))
         return self._handle.get_tensor(key)
 
     def release(self) -> None:
@@ -309,7 +310,3 @@ def _shards(file: Path) -> dict[Path, list[str] | None]:
                 f"{shard}: no such file, but {file.name} lists it; download it too"
             )
     return shards
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,36 +57,31 @@ class LoadReport:
         return f"{', '.join(WORDS.get(part, part) for part in self.loaded)}: from {self.path}"
 
 
-def load_parts(
-    path: str | Path,
-    parts: Mapping[str, nn.Module],
-    *,
-    taken_from: Mapping[str, str] | None = None,
-    expected_missing: Iterable[str] = (),
-    ignored: Iterable[str] = (),
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    key: str = "",
-) -> LoadReport:
-    """Load parts of a checkpoint into modules.
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One file to load parts from.
+
+    Patterns (`*` matches anything) are of `part.name`, or of stored keys of no part.
+    """
+
+    path: str | Path  # see `open_checkpoint`
+    parts: Mapping[str, nn.Module]  # modules by the names in PARTS
+    # Parts that start as a copy of another part of the file, by the names that both have:
+    # {"control": "unet"}, {"robust_encoder": "vae"}. The other part's other tensors are ignored.
+    taken_from: Mapping[str, str] = field(default_factory=dict)
+    expected_missing: Iterable[str] = ()  # patterns of what the file may lack
+    ignored: Iterable[str] = ()  # patterns of what it may have in addition
+    dtype: torch.dtype | None = None  # floating point type to convert to; None keeps the file's
+    device: torch.device | str | None = None  # None keeps each module's (the CPU for meta modules)
+    key: str = ""  # the setting that names this file, such as weights.sdxl, for error messages
+
+
+def load_parts(path: str | Path, parts: Mapping[str, nn.Module], **options: Any) -> LoadReport:
+    """Load parts of a checkpoint into modules; `options` are the other fields of `Load`.
 
     Tensors replace the modules' own (nothing is copied when dtype and device agree);
     `requires_grad` is unchanged. A robust encoder takes its `quant_conv` from the file's VAE, or
     keeps its own if the file has none. Every value is checked to be finite.
-
-    Args:
-        path: An official single file, a SUPIR file, a diffusers folder or a file of our own; see
-            `open_checkpoint`.
-        parts: Modules by part name: unet, connector, control, vae, robust_encoder, clip_l, clip_g.
-        taken_from: Parts that start as a copy of another part of the file, by the names that both
-            have: {"control": "unet"}, {"robust_encoder": "vae"}. The other part's remaining tensors
-            are ignored.
-        expected_missing: Patterns (`*` matches anything) of `part.name` that the file may lack.
-        ignored: Patterns of `part.name`, or of stored keys of no part, that the file may have in
-            addition.
-        dtype: Floating point type to convert to; None keeps the file's.
-        device: Where the tensors go; None keeps each module's device (the CPU for meta modules).
-        key: The setting that names this file, such as `weights.sdxl`; error messages mention it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -93,31 +89,7 @@ def load_parts(
             values are not finite in `dtype`.
         KeyError: A part's names differ from the module's beyond the patterns given.
     """
-    load = Load(
-        path=path,
-        parts=parts,
-        taken_from=taken_from or {},
-        expected_missing=tuple(expected_missing),
-        ignored=tuple(ignored),
-        dtype=dtype,
-        device=device,
-        key=key,
-    )
-    return load_all([load])[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """One file to load from: the arguments of `load_parts`."""
-
-    path: str | Path
-    parts: Mapping[str, nn.Module]
-    taken_from: Mapping[str, str] = field(default_factory=dict)
-    expected_missing: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    dtype: torch.dtype | None = None
-    device: torch.device | str | None = None
-    key: str = ""
+    return load_all([Load(path=path, parts=parts, **options)])[0]
 
 
 def load_all(loads: Iterable[Load]) -> list[LoadReport]:
@@ -144,7 +116,7 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:
     checkpoint = open_checkpoint(load.path, key=load.key)
     refuse_unusable(checkpoint, origins.values(), key=load.key)
     contents = read_contents(checkpoint)
-    path, patterns = checkpoint.path, (load.expected_missing, load.ignored)
+    path, patterns = checkpoint.path, (tuple(load.expected_missing), tuple(load.ignored))
     found = {
         part: match_part(path, part, origins[part], module, contents, *patterns)
         for part, module in load.parts.items()
@@ -159,7 +131,7 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:
             f"{DESCRIPTIONS[kind_of(checkpoint)]} with the parts "
             f"{', '.join(contents.parts) or 'none'}{slot}"
         )
-    unknown = tuple(name for name in contents.unknown if not fits(name, load.ignored))
+    unknown = tuple(name for name in contents.unknown if not fits(name, patterns[1]))
     if unknown:
         if V_PREDICTION in unknown:
             raise KeyError(

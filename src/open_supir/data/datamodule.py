@@ -235,13 +235,6 @@ class RestorationDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the held-out photographs: fixed crops, fixed seeds, the same on every rank."""
-        return self._heldout_loader()
-
-    def test_dataloader(self) -> DataLoader:
-        """Return the held-out photographs, as in validation."""
-        return self._heldout_loader()
-
-    def _heldout_loader(self) -> DataLoader:
         if self.heldout is None:
             raise ValueError("no folder of validation photographs; set data.heldout")
         size, seed, count = self.val_crop_size, self.val_seed, self.val_size

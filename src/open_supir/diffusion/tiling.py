@@ -6,7 +6,7 @@ together.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -112,14 +112,6 @@ def tiled(
         return total.div_(norm).to(x.dtype)
 
     return denoise_tiles
-
-
-def map_windows(
-    function: Callable[[Tensor], Tensor], canvas: Tensor, windows: Sequence[Window], weights: Tensor
-) -> Tensor:
-    """Apply a size-preserving `function` to each window of `canvas` and average the results."""
-    once = Step(0, 1.0, 1.0, 0.0)
-    return tiled(lambda x, step, windows=None: function(x), windows, weights)(canvas, once)
 
 
 def _starts(length: int, tile: int, overlap: float) -> list[int]:

@@ -43,17 +43,15 @@ class WeightFile:
 class Missing:
     """A file that a metric needs and that is missing or wrong."""
 
-    file: str  # path relative to `looked_in`
+    file: WeightFile
     looked_in: Path  # torch's hub folder, or the Hugging Face cache
-    url: str  # download address
-    licence: str = "terms not stated"  # its terms
     problem: str = "not found"  # "not found", or what is wrong with the existing file
-    is_repository: bool = False
 
     def __str__(self) -> str:
-        path, home = self.looked_in / self.file, Path.home()
+        path, home = self.looked_in / self.file.path, Path.home()
         place = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
-        return f"{place} {self.problem}; download {self.url} to that place ({self.licence})"
+        source = f"download {self.file.url} to that place ({self.file.licence})"
+        return f"{place} {self.problem}; {source}"
 
 
 def pyiqa_file(name: str, licence: str) -> WeightFile:
@@ -69,11 +67,8 @@ def torchvision_file(name: str) -> WeightFile:
 
 
 def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> list[Missing]:
-    """Return the files that are absent or that their loader would reject.
-
-    Args:
-        files: Files that a metric loads.
-        hub_dir: Where to look; None is torch's hub folder.
+    """Return the files that are absent from torch's hub folder (or `hub_dir`), or that their loader
+    would reject.
     """
     folder = Path(torch.hub.get_dir()) if hub_dir is None else hub_dir
     missing = []
@@ -82,21 +77,15 @@ def find_missing(files: tuple[WeightFile, ...], hub_dir: Path | None = None) -> 
             from huggingface_hub.constants import HF_HUB_CACHE
 
             if not any((Path(HF_HUB_CACHE) / file.path).glob("snapshots/*/config.json")):
-                missing.append(_missing(file, Path(HF_HUB_CACHE), "not found"))
+                missing.append(Missing(file=file, looked_in=Path(HF_HUB_CACHE)))
             continue
         path = folder / file.path
         if not path.is_file():
-            missing.append(_missing(file, folder, "not found"))
+            missing.append(Missing(file=file, looked_in=folder))
         elif file.sha256 is not None and sha256_of(path) != file.sha256:
-            missing.append(_missing(file, folder, "is not the released file (SHA-256 differs)"))
+            problem = "is not the released file (SHA-256 differs)"
+            missing.append(Missing(file=file, looked_in=folder, problem=problem))
     return missing
-
-
-def _missing(file: WeightFile, folder: Path, problem: str) -> Missing:
-    return Missing(
-        file=file.path, looked_in=folder, url=file.url, licence=file.licence, problem=problem,
-        is_repository=file.is_repository,
-    )  # fmt: skip
 
 
 def fetch(missing: Iterable[Missing]) -> None:
@@ -105,8 +94,8 @@ def fetch(missing: Iterable[Missing]) -> None:
     Raises:
         OSError: A download failed; the message names its address.
     """
-    for file in missing:
-        target = file.looked_in / file.file
+    for lost in missing:
+        file, target = lost.file, lost.looked_in / lost.file.path
         if file.is_repository:
             from huggingface_hub import snapshot_download
 

@@ -5,13 +5,12 @@ import io
 import json
 import logging
 import os
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,7 +47,6 @@ class ServerCaptioner:
         retries: Attempts after the first.
         max_tokens: Maximum length of the answer.
         max_side: Images with a longer side are reduced before sending.
-        sleep: Called to wait; tests replace it.
 
     Raises:
         ValueError: `url` is not http or https, or contains a user name or password.
@@ -65,7 +63,6 @@ class ServerCaptioner:
         retries: int = 3,
         max_tokens: int = 256,
         max_side: int = 1024,
-        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -84,7 +81,6 @@ class ServerCaptioner:
         self.retries = retries
         self.max_tokens = max_tokens
         self.max_side = max_side
-        self.sleep = sleep
 
     def __call__(self, image: Tensor, *, source: Path | None = None) -> str:
         """Return the model's description of `image` (3, H, W) in [0, 1], as one line.
@@ -103,7 +99,7 @@ class ServerCaptioner:
                     ) from failure
                 wait = min(max(failure.wait_s, 2.0**attempt), MAX_WAIT_S)
                 log.warning("captioner at %s: %s; retrying in %.0f s", self.host, failure, wait)
-                self.sleep(wait)
+                sleep(wait)
         raise AssertionError("unreachable")
 
     def _question(self, image: Tensor) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """All options of a restoration, for library, command and page alike."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from open_supir.diffusion import SamplerSettings
@@ -123,6 +123,3 @@ class RestoreOptions:
         """
         values = asdict(self)
         return {"settings": values.pop("sampler"), **values}
-
-
-OPTION_NAMES = tuple(f.name for f in fields(RestoreOptions) if f.name != "sampler")
