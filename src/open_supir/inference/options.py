@@ -49,8 +49,8 @@ class RestoreOptions:
     # device
     attention_tokens: int | None = None
     offload: bool = False  # keep only the active part on the device: text, autoencoder or networks
-    # When the result is grey: "file" if the input's file has no colour, "auto" also if its red, green
-    # and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
+    # When the result is grey: "file" if the input's file has no colour, "auto" also if its red,
+    # green and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
     grey: Greyness = "file"
     format: FileFormat = "png"  # format of the written files
     # bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's
