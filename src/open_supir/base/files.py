@@ -27,7 +27,6 @@ def replacing(path: Path, *, fsync: bool = True) -> Iterator[Path]:
     are made. `with replacing(path) as temporary, open(temporary, "wb") as file:` writes a stream.
 
     Args:
-        path: The file to write; an existing one is replaced.
         fsync: Flush content and rename to disk, so that they survive a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

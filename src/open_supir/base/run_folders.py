@@ -25,7 +25,6 @@ def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) 
     Those of trials (debug=NAME) do not count.
 
     Args:
-        root: The folder that holds all runs.
         stage: vae, prior, robust_encoder or supir.
         name: Only runs of this experiment.
     """

@@ -59,7 +59,6 @@ def convert(
     """Convert `settings["input"]` as conf/convert.yaml describes; returns the output's path.
 
     Args:
-        settings: The values of conf/convert.yaml.
         vocabulary: Returns CLIP's tokens and merges, which format=diffusers stores beside text
             towers; None omits them.
 

@@ -73,7 +73,6 @@ def component_configs(
 
     Args:
         shapes: Shapes by `folder/key`, in diffusers' names.
-        shape: Levels of the UNet and the VAE.
         head_channels: Width of one attention head, which shapes do not show.
     """
     folders = {key.partition("/")[0] for key in shapes}

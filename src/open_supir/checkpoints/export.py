@@ -51,7 +51,6 @@ def export_sdxl(
     """Write an SDXL single file, in the official layout.
 
     Args:
-        path: Target `.safetensors` file.
         parts: Any of unet, vae, clip_l, clip_g.
         metadata: The file's metadata: licence, step, base, ….
         dtype: Floating point type in the file; None keeps each tensor's.

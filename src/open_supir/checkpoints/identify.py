@@ -131,7 +131,6 @@ def inspect_checkpoint(path: str | Path, *, key: str = "") -> CheckpointInfo:
 
     Args:
         path: See `open_checkpoint`.
-        key: The setting that names this file; error messages mention it.
 
     Raises:
         FileNotFoundError, ValueError: See `open_checkpoint`; truncated files raise here.

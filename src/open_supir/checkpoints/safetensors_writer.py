@@ -27,7 +27,6 @@ def write_safetensors(
     """Write tensors under their names; the file appears at `path` complete or not at all.
 
     Args:
-        path: Target; an existing file is replaced.
         tensors: By name, shape and dtype in the file, and a function that returns the tensor.
         metadata: The file's metadata; `format: pt` is added if absent.
 

@@ -40,8 +40,6 @@ def write_card(
 
     Args:
         folder: Folder of the positives' shards.
-        root: Folder of the units.
-        settings: A PipelineSettings.
         entries: Source -> entries of its manifest.
         filtered: Units of the filter.
         captioned: Units that the positives come from.

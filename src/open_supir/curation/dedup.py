@@ -127,7 +127,6 @@ def find_near(
     Args:
         hashes: (N,) uint64.
         wanted: (M,) uint64; each is compared with all hashes.
-        distance: Maximum number of differing bits.
     """
     for start in range(0, len(hashes), CHUNK):
         chunk = hashes[start : start + CHUNK]

@@ -81,12 +81,8 @@ def choose_caption(
     Every policy draws the same three random numbers, so that policies differ only in the text.
 
     Args:
-        policy: The rules.
-        rng: The random generator of this sample.
-        caption: The caption of the whole image.
         meta: The sample's json; may hold `caption_short`, `captions` by quadrant, and for a
             negative sample `content`, a caption of what it shows.
-        is_negative: Whether this is a negative sample.
         visible: Share of the image's area that the crop shows.
         box: The crop's top, left, height and width as shares of the image.
         count_tokens: Counts the tokens of a text, without start and end tokens.

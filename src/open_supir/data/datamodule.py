@@ -41,7 +41,6 @@ class RestorationDataModule(LightningDataModule):
             accumulation steps.
         num_workers: Loader processes per rank; 0 loads in the process itself.
         seed: Determines the order and all randomness of each sample.
-        crop: How crops are cut.
         captions: How captions are chosen, unless a source has its own policy.
         count_tokens: Counts CLIP tokens; by default an estimate.
         precomputed: Which features from `src.precompute` to read: "latents", "text", or both.

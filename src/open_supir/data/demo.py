@@ -58,9 +58,6 @@ def write_demo_shards(
         folder: Folder with more photographs, searched recursively; they are captioned `ANY_PHOTO`
             and used at native resolution and reduced by up to `MOST_REDUCED`.
         folder_crops: Crops per photograph of `folder`.
-        dead_leaves: Number of dead-leaves images.
-        negatives: Number of negative samples.
-        shard_size: Samples per shard.
         seed: Determines every image.
     """
     root, start = Path(root), time.perf_counter()

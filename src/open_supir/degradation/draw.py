@@ -40,7 +40,6 @@ def draw_params(
     """Draw the parameters of a batch.
 
     Args:
-        config: Ranges.
         seeds: (B,) int64 on the CPU.
         size: (H, W) of the HQ images.
     """

@@ -134,8 +134,6 @@ def resize(
     blur before it instead of torch's widened filter.)
 
     Args:
-        image: (B, 3, H, W).
-        size: Target (H, W).
         mode: "area", "bilinear" or "bicubic".
         scale: Drift like Real-ESRGAN's first resize; `size` must be floor(side * scale).
         antialias: Widen bilinear and bicubic filters when scaling down.
@@ -154,7 +152,6 @@ def gaussian_noise(image: Tensor, sigma: Tensor, keys: Tensor, *, gray: bool = F
     Kornia's `RandomGaussianNoise` has one deviation per batch, no grey noise and no clipping.
 
     Args:
-        image: (B, 3, H, W).
         sigma: (B,) standard deviation in [0, 255] units.
         keys: (B,) int64 on the image's device; pixel (y, x) of one key always gets the same noise.
         gray: Use the same noise in all channels.
@@ -169,11 +166,9 @@ def poisson_noise(
     """Add shot noise of standard deviation strength * sqrt(value / levels) and clip to [0, 1].
 
     Args:
-        image: (B, 3, H, W).
         strength: (B,) factor on the noise.
         keys: (B,) int64, as in `gaussian_noise`.
         gray: Use the luminance's noise in all channels.
-        floor: As in `shot_noise`.
     """
     base = luminance(image) if gray else image
     noise = shot_noise(base, noise_bits(image, keys), floor=floor)

@@ -29,7 +29,6 @@ class DegradationPipeline:
     state is read or written, and nothing on the host depends on the images.
 
     Args:
-        config: Ranges and switches.
         path: "loop" degrades image by image and reads like the method; "canvas" degrades the batch
             at once in static shapes, for GPUs; "auto" takes the canvas on CUDA devices, else the
             loop, which is faster on CPUs, where the canvas works sample by sample too.
@@ -129,12 +128,10 @@ def _degrade(
 
     Args:
         image: (1, 3, H, W) in [0, 1].
-        p: The row, which decides branches and sizes.
         kernels: (3, 1, K, K) of the first blur, the second, and the final sinc.
         keys: (2, 1) of the noise of each stage.
         strengths: (2, 1) of that noise.
         tables: (2, 1, 2, 64) of the JPEG of each stage.
-        config: Switches.
     """
     if p["identity"]:
         return _finish(image, p, config)

@@ -90,10 +90,8 @@ class Denoiser:
                 float32.
             x: (B, C, h, w) noisy latent.
             sigma: (B,) its noise level.
-            cond: Passed to the network.
             z_lq: (B, C, h, w) latent of the degraded image, passed to the network; None means plain
                 text-to-image.
-            control_scale: Passed to the network.
         """
         x, sigma = x.float(), sigma.float()
         if self.prediction == "edm":

@@ -87,14 +87,11 @@ def controlled_denoise(
     As released, the guidance strength is taken at `sigma_hat`, the control strength at `sigma`.
 
     Args:
-        denoiser: Estimates the clean latent with `network`.
-        network: Passed to `denoiser`.
         cond: Named tuple of tensors (B, ...) for the wanted result.
         uncond: The same for the unwanted one; may be None if `cfg` is always 1.
         z_lq: (B, C, h, w) latent of the degraded image; None means plain text-to-image. The network
             gets it once for both halves, with half as many rows as x.
         cfg: Strength w of uncond + w * (cond - uncond). Steps where it is 1 skip the uncond half.
-        control: Strength of the control connectors.
         sequential: Evaluate the two halves one after the other: less memory, same result.
 
     Returns:
@@ -146,11 +143,9 @@ def restoration_guidance(
     sampler's.
 
     Args:
-        denoise: Estimates the clean latent from a noisy one.
         z_center: (B, C, h, w) latent of the cleaned image, or of the degraded one as in the paper.
         tau: Exponent; larger means a weaker pull. 0 would replace every estimate by `z_center`.
         sigma_max: Highest sigma of the schedule in use.
-        sigma_stop: See above.
 
     Raises:
         ValueError: `tau` is negative, or `sigma_max` is not positive.

@@ -44,9 +44,7 @@ def restore_latent(
         z_lq: (B, C, h, w) latent of the degraded image.
         z_center: (B, C, h, w) latent of the cleaned image, for restoration guidance with
             center="clean".
-        settings: How to sample.
         randn: Source of all noise: called for the start, then for each step that adds noise.
-        on_step: Called after each step.
 
     Raises:
         ValueError: Restoration guidance needs a `z_center`, but got none.

@@ -47,7 +47,6 @@ def sample_euler(
     """Sample by Euler steps with churn: Karras et al. 2022, Algorithm 2, without the correction.
 
     Args:
-        denoise: Estimates the clean latent.
         x: (B, C, h, w) start, already scaled to noise level `sigmas[0]`.
         sigmas: Descending, usually ending in 0.
         s_churn: Total amount of noise added back over the run; 0 is deterministic.
@@ -55,7 +54,6 @@ def sample_euler(
         s_tmin, s_tmax: Range of sigma with churn.
         sigma_cap: Churn raises no sigma above this: networks are trained up to their table's top.
         randn: Source of the added noise; called only for steps that add noise.
-        on_step: Called after each step.
     """
     for index, sigma, sigma_next in _steps(sigmas):
         gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
@@ -117,13 +115,7 @@ def sample_dpmpp_2m(
     Every step, including the first but not one to 0, adds back the noise that `eta` removes.
 
     Args:
-        denoise: Estimates the clean latent.
-        x: (B, C, h, w) start, already scaled to noise level `sigmas[0]`.
-        sigmas: Descending, usually ending in 0.
         eta: 0 follows the ODE, 1 the SDE.
-        s_noise: Factor on the standard deviation of added noise.
-        randn: Source of the added noise; called only for steps that add noise.
-        on_step: Called after each step.
     """
     previous: Tensor | None = None
     previous_h = 0.0

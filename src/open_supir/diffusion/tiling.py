@@ -47,8 +47,6 @@ def spread_windows(height: int, width: int, *, tile: int, overlap: float = 0.25)
     A side shorter than `tile` gets one window of its own length.
 
     Args:
-        height, width: Size of the canvas.
-        tile: Side of a window.
         overlap: Minimum share of a window that its neighbour covers too, in [0, 1).
 
     Raises:

@@ -18,9 +18,6 @@ def folder_outputs(folders: Mapping[str, Path]) -> dict[str, Method]:
     A picture carries the name of its sample, with any suffix. A sample's name is the path of its
     input below the data set, without suffix; inputs degraded several times have numbered names.
 
-    Args:
-        folders: Method name -> folder.
-
     Raises:
         FileNotFoundError: A folder does not exist; the message names the method.
         ValueError: A folder holds no image, or two that differ only in suffix.

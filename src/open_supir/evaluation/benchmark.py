@@ -52,15 +52,12 @@ def run_benchmark(
         images: Samples with unique names; a plain tuple (name, lq, hq or None) also works.
         methods: Name -> function from a Sample to its restored image, sized like hq (or lq if
             there is no hq).
-        metrics: Names in METRICS.
         out_dir: Receives records.jsonl, and images/<method>/<image>.png if pictures are saved.
-        run: Name of the run, for comparing runs.
         settings: What all values depend on (protocol, seed), as JSON values.
         method_settings: Method -> what else its values depend on (checkpoint, options).
         border: Pixels cropped from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
         resume: Reuse values in records.jsonl from the same run, settings and inputs.
-        device: Where learned metrics run.
 
     Returns:
         The records, ordered by image, method and metric.

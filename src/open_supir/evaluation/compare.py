@@ -56,7 +56,6 @@ def compare_runs(
 
     Args:
         runs: Label -> records; runs without records of `method` are omitted.
-        method: Which results to compare.
         noun: What the remarks call the rows.
 
     Raises:
@@ -136,7 +135,6 @@ def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> Compari
     """Average runs that differ only in their seed: mean and standard deviation over seeds.
 
     Args:
-        values: `values` of a Comparison.
         groups: Run label -> label without the seed.
     """
     collected: dict[tuple[str, str], list[float]] = {}
@@ -170,9 +168,6 @@ def bootstrap_interval(
 
     Args:
         differences: One number per image.
-        level: Coverage, in (0, 1).
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the resampling; the same seed gives the same interval.
     """
     sample = np.asarray(differences, dtype=np.float64)
     draws = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))

@@ -120,16 +120,11 @@ def evaluate_methods(
     """Measure methods on a protocol's images, write the report and return its Markdown table.
 
     Args:
-        protocol: How inputs are made, and what is measured.
         methods: Rows of the table besides "lq", and what the values of each depend on.
         data_root: Folder that holds the protocol's folders.
         output: Where records, tables and page go.
-        run: Name of the evaluation.
-        seed: Restoration seed.
         degrade: Makes LQ images if the protocol has neither a degradation nor LQ images.
-        save_images: Keep the restored images.
         resume: Reuse records with the same inputs and settings.
-        device: Where metrics run.
     """
     hq, lq = protocol.folders(data_root)
     used = degrade if protocol.degradation is None and lq is None else None

@@ -155,7 +155,6 @@ def config_differences(
     """Return the settings that differ between runs: key -> one text per run.
 
     Args:
-        runs: At least one.
         ignore: Irrelevant keys (paths, loggers); "a.b" also ignores everything below it.
     """
     keys = dict.fromkeys(key for run in runs for key in run.config)

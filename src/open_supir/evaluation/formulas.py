@@ -35,7 +35,6 @@ def psnr(restored: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         restored: (B, C, H, W).
-        reference: Same shape.
 
     Returns:
         (B,) dB, one value per image: pooling the error over the batch would change the mean.
@@ -55,7 +54,6 @@ def ssim(restored: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         restored: (B, C, H, W), at least 11 pixels on each side.
-        reference: Same shape.
 
     Returns:
         (B,) in [0, 1].

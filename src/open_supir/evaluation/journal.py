@@ -22,8 +22,6 @@ class Journal:
         """Read the values of the same run with the same settings; discard all others.
 
         Args:
-            folder: Folder of the files.
-            run: Name of the run.
             settings: Method -> what its values depend on.
             resume: Use earlier values; otherwise discard all of them.
         """
@@ -52,9 +50,7 @@ class Journal:
         """Return the earlier values if the set has no new or changed picture, else none.
 
         Args:
-            method: Method whose pictures make the set.
             measured: Images that now have a value for this method.
-            inputs: Inputs of all images.
         """
         before = {image for image, name, _ in self._values if name == method}
         same = self._inputs == inputs and measured <= before

@@ -327,7 +327,6 @@ def check_weights(
     """Check for the weight files of metrics; call this before any model work.
 
     Args:
-        names: Metric names.
         require: Metrics that must not be n/a.
         hub_dir: Where to look; None is torch's hub folder.
 

@@ -23,8 +23,6 @@ def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, A
 
     Args:
         restorer: The loaded checkpoint, with the options and the captioner to measure.
-        model: The model it was loaded from.
-        captioner: Configuration of the captioner.
     """
     files = {key: _weights_hash(path) for key, path in model.weights.items() if path}
     loaded: dict[str, Any] = {"checkpoint": sha256_of(model.checkpoint), **files}
@@ -47,7 +45,6 @@ def other_methods(
     Args:
         outputs: Folders of pictures by name, or one folder, whose name becomes the method's.
         models: Weight files of spandrel models by name.
-        device: Where the models run.
 
     Raises:
         ValueError: Two rows would have the same name.

@@ -48,7 +48,6 @@ def run_study(folder: Path, preference: Mapping[str, Any]) -> str:
     """Create the study if `folder` has none, else report the votes in it.
 
     Args:
-        folder: The study's folder.
         preference: folders, lq, pairs, repeats and seed, as described in conf/evaluate.yaml.
 
     Raises:
@@ -77,11 +76,9 @@ def draw_questions(
     """Draw the questions: every pair of methods equally often, in random order and on random sides.
 
     Args:
-        images: Images that all methods have.
         methods: Two or more.
         pairs: Number of questions without repeats; fewer if there are not enough images.
         repeats: Questions asked again at the end, with sides swapped.
-        seed: Seed of all draws.
     """
     rng = np.random.default_rng(seed)
     orders = [

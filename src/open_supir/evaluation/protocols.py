@@ -94,7 +94,6 @@ def load_samples(
     missing partners and images too small to crop are yielded as BrokenSample.
 
     Args:
-        protocol: The conventions.
         hq: Folder (or file) of HQ images.
         lq: Folder (or file) of LQ images.
         degrade: (hq (1, 3, H, W) in [0, 1], seed) -> lq and its parameters; used if the protocol

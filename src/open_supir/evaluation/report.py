@@ -49,8 +49,6 @@ def write_report(
 
     Args:
         records: Records of one run; use `write_comparison` for several runs.
-        out_dir: Created if it does not exist.
-        title: First line of the report.
         source: Folder of the records; None is `out_dir`.
 
     Raises:

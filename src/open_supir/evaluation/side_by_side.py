@@ -62,8 +62,6 @@ def write_comparison(
 
     Args:
         runs: At least one, with unique labels; differences are relative to the first.
-        out_dir: Created if it does not exist.
-        settings: What to show.
 
     Raises:
         ValueError: `runs` is empty.

@@ -31,8 +31,6 @@ def jobs_left(
     """Return the jobs that are not done yet; logs finished ones, and all in a dry run.
 
     Args:
-        jobs: All jobs.
-        key: See `job_key`.
         texts: The captioner if it reads files, which may have changed since; else None.
         overwrite: Treat no job as done.
         dry_run: Also log what would be restored.
@@ -57,9 +55,6 @@ def restore_all(
 
     Args:
         restorer: Its options give the number of steps per image.
-        jobs: What to restore.
-        restore: Restores one job.
-        show_progress: Show a progress bar on stderr.
     """
     for folder in {job.targets[0].parent for job in jobs}:
         remove_leftovers(folder)  # of runs that were killed

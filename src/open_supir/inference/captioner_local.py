@@ -16,9 +16,6 @@ class LocalCaptioner:
 
     Args:
         model: Folder or hub name. Code in model repositories is never run.
-        question: The prompt.
-        max_tokens: Maximum length of the answer.
-        device: Where the model runs.
         dtype: Dtype of its weights; "auto" keeps the stored one.
 
     Raises:

@@ -39,13 +39,9 @@ class ServerCaptioner:
 
     Args:
         url: Base URL of the server, such as http://localhost:8000/v1.
-        model: The server's name for the model.
-        question: The prompt.
         key_variable: Environment variable with the API key, read at each call so that the key never
             reaches a configuration or a log; if unset, no key is sent.
-        timeout_s: Maximum wait for an answer.
         retries: Attempts after the first.
-        max_tokens: Maximum length of the answer.
         max_side: Images with a longer side are reduced before sending.
 
     Raises:

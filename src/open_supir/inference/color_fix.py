@@ -34,7 +34,6 @@ def wavelet_color_fix(
         image, reference: See above; on any device.
         levels: Number of blurs; the dilation doubles with each.
         device: Where to compute; None is the device of `image`.
-        strip_pixels: Maximum pixels per strip.
     """
     reach = 2**levels - 1  # 1 + 2 + 4 + ... pixels
     out = torch.empty_like(image)

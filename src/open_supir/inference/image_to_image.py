@@ -34,12 +34,8 @@ def image_to_image(
 
     Args:
         network: The UNet; called with z_lq=None.
-        denoiser: Turns its output into an estimate of the clean latent.
-        conditioner: Captions and sizes -> Conditioning.
         vae: Encodes images and decodes latents; work is done on its device.
         images: (B, 3, H, W) in [0, 1], of any size.
-        captions: B prompts.
-        negative_captions: B negative prompts.
         strength: Share of the sampling steps that are run: 0 returns the VAE's reconstruction of
             `images`, 1 ignores them. SUPIR makes its negative samples at 0.5.
         settings: Sampler settings; those for control and restoration guidance are ignored.

@@ -36,7 +36,6 @@ def step_down(
     """Return options that need less memory, and the reduction made; None if none is left.
 
     Args:
-        options: Options that did not fit.
         native_tile: Latent side that the networks were trained at; the first tile size to try.
         has_device: Whether parts can be offloaded at all (not on a CPU).
     """

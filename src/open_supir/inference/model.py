@@ -43,7 +43,6 @@ class Model:
 
         Args:
             checkpoint: A file; None takes the newest.
-            runs_dir: Folder that holds the run folders.
             settings: The other attributes of the class, except `recipe`.
 
         Raises:

@@ -36,9 +36,7 @@ class PromptEncoder:
 
         Args:
             caption: What the image shows; may be empty.
-            options: Quality words and prompt mode.
             size: (h, w) given to the conditioner.
-            device: Where the conditioner is.
         """
         quality, negative = options.positive_prompt, [options.negative_prompt]
         if options.prompt_mode == "chunks":

@@ -68,9 +68,6 @@ def restore_file(
     """Restore one file with the restorer's options, write outputs and record, return the record.
 
     Args:
-        restorer: Restores the image.
-        job: The file, and where its results go.
-        on_step: Called after each sampling step.
         output: Output folder; nothing may be written outside it.
         key: See `job_key`.
         model: See `Model.described`.

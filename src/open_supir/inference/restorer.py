@@ -56,12 +56,8 @@ class Restorer:
 
     Args:
         network: UNet with adaptor and connector, controlled by the degraded image's latent.
-        denoiser: Turns its output into an estimate of the clean latent.
-        conditioner: Captions and sizes -> Conditioning.
         vae: Decodes latents; encodes the cleaned image for restoration guidance.
-        robust_encoder: Encodes degraded images.
         captioner: Describes the cleaned image if the caller gives no caption.
-        options: Default options.
         latent_factor: Image pixels per latent pixel and side, 8 for SDXL; None asks the VAE.
         count_tokens: Number of tokens of a text for the conditioner's encoders.
         device: Where modules are moved and work is done.

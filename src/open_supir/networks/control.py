@@ -45,7 +45,6 @@ class ControlAdaptor(Trunk):
         Args:
             x: (B, C, h, w) noisy latent, scaled by c_in.
             t: (B,) noise index.
-            cond: Text and size conditioning.
             z_lq: Latent of the degraded image. It may have B / k rows if x and t are k copies in a
                 row, as for the two halves of guidance.
         """
@@ -96,7 +95,6 @@ class ControlledUNet(nn.Module):
         Args:
             x: Noisy latent, scaled by c_in.
             t: (B,) noise index.
-            cond: Text and size conditioning.
             z_lq: Latent of the degraded image; it may have fewer rows, see `ControlAdaptor`.
             control_scale: 0 for the UNet alone, 1 for full control.
         """

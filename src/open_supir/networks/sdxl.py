@@ -12,7 +12,6 @@ def sdxl_architecture(
 
     Args:
         control: An option of conf/control: full as released, half as in the paper, or third.
-        connector: An option of conf/connector.
 
     Raises:
         ValueError: One of them is unknown.

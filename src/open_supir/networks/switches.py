@@ -58,10 +58,8 @@ def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "in
     """Compile the networks below `module` in place; parameter names do not change.
 
     Args:
-        module: Any module that holds networks.
         mode: "off"; "regional" compiles the repeated transformer block once per shape; "full"
             compiles whole networks, which takes minutes for every image size.
-        backend: A backend of `torch.compile`.
 
     Returns:
         Number of modules that compile at their first call.

@@ -142,8 +142,6 @@ def render_html(title: str, blocks: Sequence[Block], *, note: str = "") -> str:
     """Render a document as one self-contained HTML page.
 
     Args:
-        title: Window title.
-        blocks: The document.
         note: Machine-readable note in the first line of the file.
     """
     return render("document.html", title=title, blocks=blocks, note=note)

@@ -24,7 +24,6 @@ def draw_curves(
     """Draw one scalar of several runs over steps.
 
     Args:
-        title: Name of the scalar.
         curves: Label -> (step, value), sorted by step.
         smooth: Width of the running mean; above 1, the raw curve is drawn faintly behind it.
     """
@@ -57,7 +56,6 @@ def draw_scatter(
     Hovering over a dot shows its image and values.
 
     Args:
-        title: Title of the metric.
         base: Name of the method on the x axis.
         points: Method -> (image, x, y).
     """

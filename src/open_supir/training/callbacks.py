@@ -30,7 +30,6 @@ class ValidationPictures(pl.Callback):
 
     Args:
         dirpath: Folder of the PNG files, named by step.
-        num_images: Number of rows.
     """
 
     def __init__(self, dirpath: str, num_images: int) -> None:

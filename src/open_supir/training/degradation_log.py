@@ -18,9 +18,6 @@ class DegradationLog(pl.Callback):
     Training steps only keep their seeds. Every `every` batches, all parameters are drawn from them
     again at once, LQ is remade for the last batch, and the device is read once. Modules
     without a `DegradationPipeline` log nothing.
-
-    Args:
-        every: Batches between two logs.
     """
 
     def __init__(self, every: int) -> None:

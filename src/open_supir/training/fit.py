@@ -84,8 +84,6 @@ def fit(
     """Train, write the run's summary, and return the last validation loss or PSNR.
 
     Args:
-        module, datamodule, trainer: As built.
-        run_dir: Folder for summary.json.
         about: First entries of the summary: the experiment and its stage.
         resumed: The checkpoint to resume from; None validates the untrained module first.
         requeue: Requeue the Slurm job after a stop signal.

@@ -30,7 +30,6 @@ def step_flops(architecture: Mapping[str, Any], *, stage: str, crop: int) -> Ste
     Args:
         architecture: What `build` accepts, by part, as in a checkpoint's recipe.
         stage: supir or robust_encoder; others return None.
-        crop: Side of the crop in pixels.
     """
     if stage not in ("supir", "robust_encoder"):
         return None

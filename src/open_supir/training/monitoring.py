@@ -32,7 +32,6 @@ class Throughput(pl.Callback):
     peaks for newer cards include sparsity, which would halve the MFU.
 
     Args:
-        every: Steps between two logs.
         peak_tflops: Peak rate of one device; None looks it up by the device's name, and logs no MFU
             if that is unknown.
     """
@@ -164,11 +163,7 @@ class LossBreakdown(pl.Callback):
 
 
 class DataCounters(pl.Callback):
-    """Logs how many samples were read, and how many were skipped for each reason, over all ranks.
-
-    Args:
-        every: Steps between two logs.
-    """
+    """Logs how many samples were read and how many were skipped, by reason, over all ranks."""
 
     def __init__(self, every: int) -> None:
         self.every = every

@@ -29,7 +29,6 @@ class VAEModule(TrainedParts):
         vae: Trained completely.
         l1_weight: Weight of the absolute error relative to the squared error.
         kl_weight: Weight of the KL divergence of the posterior from the standard normal.
-        optim, recipe: See TrainedParts.
     """
 
     def __init__(
@@ -80,9 +79,7 @@ class PriorModule(TrainedParts):
         vae: Frozen.
         denoiser, noise: As in stage 2.
         sampler: Sampler settings of the sample pictures.
-        negative_prompt: Negative prompt for the samples' guidance.
         val_draws: Noise levels drawn per validation image; determined by its seed.
-        optim, recipe: See TrainedParts.
     """
 
     def __init__(

@@ -23,7 +23,6 @@ def make_recipe(
     Args:
         stage: vae, prior, robust_encoder or supir.
         architecture: Specs for `build`, by the names in ARCHITECTURE.
-        sampler: The same for the sampler settings.
         options: Arguments of RestoreOptions.
 
     Raises:

@@ -21,7 +21,6 @@ def prepare_replay(path: Path, run_dir: Path) -> tuple[dict[str, Any], "ReplaySt
     """Return the configuration, callback and checkpoint with which to repeat a recorded step.
 
     Args:
-        path: The record.
         run_dir: Folder for the replay's own run.
 
     Raises:
@@ -73,7 +72,6 @@ class ReplayStep(pl.Callback):
 
     Args:
         record: What `StepGuard` wrote.
-        path: JSON file for the report.
     """
 
     def __init__(self, record: Mapping[str, Any], path: str | Path) -> None:

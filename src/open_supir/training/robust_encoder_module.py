@@ -33,11 +33,8 @@ class RobustEncoderModule(TrainedParts):
     """Trains `robust_encoder.encoder`.
 
     Args:
-        vae: The frozen autoencoder.
         robust_encoder: Starts as a copy of the autoencoder's encoder.
-        degradation: Makes LQ from HQ, on the device.
         latent_weight: Weight of the latent term relative to the log error of pixels.
-        optim, recipe: See TrainedParts.
     """
 
     def __init__(

@@ -24,7 +24,6 @@ class SaveCheckpoints(Checkpoint):
 
     Args:
         dirpath: Folder of the checkpoints, `step_0001000.ckpt` and so on.
-        every: Steps between two checkpoints.
         keep: How many of the newest are kept.
         milestones: Checkpoints at multiples of this step are kept for good; None for no others.
 

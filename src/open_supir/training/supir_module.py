@@ -29,13 +29,10 @@ class SupirModule(TrainedParts):
         vae, robust_encoder, conditioner: Frozen.
         denoiser: Preconditioning of the prior.
         noise: Distribution of sigma, and the loss weight of each sigma.
-        degradation: Makes LQ from HQ, on the device.
         sampler: Sampler settings of the validation pictures.
-        negative_prompt: Negative prompt for the validation pictures' guidance.
         val_draws: Noise levels drawn per validation image; determined by its seed.
         offset_noise: Strength of the noise component that is constant over an image; see
             `seeded_noise`.
-        optim, recipe: See TrainedParts.
     """
 
     def __init__(

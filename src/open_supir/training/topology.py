@@ -32,8 +32,6 @@ def keep_global_batch(trainer: pl.Trainer, *, global_batch: int, micro_batch: in
     `val_check_interval` is scaled to remain a number of steps.
 
     Args:
-        trainer: The trainer, before it fits.
-        global_batch: Samples per optimiser step.
         micro_batch: Samples that fit on a device at once; None for a rank's whole share.
 
     Raises:

@@ -19,7 +19,6 @@ class TrainedParts(pl.LightningModule):
     come from the base weights, which the checkpoint names but does not contain.
 
     Args:
-        optim: Optimiser settings.
         recipe: Plain values that rebuild the networks (`architecture`) and name their base weights
             (`weights`); stored in every checkpoint.
     """

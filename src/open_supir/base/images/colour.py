@@ -149,7 +149,6 @@ def png_profile(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
     The order is that of the PNG specification (third edition, 4.3): cICP, iCCP, sRGB, gAMA.
 
     Args:
-        data: The file.
         info: What Pillow read of it.
 
     Raises:

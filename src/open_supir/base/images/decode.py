@@ -62,7 +62,6 @@ def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raste
     """Decode an image file of any ordinary kind; of several frames or pages the first.
 
     Args:
-        data: The file.
         check_size: Called with (H, W) before pixels are decoded; raises if they are too many.
         strict: Refuse JPEGs with flipped bits, which Pillow decodes to garbage.
 

@@ -93,7 +93,6 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
     """Decode an image file of any ordinary mode, turn it upright and convert it to sRGB.
 
     Args:
-        data: The file.
         check_size: Called with (H, W) before pixels are decoded; raises if they are too many.
         strict: Refuse JPEGs with flipped bits.
 
