@@ -6,8 +6,9 @@ are float32 throughout.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,12 +56,10 @@ def sample_euler(
         sigma_cap: Churn raises no sigma above this: networks are trained up to their table's top.
         randn: Source of the added noise; called only for steps that add noise.
     """
-    for index, sigma, sigma_next in _steps(sigmas):
-        gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
-        step = Step(index, sigma, max(min(sigma * (1 + gamma), sigma_cap), sigma), sigma_next)
+    for step in _churned(sigmas, s_churn, s_tmin, s_tmax, sigma_cap):
         x = _churn(x, step, s_noise, randn)
         denoised = denoise(x, step)
-        x = x + (x - denoised) * ((sigma_next - step.sigma_hat) / step.sigma_hat)
+        x = x + (x - denoised) * ((step.sigma_next - step.sigma_hat) / step.sigma_hat)
         if on_step is not None:
             on_step(step, x, denoised)
     return x
@@ -83,15 +82,13 @@ def sample_heun(
 
     Two estimates per step, but one for a step to 0. Arguments as in `sample_euler`.
     """
-    for index, sigma, sigma_next in _steps(sigmas):
-        gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
-        step = Step(index, sigma, max(min(sigma * (1 + gamma), sigma_cap), sigma), sigma_next)
-        x = _churn(x, step, s_noise, randn)
+    for step in _churned(sigmas, s_churn, s_tmin, s_tmax, sigma_cap):
+        x, sigma_next = _churn(x, step, s_noise, randn), step.sigma_next
         denoised = denoise(x, step)
         slope = (x - denoised) / step.sigma_hat
         x_next = x + slope * (sigma_next - step.sigma_hat)
         if sigma_next > 0:
-            denoised = denoise(x_next, Step(index, sigma_next, sigma_next, sigma_next))
+            denoised = denoise(x_next, Step(step.index, sigma_next, sigma_next, sigma_next))
             slope = (slope + (x_next - denoised) / sigma_next) / 2
             x_next = x + slope * (sigma_next - step.sigma_hat)
         x = x_next
@@ -112,14 +109,12 @@ def sample_dpmpp_2m(
 ) -> Tensor:
     """Sample by DPM-Solver++(2M): second order from two successive estimates, one per step.
 
-    Every step, including the first but not one to 0, adds back the noise that `eta` removes.
-
-    Args:
-        eta: 0 follows the ODE, 1 the SDE.
+    Every step, including the first but not one to 0, adds back the noise that `eta` removes: 0
+    follows the ODE, 1 the SDE. Other arguments as in `sample_euler`.
     """
     previous: Tensor | None = None
     previous_h = 0.0
-    for index, sigma, sigma_next in _steps(sigmas):
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         step = Step(index, sigma, sigma, sigma_next)
         denoised = denoise(x, step)
         if sigma_next == 0:
@@ -141,11 +136,12 @@ def sample_dpmpp_2m(
     return x
 
 
-def _steps(sigmas: Sequence[float]) -> list[tuple[int, float, float]]:
-    return [
-        (i, sigma, sigma_next)
-        for i, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False))
-    ]
+def _churned(
+    sigmas: Sequence[float], s_churn: float, s_tmin: float, s_tmax: float, sigma_cap: float
+) -> Iterator[Step]:
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        gamma = min(s_churn / (len(sigmas) - 1), MAX_GAMMA) if s_tmin <= sigma <= s_tmax else 0.0
+        yield Step(index, sigma, max(min(sigma * (1 + gamma), sigma_cap), sigma), sigma_next)
 
 
 def _churn(x: Tensor, step: Step, s_noise: float, randn: Randn) -> Tensor:

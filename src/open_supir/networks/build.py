@@ -9,10 +9,6 @@ from open_supir.base.registry import build
 
 
 def build_on_meta(spec: Mapping[str, Any]) -> Any:
-    """Build `spec` on the meta device.
-
-    Raises:
-        ValueError: See `build`.
-    """
+    """Build `spec` on the meta device; see `build`."""
     with torch.device("meta"):
         return build(spec)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from open_supir.reports.pictures import embed
 from open_supir.reports.tables import markdown_table
@@ -125,9 +125,6 @@ class Folded:
     blocks: "Sequence[Block]"
 
 
-KINDS = (
-    Heading, Text, Listing, Code, Table, Plots, PictureGrid, ContactSheet, Slides, Folded,
-)  # fmt: skip
 Block = (
     Heading | Text | Listing | Code | Table | Plots | PictureGrid | ContactSheet | Slides | Folded
 )
@@ -164,7 +161,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for kind in KINDS:
+    for kind in get_args(Block):
         environment.tests[kind.__name__.lower()] = lambda block, kind=kind: isinstance(block, kind)
     environment.filters |= {
         "breakable": _breakable, "embed": embed, "inline": _inline, "link": _link,
