@@ -66,7 +66,7 @@ def flush(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return a name beside `path` that nobody else uses and that tells which process does."""
+    """Return a unique name beside `path`, which says which process uses it."""
     name = f".{secrets.token_hex(8)}.{socket.gethostname()}.{os.getpid()}.tmp"
     return path.with_name(name)  # not made of the path's own name, which may be as long as allowed
 

@@ -10,8 +10,8 @@ from open_supir.base.places import CONF
 def read_options(*, scale: str, **options: str) -> dict[str, dict[str, Any]]:
     """Return options by group: `read_options(scale="sdxl", unet="sdxl", control="half")`.
 
-    References are resolved, to the scale and to each other. Options that build on others by a
-    `defaults` list are beyond this.
+    References are resolved, to the scale and to each other. Options with a `defaults`
+    list are not supported.
 
     Raises:
         ValueError: An option is unknown; names the known ones.

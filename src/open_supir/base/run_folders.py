@@ -44,7 +44,7 @@ def run_folder(checkpoint: str | Path) -> Path:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """Return the run's configuration as plain values; empty where there is none."""
+    """Return the run's configuration as plain values; empty if there is none."""
     path = run / "config.yaml"
     return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}  # type: ignore[return-value]
 
@@ -65,7 +65,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    """Write what a finished run came to, as JSON."""
+    """Write the summary of a finished run as JSON."""
     write_text(run / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

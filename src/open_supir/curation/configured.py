@@ -35,9 +35,9 @@ def settings_of(values: Values, build: Build) -> PipelineSettings:
     """Build the pipeline settings from a configuration; loads no networks.
 
     Args:
-        values: Of conf/curate.yaml, with absolute `output` and `shards_dir`: workers may run in
-            other folders.
-        build: Makes the object that a node with `_target_` describes; called in workers.
+        values: The values of conf/curate.yaml; `output` and `shards_dir` are absolute, because
+            workers may run in other folders.
+        build: Builds the object that a node with `_target_` describes; called in workers.
 
     Raises:
         ValueError: A value is out of range or has the wrong type.

@@ -45,7 +45,7 @@ class DedupStep:
         return {"max_distance": self.max_distance, "leak_distance": self.leak_distance}
 
     def open(self) -> Process:
-        """Return the work, which needs all units at once."""
+        """Return the function that processes the step's only unit."""
         return self._find
 
     def _find(self, unit: Unit, folder: Path) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ def read_candidates(unit: Unit, *, keep_keys: bool) -> Iterator[Candidate]:
     """Yield every image of a unit, in order.
 
     Args:
-        unit: Of the listing.
+        unit: A unit of the listing.
         keep_keys: Use the keys of the tars instead of making new ones; they must be unique in all
             the input.
 

@@ -29,7 +29,7 @@ class SelectStep:
         return self.thresholds.plain()
 
     def open(self) -> Process:
-        """Return the work, which needs all units at once."""
+        """Return the function that processes the step's only unit."""
         return self._select
 
     def _select(self, unit: Unit, folder: Path) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ class ShardLayoutStep:
 
     source: str  # name of the source: the folder of its shards, and the first part of their names
     origin: str  # the step whose tars hold the samples: `filter`, or `negatives`
-    shard_size: int = 1000  # samples a shard
+    shard_size: int = 1000  # samples per shard
     # permute all samples by a hash of key and seed; else keep the order of the input
     shuffle: bool = True
     seed: int = 0  # of the permutation
@@ -56,21 +56,21 @@ class ShardLayoutStep:
 
     @property
     def name(self) -> str:
-        """Return the step's name: each source has its own."""
+        """Return the step's name, one per source."""
         return f"shards-layout-{self.source}"
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         return vars(self)
 
     def open(self) -> Process:
-        """Return the work, which wants all units at once."""
+        """Return the function that processes the step's only unit."""
         return self._lay_out
 
     def _lay_out(self, unit: Unit, folder: Path) -> Mapping[str, Any]:
         """Write a listing for each shard.
 
-        In memory are about 50 bytes a sample, and the rows of BLOCK of them: the others lie on
+        Memory holds about 50 bytes per sample, and the rows of BLOCK samples; the other rows are on
         disk, in the parts that they belong to.
         """
         root, units = Path(unit.inputs["root"]), unit.inputs["units"]
@@ -95,7 +95,7 @@ class ShardLayoutStep:
         """Return where each row goes, (N,) int64, by a hash of its key.
 
         Raises:
-            ValueError: A key comes twice.
+            ValueError: A key occurs twice.
         """
         hashes = (self._order(key) for name in units for key in self._keys(root, name))
         order = np.fromiter(hashes, dtype=np.uint64)

@@ -26,13 +26,13 @@ class FilterSettings:
     # what becomes of larger images: `resize` reduces them to `size`, `tiles` cuts squares of `size`
     # at native resolution, `keep` stores them as they are
     large: str = "resize"
-    max_tiles: int = 4  # most tiles of an image, spread evenly
+    max_tiles: int = 4  # maximum number of tiles per image, spread evenly
     min_side: int = 1024  # candidates with a shorter side are refused before they are decoded
     max_pixels: int = 100_000_000  # so are those with more pixels
     quality: int = 95  # of the JPEG, without chroma subsampling, where an image is encoded anew
     keep_keys: bool = False  # keep the keys of tars
     # note source, licence, original size and what was normalised in each sample; else a tar's own
-    # json is kept to the letter
+    # json is kept unchanged
     record: bool = True
 
     def __post_init__(self) -> None:
@@ -114,13 +114,13 @@ class ScoreSettings:
 class CaptionSettings:
     """How the kept images are captioned."""
 
-    # builds a captioner of inference; None keeps the captions that came along
+    # builds a captioner of inference; None keeps the existing captions
     captioner: Blueprint | None
-    cache: str  # folder of answers by image, model and question
+    cache: str  # folder that caches answers by image, model and question
     quadrants: bool = False  # caption the four quarters too, for crops that show one of them
     keep_existing: bool = False  # do not ask about images that came with a caption
     concurrency: int = 1  # questions at a time in each worker; above 1 for servers only
-    attempts: int = 3  # how often a question is asked
+    attempts: int = 3  # attempts per question
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.attempts < 1:
@@ -146,9 +146,9 @@ class NegativeSettings:
     """
 
     prior: Blueprint  # builds the text-to-image prior (open_supir.inference.prior)
-    words: str  # the prompt, and the caption of what comes out
+    words: str  # the prompt, and the caption of the result
     strength: float = 0.5  # share of the sampling steps that are taken; SUPIR takes 0.5
-    seed: int = 0  # with the key of a sample it seeds its noise
+    seed: int = 0  # seeds each sample's noise, together with its key
     quality: int = 95  # of the JPEG
 
     def __post_init__(self) -> None:

@@ -33,8 +33,8 @@ class OptimSettings:
     decay: Decay = "constant"  # the schedule after the warm-up
     decay_steps: int | None = None  # step at which the cosine ends; only cosine needs it
     final_lr_ratio: float = 0.05  # final value of the cosine, as a share of `lr`
-    # "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the memory; "muon"
-    # is for small networks that are trained from scratch (see Muon)
+    # "adamw" is fused; the state of "adamw_8bit" (bitsandbytes) takes a quarter of the memory;
+    # "muon" is for small networks that are trained from scratch (see Muon)
     kind: Kind = "adamw"
     # Parts that join later: prefix of their parameters' names -> step at which their warm-up
     # starts. Until then they do not change.

@@ -52,8 +52,7 @@ CURVES = {
 def to_srgb(colour: np.ndarray, icc: bytes | None) -> np.ndarray:
     """Convert (H, W, C) uint8 or uint16 to sRGB by its profile: (H, W, 1) of grey, else (H, W, 3).
 
-    A profile that does not fit is ignored, with a warning. CMYK without one is taken as ink over
-    white.
+    A profile that does not fit is ignored, with a warning. CMYK without one is ink on white.
     """
     channels = colour.shape[-1]
     if icc and not (channels == 1 and icc == grey_profile()):  # ours stays as it is to the bit
@@ -109,7 +108,7 @@ def _ink_over_white(cmyk: np.ndarray) -> np.ndarray:
 
 
 def is_foreign(icc: bytes | None) -> bool:
-    """Say whether a profile is of another colour space than sRGB."""
+    """Return whether a profile is of a colour space other than sRGB."""
     if not icc:
         return False
     try:
@@ -149,10 +148,10 @@ def png_profile(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
     The order is that of the PNG specification (third edition, 4.3): cICP, iCCP, sRGB, gAMA.
 
     Args:
-        info: What Pillow read of it.
+        info: What Pillow read from the file.
 
     Raises:
-        ValueError: Its colours are of high dynamic range.
+        ValueError: The file is high dynamic range.
     """
     is_grey = data[25] in (0, 4)
     code = _chunk(data, b"cICP")
@@ -177,7 +176,7 @@ def png_profile(data: bytes, info: Mapping[Any, Any]) -> bytes | None:
 def _made_profile(
     primaries: tuple[float, ...], curve: Callable[[np.ndarray], np.ndarray], is_grey: bool
 ) -> bytes | None:
-    """Return a profile of that colour space; None of sRGB's own."""
+    """Return a profile of that colour space; None if it is sRGB."""
     import imagecodecs
 
     if curve is _srgb_curve and (is_grey or np.allclose(primaries, PRIMARIES[1], atol=0.001)):

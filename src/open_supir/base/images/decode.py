@@ -59,14 +59,14 @@ class Raster:
 
 
 def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raster:
-    """Decode an image file of any ordinary kind; of several frames or pages the first.
+    """Decode an image file of any ordinary kind; of several frames or pages, the first.
 
     Args:
         check_size: Called with (H, W) before pixels are decoded; raises if they are too many.
         strict: Refuse JPEGs with flipped bits, which Pillow decodes to garbage.
 
     Raises:
-        DECODE_ERRORS: The file is damaged, or no image.
+        DECODE_ERRORS: The file is damaged, or is not an image.
     """
     if data[:8] == PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:25] == b"\x10":
         return _deep_png(data, check_size)
@@ -136,7 +136,7 @@ def _channels(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
-    """Decode a PNG of 16 bits a channel."""
+    """Decode a PNG of 16 bits per channel."""
     import imagecodecs
 
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -162,7 +162,7 @@ def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
 
 
 def _deep_tiff(data: bytes, check_size: CheckSize) -> Raster | None:
-    """Decode a TIFF of more than 8 bits or with channels beside its colours; None for others."""
+    """Decode a TIFF of more than 8 bits or with extra channels; None for others."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -208,7 +208,7 @@ def full_scale(pixels: np.ndarray, bits: int) -> np.ndarray:
 
     Args:
         pixels: (H, W, C) unsigned, of `bits` each, or floating point in [0, 1].
-        bits: Of a channel: 2 ** bits - 1 is white.
+        bits: Bits per channel: 2 ** bits - 1 is white.
     """
     if pixels.dtype.kind == "f":
         if not np.isfinite(pixels).all():
@@ -234,7 +234,7 @@ def _scaled(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _unpremultiplied(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Divide (H, W, C) by (H, W) alpha; what cannot be seen stays as it is."""
+    """Divide (H, W, C) by (H, W) alpha; invisible pixels stay as they are."""
     full, out = np.iinfo(colour.dtype).max, colour.copy()
     for row, (values, cover) in enumerate(zip(colour, alpha, strict=True)):
         seen = cover > 0

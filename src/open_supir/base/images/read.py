@@ -52,12 +52,12 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """A photograph as restoring wants it."""
+    """A photograph, read for restoring."""
 
     rgb: Tensor  # (3, H, W) sRGB in [0, 1], float32, upright
     alpha: Tensor | None = None  # (1, H, W) in [0, 1], or None
     is_grey: bool = False  # whether the file had no colour
-    bits: int = 8  # 8 or 16 a channel
+    bits: int = 8  # 8 or 16 per channel
     metadata: Metadata = Metadata()  # what else the file says
     notes: tuple[str, ...] = ()  # what was left out, for the user
 
@@ -97,7 +97,7 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
         strict: Refuse JPEGs with flipped bits.
 
     Raises:
-        ValueError: The file is no image, damaged, or holds values that are no colours.
+        ValueError: The file is not an image, is damaged, or holds values that are not colours.
     """
     try:
         raster = decode(data, check_size, strict=strict)
@@ -130,12 +130,12 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
 def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Read an image file with its depth, alpha, greyness and metadata.
 
-    The size is checked before anything is decoded. Of an animation or a file of several pages the
-    first is read.
+    The size is checked before anything is decoded. Of an animation or several
+    pages, the first is read.
 
     Raises:
         FileNotFoundError: There is no such file, or a link leads nowhere or in circles.
-        ValueError: It is no readable image, or too large, or holds values that are no colours.
+        ValueError: It is not a readable image, is too large, or holds values that are not colours.
     """
     pixels = _read_file(path, max_pixels)
     rgb, alpha = _tensor(pixels.colour).expand(3, -1, -1), None
@@ -156,7 +156,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no readable image, or has more than `max_pixels` pixels.
+        ValueError: The file is not a readable image, or has more than `max_pixels` pixels.
     """
     path = Path(path)
     try:

@@ -71,11 +71,11 @@ def encode_photo(
     cannot hold of the metadata is left out; see `left_out`.
 
     Args:
-        photo: What to write; its own `bits` is not looked at.
+        photo: What to write; its own `bits` is ignored.
         format: png, jpg, webp or tiff.
-        bits: A channel; 16 for png and tiff only.
-        quality: Of jpg and webp; webp is lossless at 100.
-        record: Anything that JSON holds; None writes none.
+        bits: Per channel; 16 only for png and tiff.
+        quality: For jpg and webp; webp is lossless at 100.
+        record: Anything that JSON can hold; None writes no record.
     """
     pixels = _pixels(photo, bits, with_alpha=format != "jpg")
     icc = grey_profile() if photo.is_grey and format != "webp" else srgb_profile()
