@@ -52,12 +52,8 @@ def evaluate(cfg: DictConfig) -> str:
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained = None, OmegaConf.create()
     if cfg.checkpoint is not None or not methods:
-        model = Model.find(
-            cfg.checkpoint,
-            runs_dir=cfg.runs_dir,
-            weights=plain(cfg.weights),
-            ignored_keys=tuple(cfg.ignored_keys),
-        )
+        files = {"weights": plain(cfg.weights), "ignored_keys": tuple(cfg.ignored_keys)}
+        model = Model.find(cfg.checkpoint, runs_dir=cfg.runs_dir, **files)
         trained = OmegaConf.create(read_config(run_folder(model.checkpoint)))
     if not trained:
         given = {key: cfg.get(key) for key in ("data_root", "output", "degradation")}

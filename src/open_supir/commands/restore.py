@@ -76,15 +76,8 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=pick_device(cfg.device))
     output.mkdir(parents=True, exist_ok=True)
-    restore_job = partial(
-        restore_file,
-        restorer,
-        output=output,
-        key=key,
-        model=described,
-        max_pixels=cfg.max_pixels,
-        max_output_pixels=cfg.max_output_pixels,
-    )
+    limits = {"max_pixels": cfg.max_pixels, "max_output_pixels": cfg.max_output_pixels}
+    restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **limits)
     return failed + restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
 
 

@@ -113,14 +113,13 @@ class RestorationDataModule(LightningDataModule):
         self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of this run's network
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
         self.reader, self.skip_limits = reader, skip_limits
-        self.prepare, self.prepare_at = prepare, prepare_at
+        self.prepare, self.prepare_at, self.consumed = prepare, prepare_at, 0
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
         self.heldout_lq = Path(heldout_lq) if heldout_lq else None
         self.val_size, self.val_batch, self.val_seed = val_size, val_batch, val_seed
         self.val_crop_size = val_crop_size or crop_size
         self.log_dir = Path(log_dir) if log_dir else None
-        self.consumed = 0
         self._saved_accumulation: int | None = None
         self.plan: DataPlan | None = None
         self.counters: LoaderCounters | None = None

@@ -95,8 +95,15 @@ def compare_runs(
         *notes.lines(),
         *not_measured(everything, means),
         f"In brackets: difference from {first}, over images of both {noun}.",
+        *_cautions(chosen, tests=sum(", p" in text for line in rows for text in line[1:])),  # type: ignore[arg-type]
     ]
-    tests = sum(", p" in text for line in rows for text in line[1:])
+    header = [noun.removesuffix("s"), *map(metric_title, means.measured)]
+    return Comparison(header, rows, remarks, values)
+
+
+def _cautions(chosen: Mapping[str, Sequence[Record]], *, tests: int) -> list[str]:
+    """Say what a comparison's numbers do not show; `tests` is the number of p values."""
+    remarks = []
     if tests:
         remarks.append(
             "[low, high]: 95 % bootstrap interval over images. p: Wilcoxon signed-rank test, "
@@ -104,10 +111,9 @@ def compare_runs(
         )
     if len({frozenset(r["image"] for r in records) for records in chosen.values()}) > 1:
         remarks.append("The runs were measured on different images; compare differences only.")
-    if len({_protocol(records) for records in chosen.values()}) > 1:  # type: ignore[arg-type]
+    if len({_protocol(records) for records in chosen.values()}) > 1:
         remarks.append("The runs use different protocols: their values are not comparable.")
-    header = [noun.removesuffix("s"), *map(metric_title, means.measured)]
-    return Comparison(header, rows, remarks, values)
+    return remarks
 
 
 def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
