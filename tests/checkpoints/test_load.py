@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from open_supir.checkpoints import load_parts
+from open_supir.checkpoints.load import prediction_of
 from tests.checkpoints.standins import (
     module_of,
     official_sdxl,
@@ -47,6 +48,25 @@ def test_parts_get_the_values_of_the_file(sdxl_file: Path) -> None:
     assert {part: len(names) for part, names in report.loaded.items()} == {"unet": 13, "vae": 7}
     assert not report.missing and not report.unexpected and not report.on_meta
     assert str(report) == f"UNet, autoencoder: from {sdxl_file}"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "keys", "prediction"),
+    [
+        ({}, [], "eps"),
+        ({}, ["v_pred"], "v"),
+        ({"prediction": "edm"}, [], "edm"),
+        ({"modelspec.prediction_type": "epsilon"}, [], "eps"),
+        ({"modelspec.prediction_type": "v"}, [], "v"),
+        ({"recipe": '{"architecture": {"denoiser": {"prediction": "edm"}}}'}, [], "edm"),
+    ],
+)
+def test_prediction_is_what_the_file_says(
+    tmp_path: Path, metadata: dict[str, str], keys: list[str], prediction: str
+) -> None:
+    path = tmp_path / "base.safetensors"
+    save_file({key: torch.zeros(1) for key in ["a", *keys]}, path, metadata=metadata or None)
+    assert prediction_of(path) == prediction
 
 
 def test_text_towers_get_fused_projections(sdxl_file: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -11,7 +12,7 @@ from open_supir.data.counters import LoaderCounters, SkipLimits
 from open_supir.data.dataset import SampleReader, SourceConfig
 from open_supir.data.samples import CropPolicy, ImageLimits
 from open_supir.data.shards import StorageError
-from open_supir.data.stream import StreamDataset, raw_samples, source_urls
+from open_supir.data.stream import StreamDataset, raw_samples, source_urls, tar_samples
 from tests.data.made import good_members, shard_folder, tar_bytes
 
 
@@ -86,6 +87,37 @@ def test_rewriting_of_addresses_by_the_environment_is_ignored(
     monkeypatch.setenv("GOPEN_REWRITE", f"{tmp_path}=pipe:touch {tmp_path}/owned #")
     assert next(iter(stream(tmp_path, {"a": SourceConfig(weight=1)})))["source"] == "a"
     assert not (tmp_path / "owned").exists()
+
+
+def test_captions_that_stand_apart_from_their_images_are_counted(tmp_path: Path) -> None:
+    """All images first, then all captions: no sample has its caption."""
+    (tmp_path / "a").mkdir()
+    members = sorted(good_members(4), key=lambda member: member[0].rpartition(".")[2])
+    (tmp_path / "a" / "x.tar").write_bytes(tar_bytes(members))
+    refused: list[tuple[str, str]] = []
+    with (tmp_path / "a" / "x.tar").open("rb") as file:
+        samples = list(tar_samples(file, lambda reason, detail: refused.append((reason, detail))))
+    assert len(samples) == 4 and not any(sample.text for sample in samples)
+    captions = sum(name.endswith(".txt") for name, _ in members)
+    assert captions == 4 and {reason for reason, _ in refused} == {"member refused"}
+    assert sum("without an image next to it" in detail for _, detail in refused) >= captions
+
+
+def test_missing_tars_are_named(tmp_path: Path) -> None:
+    shard_folder(tmp_path / "a", [2])
+    there = str(next((tmp_path / "a").glob("*.tar")))
+    urls = SourceConfig(weight=1, urls=[there, f"{tmp_path}/gone.tar"])
+    with pytest.raises(FileNotFoundError, match="source 'a': 1 of 2 tars are missing.*gone.tar"):
+        source_urls(tmp_path, "a", urls)
+
+    def absent(url: str) -> IO[bytes]:
+        raise FileNotFoundError(f"404 {url}")
+
+    remote = ["https://x/0.tar", "https://x/1.tar"]
+    reading = raw_samples(remote, seed=0, buffer=10, report=lambda *_: None, open_url=absent)
+    with pytest.raises(StorageError, match="9 shards in a row have no samples: .*404") as said:
+        next(reading)
+    assert all(url in str(said.value) for url in remote)
 
 
 def test_what_a_stream_passes_over_is_counted_and_written(tmp_path: Path) -> None:

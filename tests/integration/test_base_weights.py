@@ -80,8 +80,11 @@ def test_base_that_predicts_v_needs_a_denoiser_that_does(
 ) -> None:
     base = tmp_path / "v.safetensors"
     save_file(load_file(workplace / "prior.safetensors") | {"v_pred": torch.ones(1)}, base)
-    with pytest.raises(KeyError, match="train with denoiser=v"):
+    with pytest.raises(ValueError, match="predicts v, but eps .* train with denoiser=v"):
         loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}"))
+    for denoiser in ("v", "edm"):
+        with pytest.raises(ValueError, match=f"predicts eps, but {denoiser} is expected"):
+            loaded(composed_in("train", *STAGE_2, f"denoiser={denoiser}"))
     module = loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}", "denoiser=v"))
     assert module.denoiser.prediction == "v"
 

@@ -58,12 +58,13 @@ def test_losses_are_told_apart_by_noise_and_source() -> None:
 
 def test_skipped_samples_are_logged_by_reason() -> None:
     counters = LoaderCounters(["photos"], path=None)
-    counters.count_sample(truncated=False)
+    for _ in range(50):  # workers have read ahead
+        counters.count_sample(truncated=False)
     counters.count_skip(0, SampleError("too small"), {})
-    trainer = trainer_with(datamodule=SimpleNamespace(counters=counters))
+    trainer = trainer_with(datamodule=SimpleNamespace(counters=counters, global_batch=8))
     DataCounters(every=1).on_train_batch_end(trainer, MODULE)
     assert trainer.loggers[0].metrics == {
-        "data/samples": 1.0,
+        "data/samples": 8.0 * trainer.global_step,
         "data/captions_truncated": 0.0,
         "data/skipped": 1.0,
         "data/skipped/photos/too small": 1.0,

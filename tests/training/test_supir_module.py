@@ -69,6 +69,22 @@ def test_loading_names_the_first_missing_and_unexpected_key(module) -> None:
         module.load_state_dict({**state, first: tensor, "stranger": tensor})
 
 
+def test_held_out_pairs_bring_their_own_lq(module) -> None:
+    """The LQ of the batch is what the robust encoder sees; the degradation is not asked."""
+    given = batch()
+    own = (darken(to_signed(given["hq"]), given["seed"]) + 1) * 127.5
+    logged = []
+    module.log = lambda name, value, **options: logged.append(value)
+    module.validation_step({**given, "lq": given["hq"]}, 0)
+    module.degradation = lambda *_: pytest.fail("the batch has its own LQ")
+    module.degradation.target = lambda hq: hq
+    module.validation_step({**given, "lq": given["hq"]}, 0)
+    assert torch.equal(*logged)
+    columns = module.pictures({**given, "lq": own.round().to(torch.uint8)})
+    expected = own.round() / 255
+    assert torch.allclose(columns["LQ"], expected, atol=1e-6)
+
+
 def test_pictures_are_lq_cleaned_restored_and_hq(module) -> None:
     given = batch()
     columns = module.pictures(given)

@@ -196,6 +196,9 @@ def _read(paths: Sequence[str]) -> Input:
         held = dict(checkpoint.metadata)
         recipe = json.loads(held.pop("recipe", "null")) or {}
         named = recipe.get("weights", {})
+        prediction = recipe.get("architecture", {}).get("denoiser", {}).get("prediction", "eps")
+        if "unet" in contents.parts and prediction != "eps":
+            words["prediction"] = prediction
         if recipe.get("stage") == "supir":  # how to restore with the file; local paths removed
             words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k != "weights"})
             words |= {ENCODER: "clean"} if named.get(ENCODER, "") is None else {}

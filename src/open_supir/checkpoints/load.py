@@ -4,6 +4,7 @@ All names and shapes are compared before the first tensor is read, so a wrong fi
 Modules may be built on the meta device: loading needs their final memory plus one tensor.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -106,6 +107,24 @@ def load_all(loads: Iterable[Load]) -> list[LoadReport]:
 def ignored_for(prediction: str) -> tuple[str, ...]:
     """Return the keys of no part that a base file may have if the denoiser predicts this."""
     return (V_PREDICTION,) if prediction == "v" else ()
+
+
+def prediction_of(path: str | Path, *, key: str = "") -> str:
+    """Return what a base file's UNet predicts, eps, v or edm; eps where the file says nothing.
+
+    It says so in its metadata, in a training checkpoint's recipe, or by an empty key.
+
+    Raises:
+        FileNotFoundError, ValueError: See `open_checkpoint`.
+    """
+    checkpoint = open_checkpoint(path, key=key)
+    metadata = checkpoint.metadata
+    recipe = json.loads(metadata.get("recipe", "null")) or {}
+    trained = recipe.get("architecture", {}).get("denoiser", {}).get("prediction")
+    said = trained or metadata.get("prediction") or metadata.get("modelspec.prediction_type")
+    if said is None:
+        return "v" if V_PREDICTION in checkpoint else "eps"
+    return {"epsilon": "eps", "v_prediction": "v"}.get(said, said)
 
 
 def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:

@@ -24,11 +24,12 @@ from open_supir.data.dataset import SampleReader, SourceConfig
 from open_supir.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
 from open_supir.data.samples import Sample, SampleError
 from open_supir.data.shards import RawSample
-from open_supir.data.storage import StorageError, below, open_files
+from open_supir.data.storage import StorageError, below, is_remote, open_files
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 8
+APART = "caption or json without an image next to it; use reader=index, which needs no order"
 
 
 class StreamDataset(IterableDataset[Sample]):
@@ -115,7 +116,7 @@ def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
     """List the tars of a source: its `urls`, or all tars in its folder.
 
     Raises:
-        FileNotFoundError: There are no tars.
+        FileNotFoundError: There are no tars, or a local one is missing.
     """
     folder = below(root, config.folder or name)
     urls = list(config.urls or [])
@@ -127,6 +128,11 @@ def source_urls(root: str | Path, name: str, config: SourceConfig) -> list[str]:
         urls = [str(below(folder, name)) for name in names]
     if not urls:
         raise FileNotFoundError(f"source {name!r}: no tars in {folder}")
+    missing = [url for url in urls if not is_remote(url) and not Path(url).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"source {name!r}: {len(missing)} of {len(urls)} tars are missing, first: {missing[0]}"
+        )
     return urls
 
 
@@ -154,20 +160,23 @@ class _Reader:
         self.open_url, self.report = open_url, report
 
     def __call__(self, shards: Iterator[dict[str, Any]]) -> Iterator[tuple[str, RawSample]]:
-        failures = 0
+        failures: dict[str, str] = {}
+        count = 0
         for shard in shards:
-            url, found = shard["url"], 0
+            url, found, wrong = shard["url"], 0, "no samples"
             try:
                 with self.open_url(url) as file:
                     for raw in tar_samples(file, functools.partial(self.report, url)):
                         found += 1
                         yield url, raw
             except (OSError, EOFError, TarDamage) as error:
+                wrong = str(error)
                 log.warning("%s: stopped after %d samples: %s", url, found, error)
                 self.report(url, "damaged tar", f"stopped after {found} samples: {error}")
-            failures = 0 if found else failures + 1
-            if failures > MAX_FAILURES:
-                raise StorageError(f"{failures} shards in a row have no samples, the last is {url}")
+            failures, count = ({}, 0) if found else (failures | {url: wrong}, count + 1)
+            if count > MAX_FAILURES:
+                said = "; ".join(f"{name}: {why}" for name, why in failures.items())
+                raise StorageError(f"{count} shards in a row have no samples: {said}")
 
 
 def tar_samples(
@@ -176,7 +185,8 @@ def tar_samples(
     """Group the plain members of an uncompressed tar stream by key, as webdataset does.
 
     Members that break the rules for names, kinds and sizes are skipped unread; `refuse(reason,
-    detail)` is called for those that deprive a sample of its image, caption or json.
+    detail)` is called for those that deprive a sample of its image, caption or json, and for
+    captions and json that do not stand next to their image.
 
     Raises:
         TarDamage: The tar is compressed, truncated or damaged; all samples before were yielded.
@@ -193,6 +203,8 @@ def tar_samples(
         if stem != key:
             if "image" in parts:
                 yield _raw(key, parts)
+            elif parts:
+                refuse("member refused", f"{key}: {APART}")
             key, parts = stem, {}
         if kind in parts or size > SIZE_LIMITS[kind]:
             refuse("member refused", f"{'twice' if kind in parts else f'{size} bytes'}: {name!r}")
@@ -200,6 +212,8 @@ def tar_samples(
             parts[kind] = forward.read_at(offset, size)
     if "image" in parts:
         yield _raw(key, parts)
+    elif parts:
+        refuse("member refused", f"{key}: {APART}")
 
 
 class _Forward:

@@ -14,9 +14,11 @@ from torch import nn
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.run_folders import newest_checkpoint
 from open_supir.checkpoints import inspect_checkpoint
-from open_supir.checkpoints.load import Load, ignored_for, load_all
+from open_supir.checkpoints.load import Load, ignored_for, load_all, prediction_of
 from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
+
+UNETS = {SupirModule: "sdxl", PriorModule: "prior"}  # the key of `weights` that a UNet comes from
 
 
 class Source(NamedTuple):
@@ -80,7 +82,7 @@ def load_base_weights(
 
     Args:
         weights: Files and dtype, by the keys of conf/weights; see `pick_inputs`.
-        prediction: What the denoiser predicts: eps or v.
+        prediction: What the denoiser predicts: eps, v or edm; a UNet that is loaded must too.
         ignored_keys: Keys that the files may have in addition; see `load_parts`.
 
     Returns:
@@ -96,6 +98,9 @@ def load_base_weights(
         used: dict[str, str | None] = {} if path is None else {"vae": path}
     else:
         frozen = _frozen_dtype(weights["frozen_dtype"], precision)
+        for stage, key in UNETS.items():
+            if isinstance(module, stage) and weights[key] is not None:
+                _check_prediction(weights[key], prediction, key=f"weights.{key}")
         loads, used = _loads(module, weights, frozen, ignored_for(prediction))
     load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
     if isinstance(module, SupirModule) and weights["supir"] is None:
@@ -200,6 +205,15 @@ def _robust_encoder_loads(
     if path is not None:
         loads.append(Load(path=path, parts=parts, dtype=dtype, key="weights.robust_encoder"))
     return loads
+
+
+def _check_prediction(path: str, wanted: str, *, key: str) -> None:
+    found = prediction_of(path, key=key)
+    if found != wanted:
+        raise ValueError(
+            f"{key}={path}: the network predicts {found}, but {wanted} is expected; train with "
+            f"denoiser={found} or use another base"
+        )
 
 
 def _frozen_dtype(name: str, precision: str) -> torch.dtype:

@@ -60,7 +60,7 @@ class ValidationPictures(pl.Callback):
         grid = to_uint8(image_grid(rows))
         path = self.dirpath / f"step_{trainer.global_step:07d}.png"
         write_image(path, grid, record={"columns": " | ".join(columns)})
-        degraded = describe(pl_module, batch)
+        degraded = ["own LQ"] * len(rows) if "lq" in batch else describe(pl_module, batch)
         lines = [
             f"{line} | {caption}" for line, caption in zip(degraded, batch["caption"], strict=False)
         ]

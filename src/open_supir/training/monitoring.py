@@ -163,7 +163,10 @@ class LossBreakdown(pl.Callback):
 
 
 class DataCounters(pl.Callback):
-    """Logs how many samples were read and how many were skipped, by reason, over all ranks."""
+    """Logs how many samples were trained on and how many were skipped, by reason, over all ranks.
+
+    Skips and shortened captions are counted when a worker reads them, a few batches ahead.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every

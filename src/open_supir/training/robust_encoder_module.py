@@ -24,7 +24,7 @@ from open_supir.data.samples import Batch
 from open_supir.degradation import DegradationPipeline
 from open_supir.networks import AutoencoderKL, RobustEncoder
 from open_supir.training.optim import OptimSettings
-from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.trained_parts import TrainedParts, lq_of
 
 ERROR_FLOOR = 1e-4  # 46 dB: below it an image has nothing left to teach
 
@@ -71,7 +71,7 @@ class RobustEncoderModule(TrainedParts):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the PSNR in dB of both encoders' decodes against the held-out HQ."""
         hq = to_signed(batch["hq"])
-        lq = self.degradation(hq, batch["seed"])
+        lq = lq_of(batch, hq, self.degradation)
         robust = psnr(self.vae.decode(self.robust_encoder(lq)), hq)
         frozen = psnr(self.vae.decode(self.vae.encode(lq)), hq)
         self.log("val/psnr", robust, prog_bar=True, batch_size=len(hq), sync_dist=True)
@@ -81,7 +81,7 @@ class RobustEncoderModule(TrainedParts):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return LQ, both encoders' decodes, and HQ."""
         hq = to_signed(batch["hq"])
-        lq = self.degradation(hq, batch["seed"])
+        lq = lq_of(batch, hq, self.degradation)
         columns = {
             "LQ": lq,
             "frozen encoder": self.vae.decode(self.vae.encode(lq)),

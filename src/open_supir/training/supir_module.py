@@ -18,7 +18,7 @@ from open_supir.diffusion.training_noise import seeded_noise, seeded_randn
 from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from open_supir.networks.conditioner import Conditioning
 from open_supir.training.optim import OptimSettings
-from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.trained_parts import TrainedParts, lq_of
 
 
 class SupirModule(TrainedParts):
@@ -100,7 +100,7 @@ class SupirModule(TrainedParts):
         """Log the loss on held-out images; their seeds determine noise levels and noise."""
         hq = to_signed(batch["hq"])
         z = self.vae.encode(self.degradation.target(hq))
-        z_lq = self.robust_encoder(self.degradation(hq, batch["seed"]))
+        z_lq = self.robust_encoder(lq_of(batch, hq, self.degradation))
         cond = self.conditioner(batch["caption"], batch["sizes"])
         losses = []
         for draw in range(self.val_draws):
@@ -117,7 +117,7 @@ class SupirModule(TrainedParts):
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return LQ, the decoded robust latent, the restored image, and HQ."""
         hq = to_signed(batch["hq"])
-        lq = self.degradation(hq, batch["seed"])
+        lq = lq_of(batch, hq, self.degradation)
         z_lq = self.robust_encoder(lq)
         cleaned = self.vae.decode(z_lq)
         z = restore_latent(

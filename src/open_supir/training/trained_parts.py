@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from open_supir.base.images import to_signed
 from open_supir.training.optim import OptimSettings, build_optimizer, set_rates
 from open_supir.training.sharding import ShardedStrategy, shard_trained
 
@@ -97,6 +98,14 @@ class TrainedParts(pl.LightningModule):
     def pictures(self, batch: Any) -> dict[str, Tensor]:
         """Return columns of a validation picture: title -> images (B, 3, H, W) in [0, 1]."""
         raise TypeError(f"{type(self).__name__} must define pictures")
+
+
+def lq_of(batch: Any, hq: Tensor, degradation: Any) -> Tensor:
+    """Return a held-out batch's own LQ images (`data.heldout_lq`), else degrade `hq`.
+
+    Both are (B, 3, H, W) in [-1, 1].
+    """
+    return to_signed(batch["lq"]) if "lq" in batch else degradation(hq, batch["seed"])
 
 
 def _first(names: list[str]) -> str:
