@@ -187,7 +187,6 @@ class DataCounters(pl.Callback):
             return
         skips = counters.skips.sum(dim=0).tolist()  # of this rank, (sources, reasons)
         counts = {
-            "samples": int(counters.samples.sum()),
             "captions_truncated": int(counters.truncated.sum()),
             "skipped": sum(map(sum, skips)),
         }
@@ -197,6 +196,7 @@ class DataCounters(pl.Callback):
         totals = self.ranks.sum(*counts.values())
         figures = zip(counts, totals, strict=True)
         shown = {f"data/{name}": n for name, n in figures if n or not name.startswith("skipped/")}
+        shown["data/samples"] = float(trainer.global_step * trainer.datamodule.global_batch)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_metrics(shown, trainer.global_step - 1)
 
