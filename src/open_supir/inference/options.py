@@ -10,6 +10,7 @@ from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, Promp
 FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
 Greyness = Literal["file", "auto"]
+Profile = Literal["keep", "srgb"]
 MAX_SAMPLES = 64
 MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 
@@ -52,6 +53,8 @@ class RestoreOptions:
     # When the result is grey: "file" if the input's file has no colour, "auto" also if its red,
     # green and blue are equal but for noise, as in scans; see `Photo.looks_grey`.
     grey: Greyness = "file"
+    # colour space of the result: "keep" is the input's own, "srgb" sRGB
+    profile: Profile = "keep"
     format: FileFormat = "png"  # format of the written files
     # bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's
     bits: int | None = None
@@ -63,6 +66,7 @@ class RestoreOptions:
             "color_reference": get_args(Reference),
             "prompt_mode": get_args(PromptMode),
             "grey": get_args(Greyness),
+            "profile": get_args(Profile),
             "format": get_args(FileFormat),
             "bits": (8, 16, None),
         }

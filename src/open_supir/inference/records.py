@@ -139,7 +139,8 @@ def encode_result(
         sample = torch.where(alpha.to(sample) > 0, sample, hidden)
     bits = options.bits or (photo.bits if options.format in ("png", "tiff") else 8)
     is_grey = photo.is_grey or (options.grey == "auto" and photo.looks_grey())
-    restored = replace(photo, rgb=sample, alpha=alpha, is_grey=is_grey)
+    own = photo.own if options.profile == "keep" else None
+    restored = replace(photo, rgb=sample, alpha=alpha, is_grey=is_grey, own=own)
     return encode_photo(
         restored, format=options.format, bits=bits, quality=options.quality, record=record
     )

@@ -98,6 +98,32 @@ def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
     return converted[..., 1:2] if channels == 1 else converted
 
 
+def from_srgb(colour: np.ndarray, icc: bytes) -> np.ndarray:
+    """Convert (H, W, 1 or 3) uint16 of sRGB to a profile of as many channels, at 16 bits.
+
+    Raises:
+        ValueError: The profile is for other channels, or serves for reading only.
+    """
+    import imagecodecs
+
+    space, wanted = SPACES.get(bytes(icc[16:20]), ("", 0))
+    if wanted != colour.shape[-1]:
+        raise ValueError(f"the profile is for {icc[16:20]!r}")
+    try:
+        made = imagecodecs.cms_transform(
+            np.ascontiguousarray(colour[..., 0] if wanted == 1 else colour),
+            grey_profile() if wanted == 1 else srgb_profile(),
+            icc,
+            colorspace=space,
+            outcolorspace=space,
+            outdtype="uint16",
+            flags=EXACT,
+        )
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return made.reshape(colour.shape)
+
+
 def _ink_over_white(cmyk: np.ndarray) -> np.ndarray:
     full = np.iinfo(cmyk.dtype).max
     out = np.empty((*cmyk.shape[:2], 3), dtype=cmyk.dtype)
@@ -121,9 +147,7 @@ def is_foreign(icc: bytes | None) -> bool:
 @cache
 def srgb_profile() -> bytes:
     """Return an ICC profile of sRGB, always the same bytes."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)  # the date of creation
-    return bytes(profile)
+    return _dated(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
 
 
 @cache
@@ -185,10 +209,17 @@ def _made_profile(
     points = [(*primaries[start : start + 2], 1.0) for start in (0, 2, 4, 6)]
     table = curve(np.linspace(0, 1, 4096)).astype(np.float32)
     if is_grey:
-        return imagecodecs.cms_profile("gray", whitepoint=points[3], transferfunction=table)
-    return imagecodecs.cms_profile(
-        "rgb", whitepoint=points[3], primaries=sum(points[:3], ()), transferfunction=table
-    )
+        made = imagecodecs.cms_profile("gray", whitepoint=points[3], transferfunction=table)
+    else:
+        made = imagecodecs.cms_profile(
+            "rgb", whitepoint=points[3], primaries=sum(points[:3], ()), transferfunction=table
+        )
+    return _dated(bytes(made))
+
+
+def _dated(icc: bytes) -> bytes:
+    """Return a profile with one date of creation, so that it is always the same bytes."""
+    return icc[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + icc[36:]
 
 
 def _chunk(data: bytes, name: bytes) -> bytes | None:

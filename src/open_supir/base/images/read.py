@@ -17,6 +17,7 @@ from torch import Tensor
 from open_supir.base.images.colour import is_foreign, to_srgb
 from open_supir.base.images.decode import DECODE_ERRORS, FORMATS, CheckSize, decode
 from open_supir.base.images.metadata import Metadata
+from open_supir.base.images.own_colours import OwnColours
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 2**16
@@ -29,6 +30,8 @@ class Pixels:
     """An image file's pixels, upright and in sRGB, at their own depth."""
 
     colour: np.ndarray  # (H, W, 3), of a file without colour (H, W, 1); uint8 or uint16
+    own: np.ndarray  # (H, W, C) as the file has it, in the profile `icc`
+    icc: bytes | None  # the file's profile, or None
     alpha: np.ndarray | None  # (H, W, 1) of the same type, or None
     metadata: Metadata  # what else the file says
     is_animated: bool  # whether it is the first frame of several
@@ -58,6 +61,7 @@ class Photo:
     alpha: Tensor | None = None  # (1, H, W) in [0, 1], or None
     is_grey: bool = False  # whether the file had no colour
     bits: int = 8  # 8 or 16 per channel
+    own: OwnColours | None = None  # None if in sRGB, or with a profile for reading only
     metadata: Metadata = Metadata()  # what else the file says
     notes: tuple[str, ...] = ()  # what was left out, for the user
 
@@ -118,6 +122,8 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
     }
     return Pixels(
         colour=_upright(colour, raster.orientation),
+        own=_upright(raster.colour, raster.orientation),
+        icc=raster.icc,
         alpha=None if alpha is None else _upright(alpha, raster.orientation),
         metadata=raster.metadata,
         is_animated=raster.is_animated,
@@ -141,13 +147,15 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
     rgb, alpha = _tensor(pixels.colour).expand(3, -1, -1), None
     if pixels.alpha is not None and pixels.alpha.min() < np.iinfo(pixels.alpha.dtype).max:
         alpha = _tensor(pixels.alpha)
+    own = OwnColours.found(pixels.icc, pixels.own, rgb)
     return Photo(
         rgb=rgb.contiguous(),
         alpha=alpha,
         is_grey=pixels.colour.shape[-1] == 1,
         bits=pixels.colour.dtype.itemsize * 8,
         metadata=pixels.metadata,
-        notes=pixels.notes,
+        own=own if isinstance(own, OwnColours) else None,
+        notes=(*pixels.notes, own) if isinstance(own, str) else pixels.notes,
     )
 
 

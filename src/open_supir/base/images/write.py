@@ -5,6 +5,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,18 @@ def encode_photo(
         quality: For jpg and webp; webp is lossless at 100.
         record: Anything that JSON can hold; None writes no record.
     """
+    if photo.own is not None and (photo.own.colour.shape[-1] == 1) != photo.is_grey:
+        photo = replace(photo, own=None)
+    if photo.is_grey and format == "webp":  # which has RGB only
+        photo = replace(photo, own=None)
     pixels = _pixels(photo, bits, with_alpha=format != "jpg")
     icc = grey_profile() if photo.is_grey and format != "webp" else srgb_profile()
-    said, _ = prepared(photo.metadata, format, size=pixels.shape[:2], record=_text(record))
+    icc = icc if photo.own is None else photo.own.icc
+    is_srgb, text = (
+        photo.own is None,
+        None if record is None else json.dumps(record, sort_keys=True),
+    )
+    said, _ = prepared(photo.metadata, format, size=pixels.shape[:2], is_srgb=is_srgb, record=text)
     if format == "tiff":
         return _tiff(pixels, icc, said)
     if format == "png":
@@ -107,16 +117,16 @@ def left_out(photo: Photo, format: str) -> tuple[str, ...]:
     return prepared(photo.metadata, format, size=(height, width))[1]
 
 
-def _text(record: Mapping[str, Any] | None) -> str | None:
-    return None if record is None else json.dumps(record, sort_keys=True)
-
-
 def _pixels(photo: Photo, bits: int, *, with_alpha: bool) -> np.ndarray:
     """Return (H, W, C) uint8 or uint16."""
     colour = photo.rgb
+    if photo.is_grey:
+        colour = _grey(colour)[None]
+    if photo.own is not None:
+        colour = photo.own.of(colour)
     if photo.alpha is not None and not with_alpha:
         colour = colour * photo.alpha + (1 - photo.alpha)
-    channels = [_grey(colour)] if photo.is_grey else list(colour)
+    channels = list(colour)
     if photo.alpha is not None and with_alpha:
         channels.append(photo.alpha[0])
     levels, dtype = (255, np.uint8) if bits == 8 else (65535, np.uint16)
