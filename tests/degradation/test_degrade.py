@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from open_supir.base.images import read_image
 from open_supir.base.images.write import write_image
@@ -88,10 +91,93 @@ def test_bad_images_are_left_out_and_named(
         assert re.search(words, message) and message in caplog.text
 
 
-def test_images_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_images_of_one_stem_each_get_a_file_and_later_ones_rename_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    pipeline, target = preset("x4"), tmp_path / "lq"
+    first = degrade(pipeline, folder, target)
     write_image(folder / "a.jpg", photo("coffee.png", 64, 64)[0])
-    with pytest.raises(ValueError, match="a.png"):
-        degrade_folder(preset("x4"), folder, tmp_path, seed=0, device=torch.device("cpu"))
+    more = degrade(pipeline, folder, target)
+    assert set(more) == {*first, "a.jpg.png"}
+    assert all(more[name] == first[name] for name in first)
+    assert set(degrade(pipeline, folder, target)) == set(more)
+    fresh = degrade(pipeline, folder, tmp_path / "fresh")
+    assert set(fresh) == {"a.jpg.png", "a.png.png", "more/b.png"}
+    rows = [json.loads(line) for line in (target / ROWS).read_text().splitlines()]
+    assert {row["source"]: row["file"] for row in rows}["a.jpg"] == "a.jpg.png"
+
+
+def test_files_that_are_not_ours_are_kept(folder: Path, tmp_path: Path) -> None:
+    """A picture of the user's; then an LQ, and parameters, that were edited."""
+    pipeline, target, device = preset("x4"), tmp_path / "lq", torch.device("cpu")
+    target.mkdir()
+    write_image(target / "a.png", photo("coffee.png", 16, 16)[0])
+    mine = (target / "a.png").read_bytes()
+
+    def run(**options) -> tuple[list[str], list[str]]:
+        written, failed = degrade_folder(
+            pipeline, folder, target, seed=0, device=device, ranges="a: 1\n", **options
+        )
+        return [path.name for path in written], failed
+
+    written, (line,) = run()
+    assert written == ["b.png"] and f"{target / 'a.png'} was not written by this" in line
+    assert (target / "a.png").read_bytes() == mine
+    assert run(overwrite=True) == (["a.png", "b.png"], [])
+    assert run() == (["a.png", "b.png"], [])
+    (target / "more/b.png").write_bytes(mine)
+    written, (line,) = run()
+    assert written == ["a.png"] and "more/b.png" in line
+    assert (target / "more/b.png").read_bytes() == mine
+    for name in (ROWS, RANGES, "degraded.jsonl"):
+        run(overwrite=True)
+        (target / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"{name} .*set overwrite=true"):
+            run()
+        assert (target / name).read_text() == "mine"
+
+
+def test_inputs_are_never_replaced(folder: Path, tmp_path: Path) -> None:
+    before = (folder / "a.png").read_bytes()
+    written, (line,) = degrade_folder(
+        preset("x4"), folder / "a.png", folder, seed=0, device=torch.device("cpu"), overwrite=True
+    )
+    assert not written and "is an input" in line and (folder / "a.png").read_bytes() == before
+
+
+def test_every_kind_that_restore_reads_is_degraded(tmp_path: Path) -> None:
+    """12 and 16 bits, floating point, GIF: each as its 8-bit PNG, to the bit."""
+    source = tmp_path / "in"
+    source.mkdir()
+    grey = np.linspace(0, 255, 64 * 64).astype(np.uint8).reshape(64, 64)
+    rgb = np.stack([grey, grey.T, grey[::-1]], axis=-1)
+    twelve = np.rint(rgb / 255 * 4095).astype(np.uint16)
+    tifffile.imwrite(source / "float.tif", (rgb / 255).astype(np.float32), photometric="rgb")
+    tifffile.imwrite(source / "twelve.tif", twelve, photometric="rgb", bitspersample=12)
+    tifffile.imwrite(source / "sixteen.tif", rgb.astype(np.uint16) * 257, photometric="rgb")
+    Image.fromarray(grey).save(source / "grey.gif")
+    Image.fromarray(rgb).save(source / "reference.png")
+    Image.fromarray(grey).save(source / "grey_reference.png")
+    device, pipeline = torch.device("cpu"), preset("x4")
+    written, failed = degrade_folder(pipeline, source, tmp_path / "lq", seed=0, device=device)
+    assert not failed and len(written) == 6
+    for name in ("float", "twelve", "sixteen"):
+        low = read_image(tmp_path / f"lq/{name}.png")
+        assert torch.equal(low, read_image(tmp_path / "lq/reference.png"))
+    low = read_image(tmp_path / "lq/grey.png")
+    assert torch.equal(low, read_image(tmp_path / "lq/grey_reference.png"))
+
+
+def test_limits_and_other_folders_of_results(folder: Path, tmp_path: Path, caplog) -> None:
+    device, pipeline = torch.device("cpu"), preset("x4")
+    first = degrade(pipeline, folder, folder / "lq")
+    assert set(degrade(pipeline, folder, folder / "other")) == set(first)
+    assert f"{folder / 'lq'} is left out: it holds results" in caplog.text
+    written, failed = degrade_folder(
+        pipeline, folder, tmp_path / "few", seed=0, device=device, max_pixels=4000
+    )
+    assert [path.name for path in written] == ["b.png"]
+    assert "a.png" in failed[0] and "set max_pixels=5120 or more" in failed[0]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"source": "a.png"}', "null"])

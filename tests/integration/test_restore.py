@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from open_supir.base.images import read_photo
 from open_supir.commands.restore import restore
-from open_supir.inference import records
+from open_supir.inference import Restorer, memory, records
 from open_supir.inference.folder import printable
+from open_supir.inference.model import Model
 from open_supir.networks import AutoencoderKL
 from tests.integration import hostile
 from tests.integration.conftest import Compose
@@ -115,9 +116,10 @@ def test_what_is_done_is_skipped_until_something_changed(
         return list(restored)
 
     assert again() == []
-    (tmp_path / "out/a.png").write_bytes(b"damaged")
+    (tmp_path / "out/a.png").unlink()
     assert again() == ["a.png"]
-    (tmp_path / "out/b.png.json").write_text("{}")
+    (tmp_path / "out/b.png").unlink()
+    (tmp_path / "out/b.png.json").unlink()
     assert again() == ["b.png"]
     _photo(tmp_path / "in/b.png", seed=9)
     assert again() == ["b.png"]
@@ -261,23 +263,210 @@ def test_output_that_cannot_be_made_is_one_line_an_image(run, tmp_path: Path) ->
     assert "sub/a.png: " in line and (tmp_path / "out/b.png").is_file()
 
 
-def test_full_disk_leaves_nothing_partial(
+def test_full_disk_stops_the_run_and_leaves_nothing_partial(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a", "b"):
-        _photo(tmp_path / f"in/{name}.png")
-    real, calls = os.fsync, []
+    for name in ("a", "b", "c"):
+        _photo(tmp_path / f"in/{name}.png", seed=ord(name))
+    room, real = ["a.png", "a.png.json"], os.replace
 
-    def full(number: int) -> None:
-        calls.append(number)
-        if len(calls) == 1:
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name not in room:
             raise OSError(28, "No space left on device")
-        real(number)
+        real(source, target)
 
-    monkeypatch.setattr("open_supir.base.files.os.fsync", full)
-    (line,) = run()
-    assert line.endswith("a.png: No space left on device")
-    assert _files(tmp_path / "out") == ["b.png", "b.png.json"]
+    monkeypatch.setattr("open_supir.base.files.os.replace", full)
+    line, stopped = run()
+    assert line.endswith("b.png: No space left on device")
+    assert f"no more can be written to {tmp_path / 'out'}" in stopped and "2 images" in stopped
+    assert _files(tmp_path / "out") == ["a.png", "a.png.json"]
+    monkeypatch.setattr("open_supir.base.files.os.replace", real)
+    assert run() == [] and len(_files(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "Full")])
+def test_output_that_cannot_be_written_is_found_before_the_model_is_loaded(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    _photo(tmp_path / "in/a.png")
+
+    def refuse(path: Path, content: bytes) -> int:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Model, "load", None)
+    with pytest.raises(
+        OSError, match=rf"output={tmp_path / 'out'} cannot be written to: {error.strerror}"
+    ):
+        run()
+
+
+def test_files_that_are_not_ours_are_kept(run, tmp_path: Path) -> None:
+    """A picture of the user's, a result edited by hand, and a record of another program."""
+    for name in ("foreign", "edited", "sidecar", "fine"):
+        _photo(tmp_path / f"in/{name}.png", seed=ord(name[0]))
+    kept = {
+        "foreign.png": _photo(tmp_path / "out/foreign.png", seed=99).read_bytes(),
+        "sidecar.png.json": b'{"title": "sidecar.png", "description": ""}',
+    }
+    (tmp_path / "out/sidecar.png.json").write_bytes(kept["sidecar.png.json"])
+    failed = run()
+    assert len(failed) == 2 and (tmp_path / "out/fine.png").is_file()
+    with Image.open(tmp_path / "out/edited.png") as image:
+        image.rotate(90).save(tmp_path / "out/edited.png")
+    kept["edited.png"] = (tmp_path / "out/edited.png").read_bytes()
+    for overrides in ((), ("options.seed=1",)):
+        failed = run(*overrides)
+        assert len(failed) == 3 and all("set overwrite=true" in line for line in failed)
+        for name, content in kept.items():
+            assert (tmp_path / "out" / name).read_bytes() == content
+            assert any(f"{tmp_path / 'out' / name} " in line for line in failed)
+    assert not (tmp_path / "out/sidecar.png").exists()
+    assert run("overwrite=true") == []
+    assert all((tmp_path / "out" / name).read_bytes() != kept[name] for name in kept)
+
+
+def test_a_sample_of_an_earlier_run_stays_ours(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    for number in (2, 1, 2):
+        assert run(f"options.num_samples={number}", f"options.seed={number}") == []
+    (tmp_path / "out/a_2.png").write_bytes(b"mine")
+    (line,) = run("options.num_samples=2", "options.seed=5")
+    assert "a_2.png was not written by this command" in line
+
+
+def test_a_run_killed_between_record_and_picture_goes_on(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    assert run() == []
+    real = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "a.png":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr("open_supir.base.files.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("options.seed=1")
+    monkeypatch.setattr("open_supir.base.files.os.replace", real)
+    assert run("options.seed=1") == []
+    assert json.loads((tmp_path / "out/a.png.json").read_text())["options"]["seed"] == 1
+
+
+def test_one_bad_caption_file_fails_its_image_only(run, tmp_path: Path) -> None:
+    texts = {
+        "good": b"a cat",
+        "latin": "Zo\u00eb".encode("latin-1"),
+        "wide": "a cat".encode("utf-16"),
+        "long": b"x" * 70_000,
+    }
+    for name, text in texts.items():
+        _photo(tmp_path / f"in/{name}.png", seed=ord(name[0]))
+        (tmp_path / f"in/{name}.txt").write_bytes(text)
+    _photo(tmp_path / "in/missing.png")
+    failed = run("captioner=file", "captioner.required=true")
+    assert len(failed) == 4
+    for name in ("latin", "wide", "long", "missing"):
+        assert any(line.startswith(f"{tmp_path / 'in' / name}.png: ") for line in failed)
+    assert _files(tmp_path / "out") == ["good.png", "good.png.json"]
+
+
+@pytest.mark.parametrize(("format", "side"), [("webp", 16384), ("jpg", 65501)])
+def test_a_result_that_its_format_cannot_hold_is_refused_before_the_work(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, side: int
+) -> None:
+    _photo(tmp_path / "in/a.png", (1, 64))
+    monkeypatch.setattr(Restorer, "__call__", None)
+    (line,) = run(f"options.format={format}", f"options.long_side={side}")
+    assert f"result too large for {format}: {side}x" in line and "options.format=png" in line
+
+
+def test_long_names_keep_their_record_and_are_not_restored_again(run, tmp_path: Path) -> None:
+    """251 bytes and a suffix are as long as a name may be; the record's would be longer."""
+    names = ["a" * 250 + "b", "a" * 250 + "c", "\u00e9" * 125]
+    for name in names:
+        _photo(tmp_path / f"in/{name}.png", seed=len(name))
+    assert run() == []
+    files = _files(tmp_path / "out")
+    assert len(files) == 6 and all(len(os.fsencode(name)) <= 255 for name in files)
+    before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files}
+    assert run() == []
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files} == before
+
+
+def test_a_later_file_of_the_same_stem_renames_nothing(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.jpg", seed=1)
+    assert run() == []
+    first = (tmp_path / "out/a.png").read_bytes()
+    _photo(tmp_path / "in/a.png", seed=2)
+    for _ in range(2):
+        assert run() == []
+        assert _files(tmp_path / "out") == ["a.png", "a.png.json", "a.png.png", "a.png.png.json"]
+        assert (tmp_path / "out/a.png").read_bytes() == first
+    record = json.loads((tmp_path / "out/a.png.png.json").read_text())
+    assert record["input"]["name"] == "a.png"
+    assert run(output="new") == []
+    assert len(_files(tmp_path / "new")) == 4 and "a.jpg.png" in _files(tmp_path / "new")
+
+
+def test_folders_of_results_below_the_input_are_left_out_with_a_word(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    _photo(tmp_path / "in/sub/b.png")
+    assert run(output="in/first") == []
+    assert run("options.seed=1", output="in/second") == []
+    results = ["a.png", "a.png.json", "sub/b.png", "sub/b.png.json"]
+    assert _files(tmp_path / "in/second") == results
+    assert f"{tmp_path / 'in/first'} is left out: it holds results" in caplog.text
+    shutil.move(tmp_path / "in", tmp_path / "moved")
+    shutil.move(tmp_path / "moved/first", tmp_path / "in")
+    assert run(output="again") == []  # asked for by name
+    assert _files(tmp_path / "again") == results
+
+
+def test_files_of_other_kinds_are_counted_in_one_line(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = Image.open(_photo(tmp_path / "in/a.png"))
+    for name in ("b.jfif", "c.jpe", "d.JPG", "e", "f.bak"):
+        image.save(tmp_path / "in" / name, "JPEG")
+    image.save(tmp_path / "in/g.avif")
+    image.save(tmp_path / "in/h.mpo", "MPO", save_all=True, append_images=[image.rotate(90)])
+    (tmp_path / "in/a.txt").write_text("a caption")
+    for name in ("i.mov", "j.mov", "k.nef", "l.jp2", "m"):
+        (tmp_path / "in" / name).write_bytes(b"II*\0" if name == "k.nef" else b"something else")
+    assert run("options.strength=0") == []
+    done = [name for name in _files(tmp_path / "out") if name.endswith(".png")]
+    assert done == [f"{letter}.png" for letter in "abcdefgh"]
+    (line,) = [
+        record.getMessage() for record in caplog.records if "left out" in record.msg % record.args
+    ]
+    assert line == f"{tmp_path / 'in'}: 5 files left out: .mov 2, .jp2 1, .nef 1, no suffix 1"
+    with pytest.raises(ValueError, match="no images in this folder .1 file left out: .mov 1."):
+        (tmp_path / "in2").mkdir()
+        (tmp_path / "in2/i.mov").write_bytes(b"")
+        run(f"input={tmp_path / 'in2'}")
+
+
+def test_images_beyond_the_limits_are_restored_when_the_limits_are_raised(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With memory for far less than the image, and Pillow's own limit below it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(memory, "_memory", lambda device: 1 << 20)
+    _photo(tmp_path / "in/a.png", (96, 160))
+    (line,) = run("max_pixels=10000")
+    assert "160x96 pixels, limit 10000" in line and "set max_pixels=15360 or more" in line
+    (line,) = run("max_output_pixels=10000")
+    assert "set max_output_pixels=15360 or more" in line
+    assert run("max_pixels=15360", "max_output_pixels=15360") == []
+    record = json.loads((tmp_path / "out/a.png.json").read_text())
+    assert "vae_tile=1024" in record["given_up"]
+    with Image.open(tmp_path / "out/a.png") as image:
+        assert image.size == (160, 96)
 
 
 def test_inputs_are_never_replaced(run, tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(?P<host>.+)\.(?P<pid>\d+)\.tmp")
+TRIAL_BYTES = 1 << 20
 FOREIGN_AGE_S = 3600.0  # a process of another machine may still be writing a younger file
 
 
@@ -51,6 +52,45 @@ def write_bytes(path: Path, content: bytes, *, fsync: bool = True) -> None:
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
     """Write a UTF-8 text file whole or not at all; parent folders are made."""
     write_bytes(path, text.encode("utf-8"), fsync=fsync)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write several files, all or none: none gets its name before all are on the disk.
+
+    They get their names in the order given.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed([*contents.items()]):  # the stack unwinds from its end
+            temporary = stack.enter_context(replacing(path))
+            temporary.write_bytes(content)
+            flush(temporary)
+
+
+def check_writable(folder: Path, *, key: str = "output") -> None:
+    """Make a folder and write to it for a trial, before hours of work are spent.
+
+    Raises:
+        OSError: It cannot be made or written to, or there is no room; the message names `key`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = temporary_name(folder / "trial")
+        try:
+            trial.write_bytes(bytes(TRIAL_BYTES))
+            flush(trial)
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{key}={printable(folder)} cannot be written to: {error.strerror}"
+        ) from error
+
+
+def printable(path: object) -> str:
+    """Return a path or message as one line, with control characters and invalid bytes escaped."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(path)
+    )
 
 
 def flush(path: Path) -> None:

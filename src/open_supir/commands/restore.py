@@ -44,15 +44,20 @@ def restore(cfg: DictConfig) -> list[str]:
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     from hydra.utils import instantiate
 
+    from open_supir.base.files import check_writable
+    from open_supir.base.images.inputs import find_photos
     from open_supir.base.images.read import quieten_readers
     from open_supir.inference.batch import jobs_left, restore_all
-    from open_supir.inference.folder import find_photos, plan_jobs
+    from open_supir.inference.folder import plan_jobs
     from open_supir.inference.model import Model, cached
     from open_supir.inference.records import job_key, restore_file
 
     quieten_readers()
     output = Path(cfg.output)
-    root, paths, unreadable = find_photos(Path(cfg.input), output)
+    photos = find_photos(Path(cfg.input), output)
+    if process.rank == 0:  # all processes find the same files
+        for note in photos.notes:
+            log.warning("%s", note)
     model = Model.find(
         cfg.checkpoint,
         runs_dir=cfg.runs_dir,
@@ -64,20 +69,22 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)
     key = job_key(options, described | {"captioner": str(cfg.captioner)})
-    jobs = process.share(plan_jobs(paths, root, output, options))
+    planned = process.from_first(lambda: plan_jobs(photos.paths, photos.root, output, options))
+    jobs = process.share(planned)
     build_captioner = partial(instantiate, cfg.captioner, _convert_="all")
     texts = build_captioner() if cfg.captioner._target_.endswith("FileCaptioner") else None
-    left = jobs_left(jobs, key, texts=texts, overwrite=cfg.overwrite, dry_run=cfg.dry_run)
-    failed = unreadable if process.rank == 0 else []  # all processes find the same files
+    left, failed = jobs_left(jobs, key, texts=texts, overwrite=cfg.overwrite, dry_run=cfg.dry_run)
+    done = len(jobs) - len(left) - len(failed)
+    failed = (photos.problems if process.rank == 0 else []) + failed
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d already done", len(left), len(jobs) - len(left))
+        log.info("%d to restore, %d already done", len(left), done)
         return failed
 
+    check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=pick_device(cfg.device))
-    output.mkdir(parents=True, exist_ok=True)
-    limits = {"max_pixels": cfg.max_pixels, "max_output_pixels": cfg.max_output_pixels}
-    restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **limits)
+    asked = {name: cfg[name] for name in ("max_pixels", "max_output_pixels", "overwrite")}
+    restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **asked)
     return failed + restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
 
 

@@ -2,15 +2,20 @@
 
 import json
 import logging
+import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from open_supir.base.files import write_text
-from open_supir.base.images import list_images, read_image, to_signed, to_unit
-from open_supir.base.images.write import write_image
+from open_supir.base.files import check_writable, write_bytes, write_text
+from open_supir.base.images import Photo, read_image, to_signed, to_unit
+from open_supir.base.images.inputs import find_photos
+from open_supir.base.images.read import MAX_PIXELS
+from open_supir.base.images.write import encode_photo
+from open_supir.base.results import MANIFEST, choose_files, claim, read_record, refuse_foreign
 from open_supir.base.rng import keyed_hash
 from open_supir.degradation.params import DegradationParams
 from open_supir.degradation.pipeline import DegradationPipeline
@@ -18,6 +23,7 @@ from open_supir.degradation.pipeline import DegradationPipeline
 log = logging.getLogger(__name__)
 
 ROWS = "parameters.jsonl"
+RANGES = "degradation.yaml"
 Rows = Mapping[str, DegradationParams]
 
 
@@ -29,42 +35,102 @@ def degrade_folder(
     seed: int,
     device: torch.device,
     rows: Rows | None = None,
+    ranges: str = "",
+    max_pixels: int = MAX_PIXELS,
+    overwrite: bool = False,
 ) -> tuple[list[Path], list[str]]:
     """Write the LQ of every image below `source`, and the parameters.
 
     Parameters are drawn from `seed` and the image's name, or taken from `rows` by that name, so
-    they do not depend on the other images in the folder. A bad image is logged and left out.
+    they do not depend on the other images in the folder. A bad image is logged and left out. The
+    hashes of all files are recorded in MANIFEST: only those files are replaced by a later run.
+
+    Args:
+        source: An image or a folder; see `find_photos`.
+        target: Where PNG files and parameters go, in the tree of `source`.
+        rows: Parameters by source, instead of new ones.
+        ranges: Text of a file RANGES beside the parameters; none if empty.
+        max_pixels: Larger images are left out.
+        overwrite: Replace files that are not ours, too.
 
     Returns:
         The files written, and the messages of what failed.
 
     Raises:
-        ValueError: Two images would be written to the same file.
+        FileExistsError: Parameters that are not ours are in the target folder.
+        OSError: Nothing can be written there.
     """
-    images = list_images(source)
-    base = source if source.is_dir() else source.parent
-    names = [path.relative_to(base).with_suffix(".png") for path in images]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{source}: several images would be written to {twice}; rename one")
-    written, failed, lines = [], [], []
-    for path, name in zip(images, names, strict=True):
-        key = path.relative_to(base).as_posix()
+    photos = find_photos(source, target)
+    for note in photos.notes:
+        log.warning("%s", note)
+    results = _Results(target, set(photos.paths), overwrite)
+    names = [path.relative_to(photos.root) for path in photos.paths]
+    files = choose_files(
+        names, lambda stem, name: (target / name.parent / f"{stem}.png",), results.sources.get
+    )
+    written, failed, lines = [], list(photos.problems), []
+    for path, name, (file,) in zip(photos.paths, names, files, strict=True):
+        key = name.as_posix()
         try:
-            hq = to_signed(read_image(path))[None].to(device)
+            results.refuse_foreign(file)
+            hq = to_signed(read_image(path, max_pixels=max_pixels))[None].to(device)
             params = _params(pipeline, hq, key, seed, rows)
             lq = to_unit(pipeline.apply(hq, params))[0].cpu()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             log.warning("left out: %s", failed[-1])
             continue
-        write_image(target / name, lq)
-        written.append(target / name)
-        row = {"file": name.as_posix(), "source": key} | params.rows()[0]
+        results.write(file, encode_photo(Photo(rgb=lq), format="png"), source=name.name)
+        written.append(file)
+        row = {"file": file.relative_to(target).as_posix(), "source": key} | params.rows()[0]
         lines.append(json.dumps(row) + "\n")
-        log.info("%s  %s", name, params.summaries()[0])
-    write_text(target / ROWS, "".join(lines))
+        log.info("%s  %s", row["file"], params.summaries()[0])
+    results.finish("".join(lines), ranges)
     return written, failed
+
+
+class _Results:
+    """The files in the target folder that are ours; their record precedes each of them."""
+
+    def __init__(self, target: Path, inputs: set[Path], overwrite: bool) -> None:
+        check_writable(target)
+        self.record, self.overwrite = target / MANIFEST, overwrite
+        self.inputs = {os.path.realpath(path) for path in inputs}
+        kept = claim(self.record, overwrite=overwrite)
+        self.ours = {target / item["name"]: item for item in kept}
+        said = (read_record(self.record) or {"outputs": []})["outputs"]
+        self.sources = {target / item["name"]: item.get("source") for item in said}
+        for name in (ROWS, RANGES):
+            self.refuse_foreign(target / name)
+        self._rewrite()
+
+    def refuse_foreign(self, file: Path) -> None:
+        if os.path.realpath(file) in self.inputs:
+            raise ValueError(f"{file} is an input; choose another output folder")
+        if not self.overwrite or file.is_dir():
+            refuse_foreign(file, self.ours)
+
+    def write(self, file: Path, content: bytes, *, source: str | None = None) -> None:
+        name = file.relative_to(self.record.parent).as_posix()
+        item = {"name": name, "sha256": sha256(content).hexdigest()}
+        self.sources[file] = source
+        with self.record.open("a", encoding="utf-8") as lines:
+            lines.write(self._line(item))
+        write_bytes(file, content, fsync=False)
+        self.ours[file] = item
+
+    def finish(self, rows: str, ranges: str) -> None:
+        self.write(self.record.with_name(ROWS), rows.encode())
+        if ranges:
+            self.write(self.record.with_name(RANGES), ranges.encode())
+        self._rewrite()
+
+    def _line(self, item: dict[str, str]) -> str:
+        source = self.sources.get(self.record.parent / item["name"])
+        return json.dumps(item | ({} if source is None else {"source": source})) + "\n"
+
+    def _rewrite(self) -> None:
+        write_text(self.record, "".join(self._line(item) for item in self.ours.values()))
 
 
 def _params(

@@ -1,5 +1,6 @@
 """Restore many photographs: skip finished ones, show progress, stop cleanly between images."""
 
+import errno
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from open_supir.base.files import remove_leftovers
+from open_supir.base.files import printable, remove_leftovers
 from open_supir.diffusion.samplers import OnStep
 from open_supir.inference.captioner import FileCaptioner
-from open_supir.inference.folder import Job, printable
-from open_supir.inference.records import is_done
+from open_supir.inference.folder import Job
+from open_supir.inference.records import claimed, is_done
 from open_supir.inference.restorer import Restorer
 
 log = logging.getLogger(__name__)
@@ -22,28 +23,37 @@ log = logging.getLogger(__name__)
 # Raised for bad files, full disks, captioner failures, overflow or lack of memory. torch raises
 # RuntimeError for much else too, but one image must not end a run over thousands.
 FILE_ERRORS = (OSError, ValueError, MemoryError, RuntimeError, FloatingPointError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no later image would be written either
 Restore = Callable[[Job, OnStep], dict[str, Any]]  # restores a job's files; returns the record
 
 
 def jobs_left(
     jobs: Sequence[Job], key: str, *, texts: FileCaptioner | None, overwrite: bool, dry_run: bool
-) -> list[Job]:
-    """Return the jobs that are not done yet; logs finished ones, and all in a dry run.
+) -> tuple[list[Job], list[str]]:
+    """Return the jobs that are not done yet, and one line for each that cannot be done.
+
+    Logs finished ones, and all in a dry run.
 
     Args:
         texts: The captioner if it reads files, which may have changed since; else None.
         overwrite: Treat no job as done.
         dry_run: Also log what would be restored.
     """
-    left = []
+    left, failed = [], []
     for job in jobs:
-        caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
-        done = not overwrite and is_done(job, key, caption)
+        try:
+            caption = texts and texts(torch.zeros(3, 1, 1), source=job.source)
+            done = not overwrite and is_done(job, key, caption)
+            if not done:
+                claimed(job, overwrite=overwrite)
+        except FILE_ERRORS as error:
+            failed.append(_failure(job, error))
+            continue
         if not done:
             left.append(job)
         if done or dry_run:
             log.info("%s: %s", _arrow(job), "already done" if done else "would be restored")
-    return left
+    return left, failed
 
 
 def restore_all(
@@ -51,7 +61,7 @@ def restore_all(
 ) -> list[str]:
     """Restore one image after another; return one line for each failure.
 
-    The first interrupt ends the run after the current image.
+    The first interrupt ends the run after the current image; a full or read-only disk at once.
 
     Args:
         restorer: Its options give the number of steps per image.
@@ -69,16 +79,28 @@ def restore_all(
             try:
                 record = restore(job, lambda *_: progress.advance(bar, 1 / total))
             except FILE_ERRORS as error:
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                reason = printable(" ".join(str(reason).split()))
-                failed.append(f"{printable(job.source)}: {reason}")
-                log.error("%s", failed[-1])
+                failed.append(_failure(job, error))
+                if getattr(error, "errno", None) in NO_ROOM:
+                    place = printable(job.targets[0].parent)
+                    failed.append(
+                        f"stopped: no more can be written to {place}; make room and "
+                        f"rerun the command for {len(jobs) - number} images"
+                    )
+                    break
             else:
                 for note in record["notes"]:
                     log.warning("%s: %s", printable(job.source), note)
                 log.info("%s", _arrow(job))
             progress.update(bar, completed=number + 1)
     return failed
+
+
+def _failure(job: Job, error: BaseException) -> str:
+    """Log why a job failed, and return it as one line."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    line = f"{printable(job.source)}: {printable(' '.join(str(reason).split()))}"
+    log.error("%s", line)
+    return line
 
 
 def _arrow(job: Job) -> str:

@@ -1,12 +1,13 @@
 """Records: how each restored image was made, and whether it is already done.
 
-Each restored image has a record beside it, NAME.json, written last: it lists the input, the outputs
-and everything that determined them, with hashes. An image is done if its record matches.
+Each restored image has a record beside it, NAME.json, that lists the input, the outputs and all
+that determined them, with hashes. An image is done if its record matches.
 """
 
 import hashlib
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,12 +17,13 @@ from typing import Any
 
 import torch
 
-from open_supir.base.files import sha256_of, write_bytes
+from open_supir.base.files import printable, sha256_of, write_together
 from open_supir.base.images import Photo, read_photo, resize
 from open_supir.base.images.read import MAX_PIXELS
-from open_supir.base.images.write import encode_photo, left_out
+from open_supir.base.images.write import MAX_SIDES, encode_photo, left_out
+from open_supir.base.results import claim, refuse_foreign
 from open_supir.diffusion.samplers import OnStep
-from open_supir.inference.folder import Job, printable
+from open_supir.inference.folder import Job
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import resized
 from open_supir.inference.restorer import Restorer
@@ -64,6 +66,7 @@ def restore_file(
     model: Mapping[str, str | None],
     max_pixels: int = MAX_PIXELS,
     max_output_pixels: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Restore one file with the restorer's options, write outputs and record, return the record.
 
@@ -73,39 +76,80 @@ def restore_file(
         model: See `Model.described`.
         max_pixels: Larger inputs are rejected before decoding.
         max_output_pixels: Larger results are rejected before restoring; None allows any.
+        overwrite: Replace files that are not ours, too.
 
     Raises:
         FileNotFoundError: The input does not exist.
+        FileExistsError: A file that is not ours stands where one would be written.
         ValueError: It is not an image, is too large, or would be written outside `output`.
+        FloatingPointError: The networks overflowed.
         OSError: An output cannot be written.
     """
     options = restorer.options
     photo = read_photo(job.source, max_pixels=max_pixels)
-    height, width = options.output_size(*photo.rgb.shape[-2:])
-    if max_output_pixels is not None and height * width > max_output_pixels:
-        raise ValueError(f"result too large: {width}x{height} pixels, limit {max_output_pixels}")
+    check_result(photo, options, max_output_pixels)
     folder = job.targets[0].parent
     if not folder.resolve().is_relative_to(output.resolve()):
         raise ValueError(f"{printable(folder)} leads outside the output folder through a link")
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{printable(folder)} may not be written to")
+    claimed(job, overwrite=overwrite)
     result = restorer(photo.visible, source=job.source, on_step=on_step)
     inside = describe(result, model) | {
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": [*photo.notes, *left_out(photo, options.format)],
     }
-    outputs = []
+    contents: dict[Path, bytes] = {}
     for number, (target, sample) in enumerate(zip(job.targets, result.samples, strict=True)):
-        content = encode_result(photo, sample, options, record=inside | {"sample": number})
-        write_bytes(target, content)
-        outputs.append({"name": target.name, "sha256": hashlib.sha256(content).hexdigest()})
+        contents[target] = encode_result(photo, sample, options, record=inside | {"sample": number})
     record = inside | {
         "key": key,
-        "outputs": outputs,
+        "outputs": [
+            {"name": target.name, "sha256": hashlib.sha256(content).hexdigest()}
+            for target, content in contents.items()
+        ],
+        "earlier": claimed(job, overwrite=overwrite),
         "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         "peak_memory_bytes": _peak_memory(restorer.device),
     }
-    write_bytes(job.record, json.dumps(record, indent=1, sort_keys=True).encode())
+    text = json.dumps(record, indent=1, sort_keys=True)
+    write_together({job.record: text.encode(), **contents})  # the record first: see `claim`
     return record
+
+
+def claimed(job: Job, *, overwrite: bool) -> list[dict[str, str]]:
+    """Return which files are ours of those that a job's record names.
+
+    Raises:
+        FileExistsError: A file that is not ours stands where one would be written, or a folder.
+    """
+    ours = claim(job.record, overwrite=overwrite)
+    files = {job.record.parent / item["name"] for item in ours}
+    for target in job.targets:
+        if not overwrite or target.is_dir():
+            refuse_foreign(target, files)
+    return ours
+
+
+def check_result(photo: Photo, options: RestoreOptions, max_pixels: int | None) -> None:
+    """Refuse a result that is too large, before it is made.
+
+    Raises:
+        ValueError: It has more than `max_pixels` pixels, or a side that its format cannot hold.
+    """
+    height, width = options.output_size(*photo.rgb.shape[-2:])
+    if max_pixels is not None and height * width > max_pixels:
+        raise ValueError(
+            f"result too large: {width}x{height} pixels, limit {max_pixels}; "
+            f"set max_output_pixels={height * width} or more"
+        )
+    side = MAX_SIDES.get(options.format)
+    if side is not None and max(height, width) > side:
+        raise ValueError(
+            f"result too large for {options.format}: {width}x{height} pixels, limit {side} a side; "
+            "use options.format=png or tiff"
+        )
 
 
 def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from open_supir.diffusion.samplers import Step
 from open_supir.inference.captioner import NoCaptioner
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import CAPTION_SIDE, resized
-from open_supir.inference.records import describe, encode_result
+from open_supir.inference.records import check_result, describe, encode_result
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -55,11 +55,7 @@ class Studio:
             ValueError: It is not an image, or it or its result is too large.
         """
         photo = read_photo(Path(path), max_pixels=self.max_pixels)
-        height, width = options.output_size(*photo.rgb.shape[-2:])
-        if height * width > self.max_output_pixels:
-            raise ValueError(
-                f"result too large: {width}x{height} pixels, limit {self.max_output_pixels}"
-            )
+        check_result(photo, options, self.max_output_pixels)
         return photo
 
     @property

@@ -14,9 +14,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from open_supir.base.images.colour import png_profile
+from open_supir.base.images.kinds import jxl_size, kind_of, wanting
 from open_supir.base.images.metadata import Metadata, of_image, of_tiff
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+HEIC = ("HEIF",)  # the name of pillow-heif's plugin
 # What Pillow raises on damaged files; SyntaxError is its word for a broken PNG chunk
 DECODE_ERRORS = (
     OSError,
@@ -68,6 +70,12 @@ def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raste
     Raises:
         DECODE_ERRORS: The file is damaged, or is not an image.
     """
+    Image.MAX_IMAGE_PIXELS = None  # `check_size` decides, at any limit that the user sets
+    kind = kind_of(data)
+    if needed := wanting(kind):
+        raise ValueError(f"{kind.upper()}, which needs {needed}")
+    if kind == "jxl":
+        return _jxl(data, check_size)
     if data[:8] == PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:25] == b"\x10":
         return _deep_png(data, check_size)
     if data[:4] in TIFF_SIGNATURES:
@@ -76,11 +84,18 @@ def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raste
         except TIFF_ERRORS as error:
             raise ValueError(f"damaged TIFF, {type(error).__name__}") from error
         return deep or _by_pillow(data, check_size, strict)
+    if kind == "heic":
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
+        return _by_pillow(data, check_size, strict, formats=HEIC)
     return _by_pillow(data, check_size, strict)
 
 
-def _by_pillow(data: bytes, check_size: CheckSize, strict: bool) -> Raster:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+def _by_pillow(
+    data: bytes, check_size: CheckSize, strict: bool, *, formats: Sequence[str] = FORMATS
+) -> Raster:
+    with Image.open(io.BytesIO(data), formats=formats) as image:
         check_size(image.height, image.width)
         several = getattr(image, "is_animated", False) and image.format != "MPO"
         lying = image.format == "TIFF" and _orientation(image) != 1  # turned by `load`
@@ -158,6 +173,25 @@ def _deep_png(data: bytes, check_size: CheckSize) -> Raster:
         orientation=orientation,
         metadata=metadata,
         is_turned=orientation != 1,
+    )
+
+
+def _jxl(data: bytes, check_size: CheckSize) -> Raster:
+    """Decode a JPEG XL file; the decoder turns it upright and gives no profile."""
+    import imagecodecs
+
+    check_size(*jxl_size(data))
+    try:
+        pixels = imagecodecs.jpegxl_decode(data, index=0)
+    except imagecodecs.JpegxlError as error:
+        raise ValueError(f"damaged JPEG XL ({error})") from error
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    pixels = full_scale(pixels, pixels.dtype.itemsize * 8)
+    colours = 1 if pixels.shape[-1] <= 2 else 3
+    return Raster(
+        colour=pixels[..., :colours],
+        alpha=pixels[..., colours] if pixels.shape[-1] > colours else None,
+        notes=("of JPEG XL only pixels are read, as sRGB; EXIF is not kept",),
     )
 
 

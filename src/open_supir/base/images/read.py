@@ -188,7 +188,10 @@ def _read_file(path: Path, max_pixels: int) -> Pixels:
 
     def check_size(height: int, width: int) -> None:
         if width * height > max_pixels or max(width, height) > MAX_SIDE:
-            raise ValueError(f"{width}x{height} pixels, limit {max_pixels} and {MAX_SIDE} a side")
+            raise ValueError(
+                f"{width}x{height} pixels, limit {max_pixels} and {MAX_SIDE} a side"
+                + (f"; set max_pixels={width * height} or more" * (max(width, height) <= MAX_SIDE))
+            )
         if width < 1 or height < 1:
             raise ValueError(f"{width}x{height} pixels")
 

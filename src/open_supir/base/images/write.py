@@ -29,6 +29,7 @@ from open_supir.base.images.read import Photo
 from open_supir.base.images.tensors import to_unit
 
 SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+MAX_SIDES = {"webp": 16383, "jpg": 65500}  # pixels; the libraries' limits
 LUMA = (0.299, 0.587, 0.114)
 
 
