@@ -116,3 +116,4 @@ def test_gamma_of_a_png_is_kept_as_a_profile(tmp_path: Path) -> None:
     expected = np.rint(photo.rgb[0].numpy() * 255)
     assert np.abs(np.asarray(shown)[..., 1] - expected).max() <= 1
     assert image.info["icc_profile"][24:30] == b"\x07\xd0\x00\x01\x00\x01"
+    assert image.info["icc_profile"][68:80].hex() == "0000f6d6000100000000d32d"  # D50

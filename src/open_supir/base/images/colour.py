@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 SPACES = {b"GRAY": ("gray", 1), b"RGB ": ("rgb", 3), b"CMYK": ("cmyk", 4)}  # of an ICC header
 EXACT = 256  # lcms's NOOPTIMIZE: without it darks of a linear profile are up to 13 levels off
 D65 = (0.3127, 0.3290)
+D50 = struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)  # white of an ICC header
 SRGB_GAMMA = 0.45455  # what writers of sRGB put into gAMA
 # ITU-T H.273, table 2: x and y of red, green, blue and white, by code
 PRIMARIES = {
@@ -214,7 +215,7 @@ def _made_profile(
         made = imagecodecs.cms_profile(
             "rgb", whitepoint=points[3], primaries=sum(points[:3], ()), transferfunction=table
         )
-    return _dated(bytes(made))
+    return _dated(made[:68] + D50 + made[80:])  # imagecodecs leaves it 0, and libpng objects
 
 
 def _dated(icc: bytes) -> bytes:
