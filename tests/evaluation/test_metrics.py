@@ -78,14 +78,13 @@ def test_fetching_goes_on_without_what_cannot_be_reached(
     (tmp_path / "there.pt").write_bytes(b"weights")
     near, hub = (tmp_path / "there.pt").as_uri(), tmp_path / "hub"
     far = "http://127.0.0.1:9/far.pt"  # the discard port, where nothing listens
-    fetch_if_reachable(
-        [
-            Missing(file="far.pt", looked_in=hub, url=far),
-            Missing(file="near.pt", looked_in=hub, url=near),
-            Missing(file="gone.pt", looked_in=hub, url=near.replace("there", "gone")),
-            Missing(file="whole", looked_in=hub, url=near, is_repository=True),
-        ]
-    )
+    files = [
+        WeightFile(path="far.pt", url=far, licence="MIT"),
+        WeightFile(path="near.pt", url=near, licence="MIT"),
+        WeightFile(path="gone.pt", url=near.replace("there", "gone"), licence="MIT"),
+        WeightFile(path="whole", url=near, licence="MIT", is_repository=True),
+    ]
+    fetch_if_reachable([Missing(file=file, looked_in=hub) for file in files])
     assert [p.name for p in hub.iterdir()] == ["near.pt"]
     assert "cannot reach 127.0.0.1:9" in caplog.text and "gone.pt" in caplog.text
 

@@ -115,13 +115,14 @@ def fetch_if_reachable(missing: Iterable[Missing]) -> None:
     Repositories are left out: those that metrics need have many gigabytes.
     """
     reachable: dict[str, bool] = {}
-    for file in missing:
+    for absent in missing:
+        file = absent.file
         host = urllib.parse.urlsplit(file.url).netloc
         if file.is_repository or not reachable.setdefault(host, _answers(file.url)):
             continue
-        log.info("%s: %s", file.file, file.licence)
+        log.info("%s: %s", file.path, file.licence)
         try:
-            fetch([file])
+            fetch([absent])
         except OSError as error:
             log.warning("%s", error)
     lost = sorted(host for host, answers in reachable.items() if not answers)
