@@ -1,6 +1,7 @@
 """`python -m src.evaluate` as a whole: captions, resume, outputs of others, tables from records."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_captions_reach_the_restorer_and_change_nothing_else(
     assert _values(without, "restored") != _values(with_captions, "restored")
     page = (without / "report.html").read_text()
     assert "jpeg" in page and json.loads((without / "environment.json").read_text())["versions"]
+
+
+def test_further_checkpoints_are_rows_of_their_own(
+    composed_in: Compose, arguments: list[str], stage_2: Path, tmp_path: Path
+) -> None:
+    again = shutil.copy(stage_2, tmp_path / "again.ckpt")
+    row = f"checkpoints={{again: {again}}}"
+    out = f"output={tmp_path / 'eval'}"
+    evaluate(composed_in("evaluate", *arguments, row, out))
+    assert _values(tmp_path / "eval", "again") == _values(tmp_path / "eval", "restored")
+    with pytest.raises(ValueError, match="checkpoints: row 'restored' already exists"):
+        evaluate(composed_in("evaluate", *arguments, f"checkpoints={{restored: {again}}}", out))
 
 
 def test_second_evaluation_computes_only_what_is_new(

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.files import write_text
+from open_supir.base.places import CONF, SHIPPED_MODEL, located
 
 LAST = "checkpoints/last.ckpt"
 
@@ -41,6 +42,24 @@ def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) 
 def run_folder(checkpoint: str | Path) -> Path:
     """Return the run folder that a checkpoint lies in."""
     return Path(checkpoint).parents[1]
+
+
+def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
+    """Return a checkpoint's run folder and configuration, which is empty where it lies in none.
+
+    The shipped checkpoint has no run: its results go to a folder below `runs_dir`, and it is used
+    with the data and the degradation of the embedded default.
+    """
+    if checkpoint != located(SHIPPED_MODEL):
+        run = run_folder(checkpoint)
+        return run, OmegaConf.create(read_config(run))
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        usual = compose("train", overrides=["experiment=zerosft"])
+    kept = ("data", "degradation")
+    trained = {key: OmegaConf.to_container(usual[key], resolve=True) for key in kept}
+    return Path(runs_dir) / "shipped", OmegaConf.create(trained)
 
 
 def read_config(run: Path) -> dict[str, Any]:

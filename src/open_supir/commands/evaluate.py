@@ -25,7 +25,8 @@ def evaluate(cfg: DictConfig) -> str:
     """Evaluate a checkpoint, or outputs of other systems; returns the table as Markdown."""
     from hydra.utils import instantiate
 
-    from open_supir.base.run_folders import read_config, run_folder, sweep_folder
+    from open_supir.base.run_folders import run_of, sweep_folder
+    from open_supir.data import write_demo_shards
     from open_supir.evaluation import METRICS
     from open_supir.evaluation.evaluate import (
         TrainingDegradation,
@@ -34,7 +35,7 @@ def evaluate(cfg: DictConfig) -> str:
         rebuild,
         require_places,
     )
-    from open_supir.evaluation.models import model_methods, other_methods
+    from open_supir.evaluation.models import load_methods, other_methods
     from open_supir.evaluation.preference import run_study
     from open_supir.inference.model import Model
 
@@ -50,26 +51,32 @@ def evaluate(cfg: DictConfig) -> str:
     prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
-    model, trained = None, OmegaConf.create()
+    model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
     if cfg.checkpoint is not None or not methods:
         files = {"weights": plain(cfg.weights), "ignored_keys": tuple(cfg.ignored_keys)}
         model = Model.find(cfg.checkpoint, runs_dir=cfg.runs_dir, **files)
-        trained = OmegaConf.create(read_config(run_folder(model.checkpoint)))
+        run, trained = run_of(model.checkpoint, cfg.runs_dir)
     if not trained:
         given = {key: cfg.get(key) for key in ("data_root", "output", "degradation")}
         require_places(given, protocol, checkpoint=model and model.checkpoint)
+    how = {"sampler": plain(cfg.sampler), "options": {**plain(cfg.options), "seed": cfg.seed}}
+    how |= {"captioner": instantiate(cfg.captioner), "described": plain(cfg.captioner)}
     if model is not None:
-        options = model.options(plain(cfg.sampler), {**plain(cfg.options), "seed": cfg.seed})
-        restorer = model.load(options, captioner=instantiate(cfg.captioner), device=device)
-        own, own_settings = model_methods(restorer, model, captioner=plain(cfg.captioner))
-        methods, settings = own | methods, settings | own_settings
-    run = run_folder(model.checkpoint) if model else Path(cfg.output)
+        own, own_settings = load_methods(model, **how, device=device)
+        methods, settings = own | methods, own_settings | settings
+    for name, path in (plain(cfg.checkpoints) or {}).items():
+        other = Model.find(path, runs_dir=cfg.runs_dir, weights={})
+        own, own_settings = load_methods(other, **how, device=device, name=name)
+        methods, settings = methods | own, settings | own_settings
+    root = Path(cfg.data_root or trained.data.root)
+    if not root.exists() and str(root) == trained.get("data", {}).get("prepare_at"):
+        write_demo_shards(root)
     trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
     ranges = cfg.get("degradation") or trained.get("degradation")
     return evaluate_methods(
         protocol,
         (methods, settings),
-        data_root=Path(cfg.data_root or trained.data.root),
+        data_root=root,
         output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
         run=run,
         seed=cfg.seed,

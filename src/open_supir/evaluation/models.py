@@ -11,11 +11,41 @@ from open_supir.base.places import located
 from open_supir.evaluation.baselines import digest_folder, folder_outputs, spandrel_models
 from open_supir.evaluation.samples import Method
 from open_supir.inference import Restorer
+from open_supir.inference.captioner import Captioner
 from open_supir.inference.model import Model
 
 # methods by name, and what the values of each depend on
 Methods = tuple[dict[str, Method], dict[str, dict[str, Any]]]
 OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored")
+
+
+def load_methods(
+    model: Model,
+    *,
+    sampler: Mapping[str, Any],
+    options: Mapping[str, Any],
+    captioner: Captioner,
+    described: Mapping[str, Any],
+    device: torch.device,
+    name: str | None = None,
+) -> Methods:
+    """Load a checkpoint; return its methods, and what the values of each depend on.
+
+    Args:
+        sampler, options: See `Model.options`.
+        described: Configuration of the captioner.
+        name: Row of a further checkpoint, of which only the restored pictures are measured.
+
+    Raises:
+        ValueError: The name is that of another row.
+    """
+    if name in OWN_ROWS:
+        raise ValueError(f"checkpoints: row {name!r} already exists; choose another name")
+    restorer = model.load(model.options(sampler, options), captioner=captioner, device=device)
+    methods, settings = model_methods(restorer, model, captioner=described)
+    if name is None:
+        return methods, settings
+    return {name: methods["restored"]}, {name: settings["restored"]}
 
 
 def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, Any]) -> Methods:
