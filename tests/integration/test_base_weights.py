@@ -146,7 +146,7 @@ def test_stage_2_starts_from_a_supir_file_and_takes_its_encoder(
 ) -> None:
     cfg = composed_in("train", "experiment=zerosft_released", f"weights.supir={supir_file}")
     module = built(cfg)
-    used = load_weights(module, cfg)
+    used = load_weights(module, cfg)["weights"]
     assert used["supir"] == used["robust_encoder"] == str(supir_file)
     held = load_file(supir_file)
     for part, prefix in (("control", "model.control_model."), ("connector", UNET)):

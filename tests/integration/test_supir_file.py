@@ -41,7 +41,7 @@ def checkpoint(composed_in: Compose, tmp_path: Path) -> Path:
         "architecture": {part: plain(cfg, part) for part in ARCHITECTURE},
         "sampler": {"num_steps": 2},
         "options": {"size_condition": [64, 64]},
-        "weights": used,
+        **used,
     }
     path = tmp_path / "last.ckpt"
     state = {"format": "open-supir", "global_step": 7, "recipe": recipe}
@@ -107,6 +107,26 @@ def with_encoder(checkpoint: Path, workplace: Path, tmp_path: Path) -> tuple[Pat
     path = tmp_path / "stage_2.ckpt"
     torch.save(state, path)
     return path, encoder
+
+
+def test_base_of_other_contents_is_refused_or_said(
+    checkpoint: Path, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base.safetensors"
+    held = load_file(workplace / "prior.safetensors")
+    save_file(held, base)
+    state = torch.load(checkpoint, weights_only=True)
+    state["recipe"]["weights"]["sdxl"] = str(base)
+    torch.save(state, checkpoint)
+    load_networks(checkpoint)  # a copy elsewhere
+    name = next(name for name in held if name.endswith("middle_block.0.in_layers.2.weight"))
+    save_file(held | {name: held[name] + 0.01}, base)
+    with pytest.raises(ValueError, match=r"base.*not the UNet.*trained with.*weights\.sdxl=FILE"):
+        load_networks(checkpoint)
+    load_networks(checkpoint, weights={"sdxl": str(workplace / "prior.safetensors")})
+    assert "trained with" not in caplog.text
+    load_networks(checkpoint, weights={"sdxl": str(base)})
+    assert "base.safetensors: not the UNet" in caplog.text
 
 
 def test_complete_file_restores_alone(checkpoint: Path, tmp_path: Path) -> None:

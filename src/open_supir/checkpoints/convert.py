@@ -28,6 +28,7 @@ from open_supir.checkpoints.parts import read_contents
 log = logging.getLogger(__name__)
 
 UNSTATED = "unstated"
+OF_FILES = ("weights", "fingerprints")  # entries of a recipe about the base files it was trained on
 ENCODER = "robust_encoder"
 ADD_ENCODER = (
     "add a file that holds it, input=[FILE,STAGE_2.ckpt], or leave it out with "
@@ -200,7 +201,7 @@ def _read(paths: Sequence[str]) -> Input:
         if "unet" in contents.parts and prediction != "eps":
             words["prediction"] = prediction
         if recipe.get("stage") == "supir":  # how to restore with the file; local paths removed
-            words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k != "weights"})
+            words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k not in OF_FILES})
             words |= {ENCODER: "clean"} if named.get(ENCODER, "") is None else {}
             weights |= named
         elif named.get("sdxl"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from open_supir.base.dtypes import is_finite
+from open_supir.base.fingerprints import fingerprint, sampled
 from open_supir.checkpoints.files import Checkpoint, open_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
@@ -44,6 +45,7 @@ class LoadReport:
         loaded: Names that now hold the file's tensors.
         missing: Names that the file lacks, as expected.
         unexpected: Keys in the file that were ignored by request; under "" those of no part.
+        fingerprints: Of each part that was read from the file's own part of that name.
         on_meta: Names still without memory after loading; build or load them before use.
     """
 
@@ -51,6 +53,7 @@ class LoadReport:
     loaded: dict[str, tuple[str, ...]]
     missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unexpected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
     on_meta: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -169,9 +172,12 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:
 def _run(
     load: Load, checkpoint: Checkpoint, contents: Contents, found: Mapping[str, PartMatch]
 ) -> LoadReport:
+    samples: dict[str, list[tuple[str, Tensor]]] = {}
     for part, module in load.parts.items():
         for name, (tensors, source) in found[part].sources.items():
             tensor = tensors[source]
+            if tensors is contents.parts.get(part):
+                samples.setdefault(part, []).append((name, sampled(tensor)))
             kept = _assign(module, name, tensor, dtype=load.dtype, device=load.device)
             if not is_finite(kept):
                 raise ValueError(_not_finite(checkpoint.path, f"{part}.{name}", tensor, kept))
@@ -182,6 +188,7 @@ def _run(
         missing={part: match.missing for part, match in found.items() if match.missing},
         unexpected={part: match.ignored for part, match in found.items() if match.ignored}
         | ({"": contents.unknown} if contents.unknown else {}),
+        fingerprints={part: fingerprint(tensors) for part, tensors in samples.items()},
         on_meta={part: names for part, module in load.parts.items() if (names := _on_meta(module))},
     )
     log.info("%s", report)

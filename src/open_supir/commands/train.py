@@ -76,7 +76,7 @@ def build(
     wanted = {"sampler": plain(cfg.sampler), "options": plain(cfg.options)}
     recipe = make_recipe(cfg.stage, architecture=architecture, **wanted)
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")
-    module.recipe = recipe | {"weights": load_weights(module, cfg)}
+    module.recipe = recipe | load_weights(module, cfg)
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
@@ -94,8 +94,8 @@ def pick(cfg: DictConfig, resumed: dict) -> list[str]:
     return words
 
 
-def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, str | None]:
-    """Load the base weights that the configuration names; returns the files used."""
+def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, dict]:
+    """Load the base weights that the configuration names; returns the recipe's entries."""
     pick(cfg, {})
     settings = {"precision": str(cfg.trainer.precision), "prediction": cfg.denoiser.prediction}
     return load_base_weights(module, cfg.weights, ignored_keys=cfg.ignored_keys, **settings)

@@ -7,19 +7,18 @@ have. `src.precompute` writes both; their metadata holds the sha256 of the tar a
 of the network.
 """
 
-import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from open_supir.base.files import replacing
+from open_supir.base.fingerprints import fingerprint
 from open_supir.base.rng import keyed_hash
 from open_supir.data.captions import CaptionPolicy, TokenCounter, compose
 from open_supir.data.samples import CropPolicy, SampleError
@@ -80,17 +79,9 @@ def check_policies(
         raise ValueError("precomputed text does not depend on the crop: it needs min_visible=0")
 
 
-def fingerprint(network: nn.Module, **settings: int) -> str:
-    """Return the settings and a 16-digit hash of the weights of the network that makes features.
-
-    The hash covers 64 values of each tensor, as bfloat16, so it does not depend on the precision.
-    """
-    state = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(network.state_dict().items()):
-        values = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)][:64]
-        bits = values.to("cpu", torch.bfloat16).view(torch.int16)
-        state.update(name.encode() + bits.numpy().tobytes())
-    return json.dumps({"weights": state.hexdigest(), **settings})
+def describe_maker(network: nn.Module, **settings: int) -> str:
+    """Return the settings and the fingerprint of the network that makes features."""
+    return json.dumps({"weights": fingerprint(network.state_dict().items()), **settings})
 
 
 def column_path(tar: Path, kind: str) -> Path:

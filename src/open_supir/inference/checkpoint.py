@@ -1,7 +1,8 @@
 """Build and load everything needed for restoration from a stage-2 checkpoint and base weights."""
 
 import json
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,13 @@ from torch import nn
 from open_supir.base.registry import build
 from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
-from open_supir.checkpoints.load import Load, ignored_for, load_all
+from open_supir.checkpoints.load import WORDS, Load, LoadReport, ignored_for, load_all
 from open_supir.diffusion import Denoiser
 from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from open_supir.networks.build import build_on_meta
 from open_supir.networks.sdxl import sdxl_architecture
+
+log = logging.getLogger(__name__)
 
 SAMPLER = "open_supir.diffusion.SamplerSettings"
 # The defaults of SUPIR's own command line; the prompts are those of RestoreOptions.
@@ -70,8 +73,8 @@ def load_networks(
 
     Raises:
         FileNotFoundError: The checkpoint or a base file is missing; the message names it.
-        ValueError: The file is not a stage-2 checkpoint, or no SDXL file or robust encoder is
-            given for it.
+        ValueError: The file is not a stage-2 checkpoint, no SDXL file or robust encoder is given
+            for it, or a file that it names has changed.
     """
     recipe = read_recipe(path) if recipe is None else recipe
     files = {**recipe["weights"], **{k: v for k, v in (weights or {}).items() if v is not None}}
@@ -84,7 +87,8 @@ def load_networks(
         )
     networks = _build(recipe["architecture"])
     loads = _loads(path, networks, files, dtype)
-    load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
+    reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
+    _check_fingerprints(recipe.get("fingerprints", {}), loads, reports, asked=weights or {})
     return networks
 
 
@@ -131,6 +135,33 @@ def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
         options = dict(recipe["restore"])
         kept |= {"sampler": options.pop("settings"), "options": options}
     return {**kept, "sampler": {"_target_": SAMPLER, **kept["sampler"]}}
+
+
+def _check_fingerprints(
+    recorded: Mapping[str, str],
+    loads: Sequence[Load],
+    reports: Sequence[LoadReport],
+    *,
+    asked: Mapping[str, str | None],
+) -> None:
+    """Refuse recorded files whose contents have changed; warn about others that were asked for.
+
+    Raises:
+        ValueError: A file at the recorded path holds other weights.
+    """
+    found = {
+        part: (load, text)
+        for load, report in zip(loads, reports, strict=True)
+        for part, text in report.fingerprints.items()
+    }
+    for part, wanted in recorded.items():
+        load, text = found.get(part, (None, None))
+        if load is None or text == wanted:
+            continue
+        what = f"{load.path}: not the {WORDS.get(part, part)} that the checkpoint was trained with"
+        if asked.get(load.key.removeprefix("weights.")) is None:
+            raise ValueError(f"{what}; name the right file, {load.key}=FILE, or this one to use it")
+        log.warning("%s (a copy in another precision differs too)", what)
 
 
 def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:

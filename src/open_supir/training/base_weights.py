@@ -18,6 +18,7 @@ from open_supir.checkpoints.load import Load, ignored_for, load_all, prediction_
 from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
 
+BASE_PARTS = ("unet", "clip_l", "clip_g", "vae", "robust_encoder")  # frozen in stage 2
 UNETS = {SupirModule: "sdxl", PriorModule: "prior"}  # the key of `weights` that a UNet comes from
 
 
@@ -75,7 +76,7 @@ def load_base_weights(
     precision: str,
     prediction: str,
     ignored_keys: Sequence[str] = (),
-) -> dict[str, str | None]:
+) -> dict[str, dict[str, Any]]:
     """Load the frozen parts of a training module and initialise the trained ones.
 
     Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
@@ -86,7 +87,8 @@ def load_base_weights(
         ignored_keys: Keys that the files may have in addition; see `load_parts`.
 
     Returns:
-        The files used, by key of `weights`; they are stored in the checkpoint's recipe.
+        Entries of the checkpoint's recipe: `weights`, the files used by key, and `fingerprints` of
+        the frozen parts.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
@@ -102,10 +104,15 @@ def load_base_weights(
             if isinstance(module, stage) and weights[key] is not None:
                 _check_prediction(weights[key], prediction, key=f"weights.{key}")
         loads, used = _loads(module, weights, frozen, ignored_for(prediction))
-    load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
+    reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
     if isinstance(module, SupirModule) and weights["supir"] is None:
         module.network.control.reset_hint()
-    return used
+    found = {part: text for report in reports for part, text in report.fingerprints.items()}
+    frozen_parts = BASE_PARTS if isinstance(module, SupirModule) else ()
+    return {
+        "weights": used,
+        "fingerprints": {part: found[part] for part in frozen_parts if part in found},
+    }
 
 
 def _loads(

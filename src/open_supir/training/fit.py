@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from open_supir.base.run_folders import write_config, write_summary
 from open_supir.data.datamodule import RestorationDataModule
-from open_supir.data.precomputed import fingerprint
+from open_supir.data.precomputed import describe_maker
 from open_supir.networks.switches import (
     Checkpointing,
     Compilation,
@@ -59,8 +59,8 @@ def make_ready(
     if datamodule.precomputed and isinstance(module, SupirModule):
         size = datamodule.sample_reader.crop_size
         datamodule.made_by = {
-            "latents": fingerprint(module.vae, size=size),
-            "text": fingerprint(module.conditioner),
+            "latents": describe_maker(module.vae, size=size),
+            "text": describe_maker(module.conditioner),
         }
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

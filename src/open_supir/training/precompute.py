@@ -17,7 +17,7 @@ from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.dataset import read_caption, read_meta
 from open_supir.data.precomputed import (
     constant_texts,
-    fingerprint,
+    describe_maker,
     is_current,
     possible_texts,
     text_key,
@@ -55,7 +55,7 @@ def write_latents(data: RestorationDataModule, vae: AutoencoderKL, device: torch
                 found.append(vae.encode(to_signed(images.to(device))).bfloat16().cpu())
         return {"latents": torch.cat(found), "valid": valid}
 
-    return _write_missing(data, "latents", columns, fingerprint(vae, size=size))
+    return _write_missing(data, "latents", columns, describe_maker(vae, size=size))
 
 
 def write_text(data: RestorationDataModule, conditioner: Conditioner, device: torch.device) -> int:
@@ -89,7 +89,7 @@ def write_text(data: RestorationDataModule, conditioner: Conditioner, device: to
         found = {name: t.unflatten(0, (-1, 2)) for name, t in encode(texts).items()}
         return found | {f"constant_{name}": t for name, t in encode(constants).items()}
 
-    return _write_missing(data, "text", columns, fingerprint(conditioner))
+    return _write_missing(data, "text", columns, describe_maker(conditioner))
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
