@@ -5,10 +5,8 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.stamp
 
 newest = $$(ls -t runs/$(1)/*/checkpoints/last.ckpt | head -n 1)
-SHIPPED := data/demo/robust_encoder.safetensors
+SHIPPED := data/demo/supir_tiny.safetensors
 DEMO := data/shards/demo
-# Stage 1 of `make train` continues from the shipped encoder: fewer steps, at a lower rate.
-FURTHER := max_steps=2400 val_every=1200 optim.lr=5e-4
 PACK   := dtype=float16 overwrite=true license=Apache-2.0
 
 .DEFAULT_GOAL := help
@@ -28,9 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 train: $(STAMP)  ## train both stages at tiny scale, then print the metric table (under 10 minutes)
-	$(PY) -m src.train experiment=robust_encoder weights.robust_encoder=$(SHIPPED) $(FURTHER)
+	$(PY) -m src.train experiment=robust_encoder
 	$(PY) -m src.train experiment=zerosft
-	$(PY) -m src.evaluate
+	$(PY) -m src.evaluate 'checkpoints={shipped: shipped:supir_tiny.safetensors}'
 
 eval: $(STAMP)  ## print the metric table of the newest checkpoint
 	$(PY) -m src.evaluate
@@ -59,19 +57,24 @@ demo-data: $(STAMP)  ## rebuild the embedded default's shards with the curation 
 	mv $(DEMO)-work/candidates/heldout $(DEMO)-work/demo/heldout
 	rm -rf $(DEMO) && mv $(DEMO)-work/demo $(DEMO) && rm -rf $(DEMO)-work
 
-# With photos=DIR the prior is trained on data/shards/prior, which holds the demo's samples and DIR's.
+# With photos=DIR all parts are trained on data/shards/prior, which holds the demo's samples and DIR's.
 PRIOR_DATA = data.root=$(if $(photos),data/shards/prior,$(DEMO))
-demo-prior: $(STAMP)  ## retrain and pack the tiny prior of the embedded default (an hour); photos=DIR adds a folder's
+BASE = runs/prior.safetensors
+# A second part at whole images of 128 follows crops of 64: attention then knows larger pictures.
+WHOLE = data.crop_size=128
+demo-prior: $(STAMP)  ## retrain and pack the model of the embedded default (hours); photos=DIR adds a folder's
 	@if [ -n "$(photos)" ]; then $(MAKE) demo-data DEMO=data/shards/prior "photos=$(photos)"; fi
 	$(PY) -m src.train experiment=vae $(PRIOR_DATA)
 	$(PY) -m src.train experiment=prior $(PRIOR_DATA)
-	$(PY) -m src.convert "input=[$(call newest,vae),$(call newest,prior)]" $(PACK) \
-		output=data/demo/prior.safetensors format=sdxl
-	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA)
-	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA) \
-		"weights.robust_encoder=$(call newest,robust_encoder)" max_steps=3000 optim.lr=5e-4
-	$(PY) -m src.convert "input=$(call newest,robust_encoder)" $(PACK) \
-		output=$(SHIPPED) format=supir
+	$(PY) -m src.train experiment=prior $(PRIOR_DATA) $(WHOLE) data.global_batch=6 \
+		"weights.prior=$(call newest,prior)" max_steps=220 val_every=220 optim.lr=6e-4 optim.warmup_steps=20
+	$(PY) -m src.convert "input=[$(call newest,vae),$(call newest,prior)]" $(PACK) output=$(BASE) format=sdxl
+	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA) weights.sdxl=$(BASE) max_steps=9000
+	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA) weights.sdxl=$(BASE) $(WHOLE) data.global_batch=4 \
+		"weights.robust_encoder=$(call newest,robust_encoder)" max_steps=5700 degradation.config.second.prob=0.1
+	$(PY) -m src.train experiment=zerosft $(PRIOR_DATA) weights.sdxl=$(BASE) $(WHOLE) data.global_batch=6 \
+		data.val_size=8 max_steps=1100
+	$(PY) -m src.convert "input=$(call newest,zerosft)" $(PACK) output=$(SHIPPED) format=complete
 
 clean:  ## delete the environment, caches and demo shards, but not runs/
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache data/shards

@@ -38,7 +38,7 @@ SEEDS = (0, 1, 2)
 COMMON = (
     "experiment=zerosft", "data.val_size=33",
     "data.prepare_at=data/shards/study", "+data.prepare.shard_size=5",  # so that 1 % exists
-    "weights.robust_encoder=shipped:robust_encoder.safetensors",
+    "weights.robust_encoder=shipped:supir_tiny.safetensors",
 )  # fmt: skip
 TRAINED = {  # in order of interest, should the study be stopped
     "zerosft": (),

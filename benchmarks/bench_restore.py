@@ -70,7 +70,7 @@ def tiny_restorer() -> Restorer:
         "clip_l": parts["conditioner"].clip_l,
         "clip_g": parts["conditioner"].clip_g,
     }
-    prior = ROOT / "data/demo/prior.safetensors"
+    prior = ROOT / "data/demo/supir_tiny.safetensors"
     load_parts(prior, base, dtype=torch.float32)
     load_parts(
         prior, {"control": parts["control"]}, taken_from={"control": "unet"},

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from open_supir.diffusion.tiling import spread_windows
 from open_supir.inference import Restorer
-from open_supir.inference.result import Run
+from open_supir.inference.result import Call
 from open_supir.networks import tiled_vae
 
 VAE_TILE, TILE, WINDOW = 512, 64, 32  # pixels; latent pixels; side of the attention's windows
@@ -91,23 +91,23 @@ class Peaks:
         self.highest: dict[str, int] = {}
         self.running = True
         self.thread = threading.Thread(target=self._watch)
-        self.timed = Run.timed
+        self.timed = Call.timed
 
         @contextmanager
-        def timed(run: Run, stage: str) -> Iterator[None]:
+        def timed(run: Call, stage: str) -> Iterator[None]:
             self.stage = stage
             with self.timed(run, stage):
                 yield
             self.stage = ""
 
-        Run.timed = timed  # type: ignore[method-assign]
+        Call.timed = timed  # type: ignore[method-assign]
         self.thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self.running = False
         self.thread.join()
-        Run.timed = self.timed  # type: ignore[method-assign]
+        Call.timed = self.timed  # type: ignore[method-assign]
 
     def _watch(self) -> None:
         while self.running:

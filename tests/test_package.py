@@ -73,7 +73,7 @@ def test_wheel_carries_configuration_and_demo_and_nothing_else(wheel: Path) -> N
         names = set(archive.namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"open_supir/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
-    for name in ("prior.safetensors", "robust_encoder.safetensors", "photos.json"):
+    for name in ("supir_tiny.safetensors", "photos.json"):
         assert f"open_supir/demo/{name}" in names
     for path in (ROOT / "src/open_supir").rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
@@ -103,13 +103,13 @@ def test_installed_command_restores_a_photograph_in_an_empty_folder(
     Image.fromarray(values).save(tmp_path / "photo.png")
     _run(environment, tmp_path, "open-supir", "restore", "input=photo.png", "output=out",
          f"checkpoint={stage_2}", "device=cpu",
-         "weights.robust_encoder=shipped:robust_encoder.safetensors")  # fmt: skip
+         "weights.robust_encoder=shipped:supir_tiny.safetensors")  # fmt: skip
     with Image.open(tmp_path / "out/photo.png") as image:
         assert image.size == (28, 20)
         restored = np.asarray(image)
     assert restored.shape == values.shape and (restored != values).any()
     record = json.loads((tmp_path / "out/photo.png.json").read_text())
-    assert record["model"]["weights.robust_encoder"] == "robust_encoder.safetensors"
+    assert record["model"]["weights.robust_encoder"] == "supir_tiny.safetensors"
     assert record["options"]["settings"]["num_steps"] == 2
 
     after = {path for path in packages.rglob("*") if "__pycache__" not in path.parts}

@@ -35,7 +35,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "clip_l": conditioner.clip_l,
         "clip_g": conditioner.clip_g,
     }
-    export_sdxl(root / "prior.safetensors", parts, {}, dtype=torch.float16)
+    export_sdxl(root / "prior.safetensors", parts, {"prediction": "v"}, dtype=torch.float16)
     export_supir(root / "robust.safetensors", {"robust_encoder": RobustEncoder(vae)}, {})
     return root
 

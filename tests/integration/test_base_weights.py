@@ -78,13 +78,15 @@ def test_adaptor_starts_as_the_file_has_the_unet_and_its_hint_as_zero(
 def test_base_that_predicts_v_needs_a_denoiser_that_does(
     composed_in: Compose, workplace: Path, tmp_path: Path
 ) -> None:
-    base = tmp_path / "v.safetensors"
-    save_file(load_file(workplace / "prior.safetensors") | {"v_pred": torch.ones(1)}, base)
+    base, eps = tmp_path / "v.safetensors", tmp_path / "eps.safetensors"
+    tensors = load_file(workplace / "prior.safetensors")
+    save_file(tensors | {"v_pred": torch.ones(1)}, base)
+    save_file(tensors, eps)
     with pytest.raises(ValueError, match="predicts v, but eps .* train with denoiser=v"):
-        loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}"))
+        loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}", "denoiser=eps"))
     for denoiser in ("v", "edm"):
         with pytest.raises(ValueError, match=f"predicts eps, but {denoiser} is expected"):
-            loaded(composed_in("train", *STAGE_2, f"denoiser={denoiser}"))
+            loaded(composed_in("train", *STAGE_2, f"weights.sdxl={eps}", f"denoiser={denoiser}"))
     module = loaded(composed_in("train", *STAGE_2, f"weights.sdxl={base}", "denoiser=v"))
     assert module.denoiser.prediction == "v"
 

@@ -487,7 +487,7 @@ def test_limits_are_kept_and_named(run, tmp_path: Path) -> None:
 
 
 def test_settings_of_the_command_line_replace_those_of_the_checkpoint(run, tmp_path: Path) -> None:
-    """The checkpoint records two steps with tau 0.5; presets are their own."""
+    """The checkpoint records two steps with tau 0.05; presets are their own."""
     _photo(tmp_path / "in/a.png")
 
     def settings(*overrides: str) -> list:
@@ -495,8 +495,8 @@ def test_settings_of_the_command_line_replace_those_of_the_checkpoint(run, tmp_p
         record = json.loads((tmp_path / "out/a.png.json").read_text())
         return [record["options"]["settings"][name] for name in ("num_steps", "tau", "cfg_scale")]
 
-    assert settings() == [2, 0.5, 1.2]
-    assert settings("sampler.num_steps=1", "sampler.tau=null") == [1, None, 1.2]
+    assert settings() == [2, 0.05, 1.0]
+    assert settings("sampler.num_steps=1", "sampler.tau=null") == [1, None, 1.0]
     assert settings("preset=quality", "sampler.num_steps=1", "sampler.tau=3") == [1, 3, 6]
 
 

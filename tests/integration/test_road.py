@@ -126,8 +126,3 @@ def test_empty_shard_folder_is_one_clear_line(composed_in: Compose, tmp_path: Pa
     cfg = composed_in("train", "experiment=zerosft", f"data.root={tmp_path / 'empty'}")
     with pytest.raises((FileNotFoundError, ValueError), match="empty"):
         train(cfg)
-
-
-def test_evaluate_without_a_checkpoint_says_what_to_run(composed_in: Compose) -> None:
-    with pytest.raises(FileNotFoundError, match="make train"):
-        evaluate(composed_in("evaluate"))

@@ -1,7 +1,9 @@
 """Read the images of a unit, from files or from a third-party tar."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +59,10 @@ def _from_file(row: dict[str, Any]) -> Candidate:
     path = Path(os.fsdecode(row["path"]))
     known["path"] = printable(row["path"])
     try:
-        if path.stat().st_size > MAX_BYTES:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait
+            raise SampleError("file unreadable", "not a regular file")
+        if facts.st_size > MAX_BYTES:
             raise SampleError("file too large", f"over {MAX_BYTES} bytes")
         data = path.read_bytes()
         caption = row["caption"] or _text_beside(path)
@@ -65,7 +70,9 @@ def _from_file(row: dict[str, Any]) -> Candidate:
         return Candidate(**known, caption=None, error=SampleError("file missing"))
     except SampleError as error:
         return Candidate(**known, caption=None, error=error)
-    except (PermissionError, IsADirectoryError) as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP):
+            raise  # the storage
         return Candidate(**known, caption=None, error=SampleError("file unreadable", str(error)))
     return Candidate(**known, caption=caption, data=data)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def compare_runs(
     chosen = {label: records for label, records in chosen.items() if records}
     if not chosen:
         raise ValueError(f"no run has records of method {method!r}")
-    everything = [record for records in chosen.values() for record in records]
+    everything: list[Any] = [record for records in chosen.values() for record in records]
     means = average_records(everything, by="run")
     scores = {label: _scores(records) for label, records in chosen.items()}  # type: ignore[arg-type]
     first = next(iter(chosen))

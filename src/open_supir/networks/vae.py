@@ -241,8 +241,6 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(z_channels, z_channels, 1)
         self.scale_factor = scale_factor
         self.downsampling = 2 ** (len(ch_mult) - 1)
-        if not groups:
-            _orthogonal_init(self)
 
     def posterior(self, image: Tensor) -> DiagonalGaussian:
         """Encode images (B, 3, H, W) as an unscaled posterior."""
@@ -279,11 +277,3 @@ class RobustEncoder(nn.Module):
 
 def _norm(groups: int, channels: int) -> nn.Module:
     return GroupNorm(groups, channels, eps=1e-6) if groups else nn.Identity()
-
-
-def _orthogonal_init(module: nn.Module) -> None:
-    """Keep the variance of what passes the convolutions, as norms would; zero ones stay zero."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d) and not part.weight.is_meta and part.weight.any():
-            nn.init.orthogonal_(part.weight)
-            nn.init.zeros_(part.bias)  # type: ignore[arg-type]

@@ -14,7 +14,10 @@ from torch import nn
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.run_folders import newest_checkpoint
 from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.files import open_checkpoint
+from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.load import Load, ignored_for, load_all, prediction_of
+from open_supir.checkpoints.parts import read_contents
 from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
 from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
 
@@ -215,6 +218,10 @@ def _robust_encoder_loads(
 
 
 def _check_prediction(path: str, wanted: str, *, key: str) -> None:
+    checkpoint = open_checkpoint(path, key=key)
+    refuse_unusable(checkpoint, ("unet",), key=key)
+    if "unet" not in read_contents(checkpoint).parts:
+        return  # loading says what the file is
     found = prediction_of(path, key=key)
     if found != wanted:
         raise ValueError(

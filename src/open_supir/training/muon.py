@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def _adam(state: dict[str, Any], grad: Tensor, betas: tuple[float, float]) -> Tensor:
         if not state:
-            state["steps"] = 0
+            state["steps"] = torch.zeros(())
             state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
         state["steps"] += 1
         first, second = betas
@@ -88,11 +88,12 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)
-    gram, product = wide @ wide.T, None
+    gram = wide @ wide.T
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(5):
         factor = b * gram + c * gram @ gram
         factor.diagonal().add_(a)
-        product = factor if product is None else factor @ product
+        product = factor @ product
         gram = factor @ gram @ factor
     result = product @ wide
     return result.T if matrix.shape[0] > matrix.shape[1] else result

@@ -92,7 +92,7 @@ def build_optimizer(
     if not trained:
         raise ValueError("no parameter requires a gradient: nothing to train")
     if settings.kind == "muon" and any(hasattr(p, "to_local") for _, p in trained):
-        raise ValueError("optim.kind=muon needs whole parameters, trainer=sharded splits them")
+        raise ValueError("optim.kind=muon needs whole parameters: trainer=sharded needs adamw")
     for part in settings.start_steps:
         if not any(name.startswith(part) for name, _ in trained):
             raise ValueError(f"start_steps: no trained parameter's name starts with {part!r}")

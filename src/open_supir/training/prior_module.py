@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from open_supir.base.images import to_signed, to_unit
 from open_supir.data.samples import Batch
@@ -42,6 +42,8 @@ class VAEModule(TrainedParts):
     ) -> None:
         super().__init__(optim=optim, recipe=recipe)
         self.vae = vae
+        if isinstance(vae.encoder.norm_out, nn.Identity):
+            orthogonal_init(vae)
         self.l1_weight = l1_weight
         self.kl_weight = kl_weight
 
@@ -145,3 +147,11 @@ class PriorModule(TrainedParts):
             randn=image_noise(batch["seed"].tolist()),
         )
         return {"sample": to_unit(self.vae.decode(z)), "HQ": to_unit(hq)}
+
+
+def orthogonal_init(network: nn.Module) -> None:
+    """Keep the variance of what passes the convolutions, as norms would; zero ones stay zero."""
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d) and part.weight.any():
+            nn.init.orthogonal_(part.weight)
+            nn.init.zeros_(part.bias)  # type: ignore[arg-type]

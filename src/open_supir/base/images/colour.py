@@ -79,7 +79,7 @@ def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
         target = ImageCms.createProfile("sRGB")
 
         def convert(image: Image.Image, flags: int = 0) -> np.ndarray:
-            made = ImageCms.profileToProfile(image, source, target, outputMode="RGB", flags=flags)
+            made = ImageCms.profileToProfile(image, source, target, outputMode="RGB", flags=flags)  # type: ignore[arg-type]
             return np.asarray(made)
 
         ramp = Image.frombytes("L", (256, 1), bytes(range(256))).convert(mode)

@@ -95,7 +95,7 @@ def decode(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Raste
 def _by_pillow(
     data: bytes, check_size: CheckSize, strict: bool, *, formats: Sequence[str] = FORMATS
 ) -> Raster:
-    with Image.open(io.BytesIO(data), formats=formats) as image:
+    with Image.open(io.BytesIO(data), formats=tuple(formats)) as image:
         check_size(image.height, image.width)
         several = getattr(image, "is_animated", False) and image.format != "MPO"
         lying = image.format == "TIFF" and _orientation(image) != 1  # turned by `load`

@@ -191,7 +191,7 @@ def _tiff(pixels: np.ndarray, icc: bytes, said: Metadata) -> bytes:
     tifffile.imwrite(
         file,
         pixels[..., 0] if channels == 1 else pixels,
-        byteorder=tree.form.order if tree else "<",
+        byteorder=tree.form.order if tree else "<",  # type: ignore[arg-type]
         photometric="minisblack" if channels <= 2 else "rgb",
         planarconfig="contig" if channels > 1 else None,
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
