@@ -53,7 +53,7 @@ TRAINED = {  # in order of interest, should the study be stopped
 LATER = ("cross_attention", "zerosft_cross")  # after all seeds of the others
 EVALUATED = ("metrics=weightless", "captioner=file", "protocol.repeats=1", "sampler=tiny")
 NO_POSITIVE, NO_NEGATIVE = "options.positive_prompt=''", "options.negative_prompt=''"
-STRONG = "sampler.cfg_scale=4"  # prompts act by guidance; the default 1.2 hardly guides
+STRONG = "sampler.cfg_scale=4"  # prompts act by guidance; the default has none
 VARIANTS = {  # evaluations of one checkpoint, beside the default
     "zerosft": {
         "tau_none": ("sampler.tau=null",),
@@ -173,7 +173,7 @@ FAMILIES = {  # rows of each table: title -> (job, variant); differences are fro
         "ordinary encoder": ("clean_encoder", ""),
     },
     "Restoration guidance": {
-        "tau 0.5": ("zerosft", ""),
+        "tau 0.05": ("zerosft", ""),
         **{f"tau {tau}": ("zerosft", f"_tau_{tau}") for tau in (1, 2, 4, 6)},
         "no guidance": ("zerosft", "_tau_none"),
     },

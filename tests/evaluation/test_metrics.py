@@ -1,5 +1,6 @@
 """The registry and the search for weight files."""
 
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -75,17 +76,27 @@ def test_fetching_goes_on_without_what_cannot_be_reached(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    asked, ask = [], urllib.request.urlopen
+
+    def counted(request: urllib.request.Request, **options: float) -> object:
+        asked.append(urllib.request.Request.get_full_url(request))
+        return ask(request, **options)
+
+    monkeypatch.setattr("open_supir.evaluation.weights.urllib.request.urlopen", counted)
     (tmp_path / "there.pt").write_bytes(b"weights")
     near, hub = (tmp_path / "there.pt").as_uri(), tmp_path / "hub"
     far = "http://127.0.0.1:9/far.pt"  # the discard port, where nothing listens
     files = [
         WeightFile(path="far.pt", url=far, licence="MIT"),
+        WeightFile(path="farther.pt", url=far.replace("far.pt", "farther.pt"), licence="MIT"),
         WeightFile(path="near.pt", url=near, licence="MIT"),
         WeightFile(path="gone.pt", url=near.replace("there", "gone"), licence="MIT"),
         WeightFile(path="whole", url=near, licence="MIT", is_repository=True),
     ]
     fetch_if_reachable([Missing(file=file, looked_in=hub) for file in files])
     assert [p.name for p in hub.iterdir()] == ["near.pt"]
+    probes = [url for url in asked if url.startswith("http:")]
+    assert probes == [far]  # each host once: without a network, a question takes seconds
     assert "cannot reach 127.0.0.1:9" in caplog.text and "gone.pt" in caplog.text
 
 

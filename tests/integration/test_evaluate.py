@@ -59,6 +59,23 @@ def test_further_checkpoints_are_rows_of_their_own(
         evaluate(composed_in("evaluate", *arguments, f"checkpoints={{restored: {again}}}", out))
 
 
+def test_without_a_run_the_shipped_checkpoint_is_measured_on_the_default_data(
+    composed_in: Compose, workplace: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    data = f"data_root={workplace / 'shards'}"
+    limits = ["protocol.limit=1", "protocol.repeats=1", "device=cpu", METRICS]
+    evaluate(composed_in("evaluate", data, *limits))
+    assert "checkpoint: the shipped one" in caplog.text
+    (record,) = [
+        r
+        for r in read_records(tmp_path / "shipped/eval/records.jsonl")
+        if r["method"] == "restored" and r["metric"] == "psnr"
+    ]
+    assert record["value"] is not None and record["value"] > 15
+    assert (tmp_path / "shipped/eval/sheet.png").is_file()
+
+
 def test_second_evaluation_computes_only_what_is_new(
     composed_in: Compose, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

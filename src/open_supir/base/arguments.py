@@ -16,7 +16,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 PATHS = (
     "input", "output", "checkpoint", "ckpt_path", "runs_dir", "run_dir", "replay", "inspect",
-    "base", "parameters", "data_root", "report", "study", "outputs", "outputs.*", "spandrel",
+    "base", "parameters", "data_root", "report", "study", "outputs", "outputs.*",
+    "checkpoints", "checkpoints.*", "spandrel",
     "spandrel.*", "runs", "work", "shards_dir", "caption_cache", "data.root", "data.heldout",
     "data.heldout_lq", "data.prepare_at", "data.sources.*.folder", "data.sources.*.urls",
     "weights.sdxl", "weights.vae", "weights.prior", "weights.supir", "weights.robust_encoder",
@@ -34,7 +35,7 @@ TEXTS = (
 SEVERAL = {
     "convert": ("input", "metadata"),
     "curate": ("input", "licence", "dedup.against"),
-    "evaluate": ("outputs", "spandrel", "preference.folders"),
+    "evaluate": ("outputs", "checkpoints", "spandrel", "preference.folders"),
     "ablation": ("runs",),
     "train": ("data.sources.*.urls",),
 }

@@ -52,12 +52,12 @@ def evaluate(cfg: DictConfig) -> str:
     device = pick_device(cfg.device)
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
+    places = {"runs_dir": cfg.runs_dir, "ignored_keys": tuple(cfg.ignored_keys)}
     if cfg.checkpoint is not None or not methods:
-        files = {"weights": plain(cfg.weights), "ignored_keys": tuple(cfg.ignored_keys)}
-        model = Model.find(cfg.checkpoint, runs_dir=cfg.runs_dir, **files)
+        model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **places)
         run, trained = run_of(model.checkpoint, cfg.runs_dir)
     if not trained:
-        given = {key: cfg.get(key) for key in ("data_root", "output", "degradation")}
+        given = {k: cfg.get(k) for k in ("data_root", "output", "degradation")}
         require_places(given, protocol, checkpoint=model and model.checkpoint)
     how = {"sampler": plain(cfg.sampler), "options": {**plain(cfg.options), "seed": cfg.seed}}
     how |= {"captioner": instantiate(cfg.captioner), "described": plain(cfg.captioner)}
@@ -65,7 +65,7 @@ def evaluate(cfg: DictConfig) -> str:
         own, own_settings = load_methods(model, **how, device=device)
         methods, settings = own | methods, own_settings | settings
     for name, path in (plain(cfg.checkpoints) or {}).items():
-        other = Model.find(path, runs_dir=cfg.runs_dir, weights={})
+        other = Model.find(path, weights={}, **places)
         own, own_settings = load_methods(other, **how, device=device, name=name)
         methods, settings = methods | own, settings | own_settings
     root = Path(cfg.data_root or trained.data.root)

@@ -117,8 +117,12 @@ def fetch_if_reachable(missing: Iterable[Missing]) -> None:
     reachable: dict[str, bool] = {}
     for absent in missing:
         file = absent.file
+        if file.is_repository:
+            continue
         host = urllib.parse.urlsplit(file.url).netloc
-        if file.is_repository or not reachable.setdefault(host, _answers(file.url)):
+        if host not in reachable:
+            reachable[host] = _answers(file.url)
+        if not reachable[host]:
             continue
         log.info("%s: %s", file.path, file.licence)
         try:
@@ -136,7 +140,8 @@ def _answers(url: str) -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE)
+        request = urllib.request.Request(url, method="HEAD")
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return True
     except OSError:

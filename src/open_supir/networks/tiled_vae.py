@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -232,7 +233,7 @@ def _spans(length: int, tile: int, *, halo: int, ramp: int, multiple: int) -> li
         _Span(
             max(0, start - ramp - halo), start, stop, min(length, stop + ramp + halo), length, ramp
         )
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in pairwise(edges)
     ]
 
 

@@ -8,6 +8,7 @@ ones.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -112,8 +113,7 @@ class Level(nn.Module):
         super().__init__()
         widths = [in_channels] + [out_channels] * depth
         self.block = nn.ModuleList(
-            ResnetBlock(before, after, groups=groups)
-            for before, after in zip(widths, widths[1:], strict=False)
+            ResnetBlock(before, after, groups=groups) for before, after in pairwise(widths)
         )
         self.downsample = Resampling(out_channels, down=True) if then == "down" else None
         self.upsample = Resampling(out_channels, down=False) if then == "up" else None

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024, arXiv:2502.16982).
+"""Muon: momentum whose matrices are made orthogonal (Jordan et al. 2024).
 
 torch.optim.Muon takes matrices only. Here, kernels of convolutions count as matrices (output
 channels by everything else), and the groups that are not orthogonal are updated by Adam.
