@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from open_supir.base.images import list_images, read_image, resize
+from open_supir.base.images.captions import caption_beside
 from open_supir.base.images.tensors import resize_short_side
 from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import position_seed
@@ -130,9 +131,3 @@ def collate_pairs(samples: Sequence[PairSample]) -> PairBatch:
 def enlarge(image: Tensor, size: int) -> Tensor:
     """Enlarge a (3, H, W) image if its shorter side is below `size`."""
     return resize_short_side(image, size) if min(image.shape[-2:]) < size else image
-
-
-def caption_beside(path: Path) -> str:
-    """Read the caption from the text file next to an image; "" if there is none."""
-    text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""

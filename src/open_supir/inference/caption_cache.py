@@ -8,7 +8,8 @@ from torch import Tensor
 
 from open_supir.base.files import remove_leftovers, write_text
 from open_supir.base.images import to_uint8
-from open_supir.inference.captioner import Captioner, one_line
+from open_supir.base.images.captions import one_line
+from open_supir.inference.captioner import Captioner
 
 
 class CachedCaptioner:

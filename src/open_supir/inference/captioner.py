@@ -5,7 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-MAX_CAPTION_BYTES = 65536
+from open_supir.base.images.captions import caption_file, read_caption
+
 QUESTION = "Describe this image and its style in a very detailed manner."  # as SUPIR asks LLaVA
 
 
@@ -49,21 +50,12 @@ class FileCaptioner:
 
         Raises:
             FileNotFoundError: There is no text file, and one is required.
-            ValueError: The file is not UTF-8 text, or larger than 64 KiB.
+            ValueError: The file is no readable text, or larger than 64 KiB.
         """
-        path = None if source is None else (self.folder or source.parent) / f"{source.stem}.txt"
-        if path is None or not path.is_file():
-            if self.required:
-                raise FileNotFoundError(f"no caption file for {source}: expected {path}")
-            return ""
-        if path.stat().st_size > MAX_CAPTION_BYTES:
-            raise ValueError(f"{path}: caption file larger than {MAX_CAPTION_BYTES} bytes")
-        try:
-            return one_line(path.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: caption is not UTF-8 text ({error})") from error
-
-
-def one_line(text: str) -> str:
-    """Return `text` without control characters, and with whitespace collapsed to single spaces."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        path = None if source is None else caption_file(source, self.folder)
+        if path is not None:
+            return read_caption(path)
+        if self.required:
+            wanted = "none without a file" if source is None else f"{source.stem}.txt"
+            raise FileNotFoundError(f"no caption file for {source}: expected {wanted}")
+        return ""

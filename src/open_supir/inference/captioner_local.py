@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from open_supir.base.images import to_uint8
-from open_supir.inference.captioner import QUESTION, one_line
+from open_supir.base.images.captions import one_line
+from open_supir.inference.captioner import QUESTION
 
 
 class LocalCaptioner:

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from open_supir.base.images import resize, to_uint8
-from open_supir.inference.captioner import QUESTION, one_line
+from open_supir.base.images.captions import one_line
+from open_supir.inference.captioner import QUESTION
 
 log = logging.getLogger(__name__)
 

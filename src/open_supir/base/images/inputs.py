@@ -50,7 +50,7 @@ def find_photos(source: Path, output: Path) -> Photos:
             return True
         return not takes_results and holds_results(folder, names)
 
-    listing = walk_images(source, is_left_out=is_left_out)
+    listing = walk_images(source, is_left_out=is_left_out, follow_links=False)
     notes = [
         f"{printable(folder)} is left out: it holds results; to use them, give it as input"
         for folder in listing.folders

@@ -3,11 +3,12 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from open_supir.base.files import printable
+from open_supir.base.folders import LINKED, IsLeftOut, walk
 from open_supir.base.images.kinds import START_BYTES, kind_of, wanting
 
 log = logging.getLogger(__name__)
@@ -20,79 +21,86 @@ KINDS = {".avif": "avif", ".heic": "heic", ".heif": "heic", ".jxl": "jxl"}  # so
 SIDECARS = (".txt", ".json", ".xmp")  # belong to the image of their name
 SHOWN_SUFFIXES = 12
 
-IsLeftOut = Callable[[Path, Sequence[str]], bool]
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Listing:
     """The image files below a folder, and what else is there.
 
     Attributes:
         images: Sorted. Whether they can be read shows when they are.
-        left_out: Number of other files by suffix, and of linked folders, which are not followed.
+        others: Files that are no images, sorted, but for hidden ones and those beside an image.
+        skipped: Folders that were not walked, each with the reason.
         folders: Folders that were left out.
-        problems: One line for each folder that cannot be listed.
     """
 
-    images: list[Path]
-    left_out: Counter[str]
-    folders: list[Path]
-    problems: list[str]
+    images: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[str]:
+        """One line for each folder that could not be walked, for another reason than its links."""
+        return [f"{printable(path)}: {why}" for path, why in self.skipped if why != LINKED]
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """Number of other files by suffix, and of links to folders."""
+        counts = Counter(path.suffix.lower() or "no suffix" for path in self.others)
+        counts["links to folders"] = sum(reason == LINKED for _, reason in self.skipped)
+        return +counts
 
     def summary(self) -> str:
         """Return what was left out as one line; "" if nothing was."""
-        if not self.left_out:
+        left_out = self.left_out
+        if not left_out:
             return ""
         said = []
-        ranked = sorted(self.left_out.items(), key=lambda item: (-item[1], item[0]))
+        ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
         for suffix, count in ranked[:SHOWN_SUFFIXES]:
             needed = wanting(KINDS.get(suffix, ""))
             said.append(f"{printable(suffix)} {count}" + (f" ({needed})" if needed else ""))
-        if len(self.left_out) > SHOWN_SUFFIXES:
-            said.append(f"and {len(self.left_out) - SHOWN_SUFFIXES} more kinds")
-        total = self.left_out.total()
+        if len(left_out) > SHOWN_SUFFIXES:
+            said.append(f"and {len(left_out) - SHOWN_SUFFIXES} more kinds")
+        total = left_out.total()
         return f"{total} file{'s' * (total > 1)} left out: {', '.join(said)}"
 
 
-def walk_images(folder: Path, *, is_left_out: IsLeftOut = lambda folder, names: False) -> Listing:
+def walk_images(
+    folder: Path, *, is_left_out: IsLeftOut | None = None, follow_links: bool = True
+) -> Listing:
     """List the image files below a folder: by suffix, and others by their first bytes.
 
     Hidden files and folders are passed over in silence, and so are texts, records and XMP beside an
-    image of their name.
+    image of their name (photo.txt and photo.jpg.txt beside photo.jpg).
 
     Args:
         folder: Where to start.
         is_left_out: Called with each folder and the names in it; true leaves it out, with all
             below.
+        follow_links: Whether linked folders are walked.
     """
-    listing = Listing(images=[], left_out=Counter(), folders=[], problems=[])
+    listing = Listing()
 
-    def unreadable(error: OSError) -> None:
-        listing.problems.append(f"{printable(error.filename)}: {error.strerror}")
+    def leaves_out(here: Path, names: Sequence[str]) -> bool:
+        left_out = is_left_out is not None and is_left_out(here, names)
+        listing.folders.extend([here] * left_out)
+        return left_out
 
-    for place, folders, names in os.walk(folder, onerror=unreadable):
-        here = Path(place)
-        if is_left_out(here, names):
-            listing.folders.append(here)
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        listing.left_out["links to folders"] += sum((here / name).is_symlink() for name in folders)
-        shown = [name for name in names if not name.startswith(".")]
-        found = {name for name in shown if _is_image(here / name)}
+    def skip(place: Path, reason: str) -> None:
+        listing.skipped.append((place, reason))
+
+    for here, names in walk(folder, skip, follow_links=follow_links, is_left_out=leaves_out):
+        found = {name for name in names if _is_image(here / name)}
         listing.images.extend(here / name for name in found)
-        known = found | {Path(name).stem for name in found}
-        for name in set(shown) - found:
+        known = {text.lower() for name in found for text in (name, Path(name).stem)}
+        for name in set(names) - found:
             stem, suffix = os.path.splitext(name)
-            if not (suffix.lower() in SIDECARS and stem in known):
-                listing.left_out[suffix.lower() or "no suffix"] += 1
-    listing.images.sort()
-    return Listing(
-        images=listing.images,
-        left_out=+listing.left_out,
-        folders=sorted(listing.folders),
-        problems=listing.problems,
-    )
+            if not (suffix.lower() in SIDECARS and stem.lower() in known):
+                listing.others.append(here / name)
+    for paths in (listing.images, listing.others, listing.skipped, listing.folders):
+        paths.sort()
+    return listing
 
 
 def list_images(path: str | Path) -> list[Path]:
@@ -118,6 +126,8 @@ def list_images(path: str | Path) -> list[Path]:
         raise ValueError(f"{path}: {no_images(listing)}")
     if summary := listing.summary():
         log.info("%s: %s", path, summary)
+    for problem in listing.problems:
+        log.warning("left out: %s", problem)
     return listing.images
 
 
