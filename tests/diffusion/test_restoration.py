@@ -50,6 +50,18 @@ def test_every_sampler_and_grid_gives_a_finite_latent(sampler: str, grid: str) -
     assert z.shape == (1, 4, 12, 20) and z.dtype == torch.float32 and z.isfinite().all()
 
 
+@pytest.mark.parametrize("grid", ["karras", "exponential"])
+def test_sigma_min_is_the_lowest_level(grid: str) -> None:
+    sigmas = SamplerSettings(num_steps=5, grid=grid, sigma_min=0.03).sigmas()  # type: ignore[arg-type]
+    assert sigmas[-2:] == pytest.approx([0.03, 0.0])
+
+
+def test_guidance_without_a_stop_and_without_decay_ends_at_the_center() -> None:
+    center = torch.full((1, 4, 12, 20), 2.0)
+    settings = SamplerSettings(num_steps=4, tau=0.0, tau_stop=None, s_churn=0.0)
+    torch.testing.assert_close(_restore(settings, z_center=center), center)
+
+
 @pytest.mark.parametrize("tile_batch", [1, 4])
 def test_tiled_equals_untiled_for_a_pointwise_network(tile_batch: int) -> None:
     settings = SamplerSettings(num_steps=5, tau=4.0, center="lq")
@@ -169,6 +181,9 @@ def test_image_to_image_takes_its_share_of_the_steps_from_the_noised_latent() ->
         dict(cfg_scale=-1.0),
         dict(cfg_scale_start=float("nan")),
         dict(tau=-1.0),
+        dict(tau_stop=-1.0),
+        dict(sigma_min=0.0),
+        dict(sigma_min=20.0),
         dict(s_churn=-0.1),
         dict(tile=6),
         dict(tile=10),

@@ -134,11 +134,12 @@ def restoration_guidance(
     *,
     tau: float,
     sigma_max: float = SIGMA_MAX,
-    sigma_stop: float = 0.05,
+    sigma_stop: float | None = 0.05,
 ) -> Denoise:
     """Pull each estimate toward `z_center`, fully at the highest noise and less as noise falls.
 
-    The pull is (sigma / sigma_max) ** tau, or 0 in a step that ends at or below `sigma_stop`.
+    The pull is (sigma / sigma_max) ** tau, or 0 in a step that ends at or below `sigma_stop`; None
+    pulls in every step.
     Source: SUPIR (arXiv:2401.13627), restoration-guided sampling; the stop is the released
     sampler's.
 
@@ -159,7 +160,7 @@ def restoration_guidance(
 
     def guided(x: Tensor, step: Step) -> Tensor:
         denoised = denoise(x, step)
-        if step.sigma_next <= sigma_stop:
+        if sigma_stop is not None and step.sigma_next <= sigma_stop:
             return denoised
         pull = (step.sigma / sigma_max) ** tau
         return denoised - pull * (denoised - z_center)

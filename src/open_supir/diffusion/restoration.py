@@ -60,7 +60,9 @@ def restore_latent(
             raise ValueError(
                 "tau is set with center=clean, but no z_center was given; pass it, or use center=lq"
             )
-        denoise = restoration_guidance(denoise, z_center.float(), tau=settings.tau)
+        denoise = restoration_guidance(
+            denoise, z_center.float(), tau=settings.tau, sigma_stop=settings.tau_stop
+        )
     sigmas = settings.sigmas()
     # the table's marginal: a signal of variance 1 plus noise
     x = randn(z_lq) * math.sqrt(1 + sigmas[0] ** 2)

@@ -26,8 +26,6 @@ Sampler = Literal["euler", "heun", "dpmpp_2m"]
 Grid = Literal["table", "karras", "exponential"]
 Center = Literal["clean", "clean_sampled", "lq"]
 
-_GRIDS = {"table": table_sigmas, "karras": karras_sigmas, "exponential": exponential_sigmas}
-
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,12 @@ class SamplerSettings:
     cfg_interval: tuple[float, float] | None = None  # sigmas with guidance; None guides everywhere
     control_scale: float = 1.0  # strength of control as sigma goes to 0; 0 leaves only the prior
     control_scale_start: float | None = None  # the same at the highest sigma; None: constant
+    sigma_min: float | None = (
+        None  # lowest noise level of karras and exponential; None: the table's
+    )
     tau: float | None = None  # exponent of restoration guidance; larger is weaker, None is off
+    # Restoration guidance is off in steps that end at or below this sigma; None: on in every step.
+    tau_stop: float | None = 0.05
     # What restoration guidance pulls toward: the cleaned image, encoded again as the mean of its
     # posterior ("clean") or a sample from it ("clean_sampled", as released), or the latent of the
     # degraded image ("lq", as in the paper's Algorithm 1).
@@ -78,7 +81,8 @@ class SamplerSettings:
                 raise ValueError(f"{name} must be a whole number, got {value}")
         if not 1 <= self.num_steps <= 1000:
             raise ValueError(f"num_steps must be in 1..1000, got {self.num_steps}")
-        for name in ("cfg_scale", "cfg_scale_start", "control_scale", "control_scale_start", "tau"):
+        scales = ("cfg_scale", "cfg_scale_start", "control_scale", "control_scale_start")
+        for name in (*scales, "tau", "tau_stop"):
             value = getattr(self, name)
             if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be a number >= 0 or null, got {value}")
@@ -91,6 +95,10 @@ class SamplerSettings:
                 raise ValueError(
                     f"cfg_interval must be 0 <= low <= high, got {tuple(self.cfg_interval)}"
                 )
+        if self.sigma_min is not None and not 0 < self.sigma_min <= SIGMA_MAX:
+            raise ValueError(
+                f"sigma_min must be above 0 and at most {SIGMA_MAX}, got {self.sigma_min}"
+            )
         if self.tile is not None and (self.tile < 8 or self.tile % 4):
             raise ValueError(
                 f"tile must be a multiple of 4, at least 8, in latent pixels, got {self.tile}"
@@ -118,7 +126,10 @@ class SamplerSettings:
 
     def sigmas(self) -> list[float]:
         """Return the noise levels, `num_steps` descending and 0."""
-        return _GRIDS[self.grid](self.num_steps)
+        if self.grid == "table":
+            return table_sigmas(self.num_steps)
+        grid = {"karras": karras_sigmas, "exponential": exponential_sigmas}[self.grid]
+        return grid(self.num_steps, sigma_min=self.sigma_min)
 
     def sample(
         self,
