@@ -183,6 +183,24 @@ def test_record_inside_and_beside_name_everything(run, tmp_path: Path) -> None:
     assert beside["seconds"]["sample"] > 0
 
 
+def test_three_samples_bring_a_map_of_what_they_invented_and_their_mean(
+    run, tmp_path: Path
+) -> None:
+    _photo(tmp_path / "in/a.png")
+    assert run("options.num_samples=3", "options.average=true") == []
+    names = ["a.png", "a_2.png", "a_3.png", "a.average.png", "a.invented.png"]
+    out = tmp_path / "out"
+    record = json.loads((out / "a.png.json").read_text())
+    assert [item["name"] for item in record["outputs"]] == names
+    samples = [np.asarray(Image.open(out / name)).astype(float) for name in names[:3]]
+    average = np.asarray(Image.open(out / names[3]))
+    assert np.abs(average - np.mean(samples, axis=0)).max() <= 1
+    levels = np.asarray(Image.open(out / names[4]))
+    assert levels.shape == average.shape[:2] and levels.any()
+    assert record["disagreement"] == pytest.approx(levels.mean(), abs=0.5)
+    assert run("options.num_samples=3", "options.average=true") == []  # done already
+
+
 @pytest.mark.parametrize("format, suffix", [("jpg", "jpg"), ("webp", "webp"), ("tiff", "tif")])
 def test_other_formats(run, tmp_path: Path, format: str, suffix: str) -> None:
     _photo(tmp_path / "in/a.png")

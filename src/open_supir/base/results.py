@@ -132,7 +132,7 @@ def _named(record: dict[str, Any]) -> set[tuple[str, str]]:
 def _fitting(stem: str) -> str:
     """Return a stem that is printable, and leaves room for a number, a suffix and `.json`."""
     stem = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else "_" for c in stem)
-    limit, raw = LONGEST_NAME - len("_64") - len(".webp") - len(".json"), os.fsencode(stem)
+    limit, raw = LONGEST_NAME - len(".invented") - len(".webp") - len(".json"), os.fsencode(stem)
     if len(raw) <= limit:
         return stem
     digest = sha256(raw).hexdigest()[:8]

@@ -8,12 +8,16 @@ from pathlib import Path
 from open_supir.base.files import printable
 from open_supir.base.images.write import SUFFIXES
 from open_supir.base.results import choose_files, read_record
+from open_supir.inference.disagreement import LEAST_SAMPLES
 from open_supir.inference.options import RestoreOptions
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image: its file, its path within the input, and the files to write."""
+    """One image: its file, its path within the input, and the files to write.
+
+    These are its samples, their average if that is asked for, and the map of what they invented.
+    """
 
     source: Path
     name: str
@@ -38,8 +42,12 @@ def plan_jobs(
     suffix = SUFFIXES[options.format]
 
     def targets(stem: str, name: Path) -> tuple[Path, ...]:
-        numbers = ["", *(f"_{n}" for n in range(2, options.num_samples + 1))]
-        return tuple(output / name.parent / f"{stem}{number}{suffix}" for number in numbers)
+        folder, count = output / name.parent, options.num_samples
+        numbers = ["", *(f"_{n}" for n in range(2, count + 1))]
+        numbers += [".average"] if options.average else []
+        files = [folder / f"{stem}{number}{suffix}" for number in numbers]
+        files += [folder / f"{stem}.invented.png"] if count >= LEAST_SAMPLES else []
+        return tuple(files)
 
     names = [path.relative_to(root) for path in paths]
     planned = choose_files(names, targets, _source_of)

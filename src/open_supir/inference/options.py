@@ -26,6 +26,7 @@ class RestoreOptions:
     sampler: SamplerSettings = field(default_factory=SamplerSettings)  # sampler settings
     seed: int = 0  # different seeds give different restorations
     num_samples: int = 1  # restorations per image, each from its own noise
+    average: bool = False  # also write the mean of the samples: less invented, nearer to the truth
     # 0 returns the input untouched, 1 the full restoration; values between blend them
     strength: float = 1.0
     scale: float = 1.0  # factor by which the result is enlarged
@@ -96,6 +97,8 @@ class RestoreOptions:
                 raise ValueError(f"{name} must be in {low:g}..{high:g}, got {value}")
         if self.long_side is not None and self.scale != 1:
             raise ValueError(f"set scale or long_side, not both: {self.scale}, {self.long_side}")
+        if self.average and self.num_samples == 1:
+            raise ValueError("average=true needs num_samples of 2 or more, got 1")
         if self.bits == 16 and self.format not in ("png", "tiff"):
             raise ValueError(f"bits=16 needs format png or tiff, got {self.format}")
         if self.size_condition is not None:  # checkpoints and configs give a list

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from open_supir.base.images.read import MAX_PIXELS
 from open_supir.base.images.write import MAX_SIDES, encode_photo, left_out
 from open_supir.base.results import claim, refuse_foreign
 from open_supir.diffusion.samplers import OnStep
+from open_supir.inference.disagreement import LEAST_SAMPLES, disagreement, encode_map
 from open_supir.inference.folder import Job
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import resized
@@ -100,9 +101,9 @@ def restore_file(
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": [*photo.notes, *left_out(photo, options.format)],
     }
-    contents: dict[Path, bytes] = {}
-    for number, (target, sample) in enumerate(zip(job.targets, result.samples, strict=True)):
-        contents[target] = encode_result(photo, sample, options, record=inside | {"sample": number})
+    if options.num_samples >= LEAST_SAMPLES:
+        inside["disagreement"] = round(float(disagreement(result.samples).mean()), 3)  # levels
+    contents = encode_all(photo, result, job.targets, record=inside)
     record = inside | {
         "key": key,
         "outputs": [
@@ -167,6 +168,23 @@ def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, 
             "python": platform.python_version(),
         },
     }
+
+
+def encode_all(
+    photo: Photo, result: Restoration, targets: Sequence[Path], *, record: Mapping[str, Any]
+) -> dict[Path, bytes]:
+    """Encode all that a restoration gives, by file, in the order of `Job.targets`."""
+    options = result.options
+    pictures: dict[int | str, torch.Tensor] = dict(enumerate(result.samples))
+    if options.average:
+        pictures["average"] = result.average
+    contents = {
+        target: encode_result(photo, picture, options, record={**record, "sample": name})
+        for target, (name, picture) in zip(targets, pictures.items(), strict=False)
+    }
+    if len(targets) > len(pictures):
+        contents[targets[-1]] = encode_map(disagreement(result.samples))
+    return contents
 
 
 def encode_result(

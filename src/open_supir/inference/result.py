@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from open_supir.diffusion.samplers import OnStep
@@ -33,6 +34,11 @@ class Restoration:
     def restored(self) -> Tensor:
         """The first sample."""
         return self.samples[0]
+
+    @property
+    def average(self) -> Tensor:
+        """The mean of the samples."""
+        return torch.stack(self.samples).mean(dim=0)
 
 
 @dataclass

@@ -1,0 +1,54 @@
+"""Disagreement: where samples of one photograph differ, their detail was invented."""
+
+import io
+from collections.abc import Sequence
+
+import torch
+from kornia.filters import gaussian_blur2d
+from PIL import Image
+from torch import Tensor
+
+from open_supir.base.images.tensors import to_uint8
+
+LEAST_SAMPLES = 3  # two say too little about a pixel
+WINDOW, SIGMA = 13, 2.0  # pixels over which the variance is averaged; three samples make it noisy
+
+
+def disagreement(samples: Sequence[Tensor]) -> Tensor:
+    """Return how much samples differ at each pixel, in 8-bit levels.
+
+    It is their standard deviation, root mean square over the channels and a small neighbourhood.
+
+    Args:
+        samples: Three or more images (3, H, W) in [0, 1] of one photograph.
+
+    Returns:
+        (H, W) float32, 0 and above.
+
+    Raises:
+        ValueError: There are too few samples.
+    """
+    if len(samples) < LEAST_SAMPLES:
+        raise ValueError(f"expected {LEAST_SAMPLES} samples or more, got {len(samples)}")
+    variance = torch.stack(tuple(samples)).float().var(dim=0).mean(dim=0)
+    smooth = gaussian_blur2d(variance[None, None], (WINDOW, WINDOW), (SIGMA, SIGMA))
+    return 255 * smooth[0, 0].clamp(min=0).sqrt()
+
+
+def encode_map(levels: Tensor) -> bytes:
+    """Return a disagreement map (H, W) as an 8-bit grey PNG: each value is a number of levels."""
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(levels[None] / 255)[0].cpu().numpy()).save(file, "png")
+    return file.getvalue()
+
+
+def overlay(image: Tensor, levels: Tensor, *, full: float = 16.0) -> Tensor:
+    """Return an image (3, H, W) in [0, 1] in grey, redder the more its samples disagree.
+
+    Args:
+        levels: Its disagreement, (H, W).
+        full: Disagreement, in levels, that is shown as pure red.
+    """
+    grey = image.mean(dim=0, keepdim=True).expand_as(image)
+    red = torch.tensor([1.0, 0.0, 0.0], device=image.device)[:, None, None]
+    return torch.lerp(grey, red.expand_as(image), (levels / full).clamp(0, 1)[None])
