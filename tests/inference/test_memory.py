@@ -1,14 +1,17 @@
 """The ladder of what is given up for want of memory, and the restorer on it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
-from open_supir.inference.memory import fit, step_down
-from open_supir.networks import RobustEncoder
+from open_supir.inference.memory import UNET_WIDEST, fit, step_down
+from open_supir.networks import Conditioning, RobustEncoder
+from open_supir.networks.build import build_on_meta
+from open_supir.networks.sdxl import sdxl_architecture
 from tests.conftest import controlled, randomise
 
 
@@ -134,6 +137,57 @@ def test_estimate_by_hand(
         device=torch.device("cpu"),
     )
     assert [rung.name for rung in given_up] == names
+
+
+def test_memory_that_runs_out_in_the_autoencoder_is_sought_there() -> None:
+    lower = step_down(RestoreOptions(), native_tile=64, in_autoencoder=True)
+    assert lower is not None and lower[1].name == "vae_tile=1024"
+
+
+def test_weights_take_their_share(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_supir.inference.memory._memory", lambda device: int(18e9))
+    parts = dict(vae=restorer.vae, network=restorer.network, native_tile=128)
+    place = torch.device("cpu")
+    _, given_up = fit(RestoreOptions(), size=(4096, 4096), device=place, weights=int(2e9), **parts)
+    assert [rung.name for rung in given_up] == ["sequential_cfg=true"]  # nothing without weights
+
+
+def _largest(module: torch.nn.Module, run) -> int:
+    """Return the number of values of the largest output of any module within."""
+    seen = [0]
+
+    def note(part, args, out) -> None:
+        seen.append(out.numel() if isinstance(out, torch.Tensor) else 0)
+
+    hooks = [part.register_forward_hook(note) for part in module.modules()]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return max(seen)
+
+
+def test_no_tensor_of_whole_images_is_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At SDXL's size, in the largest image that the ladder leaves whole on a device without end."""
+    monkeypatch.setattr("open_supir.inference.memory._memory", lambda device: int(1e15))
+    spec = sdxl_architecture()
+    vae, network = build_on_meta(spec["vae"]), SimpleNamespace(unet=build_on_meta(spec["unet"]))
+    parts = dict(vae=vae, network=network, native_tile=128, device=torch.device("cpu"))
+
+    def given_up(side: int) -> list[str]:
+        return [rung.name for rung in fit(RestoreOptions(), size=(side, side), **parts)[1]]
+
+    assert given_up(2880) == [] and given_up(2904) == ["vae_tile=1024"]
+    z = torch.empty(1, 4, 360, 360, device="meta")
+    assert 2**30 < _largest(vae.decoder, lambda: vae.decode(z)) < 2**31
+
+    assert given_up(7232) == ["vae_tile=1024"]
+    assert given_up(7360) == ["vae_tile=1024", "sequential_cfg=true"]
+    x, t = torch.empty(2, 4, 64, 64, device="meta"), torch.empty(2, device="meta")
+    cond = Conditioning(
+        torch.empty(2, 77, 2048, device="meta"), torch.empty(2, 2816, device="meta")
+    )
+    largest = _largest(network.unet, lambda: network.unet(x, t, cond))
+    assert largest == UNET_WIDEST * 320 * 2 * 64 * 64
 
 
 def test_tiled_autoencoder_gives_the_untiled_result(restorer: Restorer) -> None:

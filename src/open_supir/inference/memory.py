@@ -19,6 +19,10 @@ LEAST_TILE = 16  # latent pixels
 # takes 1.5 GiB per megapixel, UNet and adaptor (320) with both guidance halves 0.6 GiB.
 VAE_VALUES = 6.0  # per pixel and channel of the finest level
 UNET_VALUES = 31.0  # per latent pixel, channel of the finest level, and guidance half
+# Values of the UNet's largest tensor, counted like UNET_VALUES: hidden features of SDXL's second
+# level. The autoencoder's largest is what its last upsampling gives.
+UNET_WIDEST = 4
+MAX_VALUES = 2**31 - 1  # of one tensor: beyond, kernels with 32-bit indices fail
 SHARE = {"cpu": 0.5, "cuda": 0.8}  # share of the total memory that the estimate may use
 
 
@@ -31,15 +35,24 @@ class Rung:
 
 
 def step_down(
-    options: RestoreOptions, *, native_tile: int, has_device: bool = True
+    options: RestoreOptions,
+    *,
+    native_tile: int,
+    has_device: bool = True,
+    in_autoencoder: bool = False,
 ) -> tuple[RestoreOptions, Rung] | None:
     """Return options that need less memory, and the reduction made; None if none is left.
 
     Args:
         native_tile: Latent side that the networks were trained at; the first tile size to try.
         has_device: Whether parts can be offloaded at all (not on a CPU).
+        in_autoencoder: Whether memory ran out there, where only its own reductions help.
     """
     sampler = options.sampler
+    if in_autoencoder and options.vae_tile is None:
+        return replace(options, vae_tile=VAE_TILE), Rung(f"vae_tile={VAE_TILE}", True)
+    if in_autoencoder and options.vae_tile is not None and options.vae_tile > 256:
+        return replace(options, vae_tile=256), Rung("vae_tile=256", True)
     if sampler.tile is not None and sampler.tile_batch > 1:
         return _sampled(options, tile_batch=1), Rung("tile_batch=1", True)
     if not sampler.sequential_cfg:
@@ -67,30 +80,46 @@ def fit(
     network: ControlledUNet,
     native_tile: int,
     device: torch.device,
+    weights: int = 0,
 ) -> tuple[RestoreOptions, list[Rung]]:
     """Return options that should fit, estimated from sizes and the device's total memory.
 
     Memory in use by other programs is ignored, so that a machine always decides the same way.
+    No tensor of whole images has more than `MAX_VALUES` values.
+
+    Args:
+        size: Working size (h, w) in pixels.
+        weights: Bytes of the loaded weights.
     """
-    budget = _memory(device) * SHARE["cpu" if device.type == "cpu" else "cuda"]
+    budget = _memory(device) * SHARE["cpu" if device.type == "cpu" else "cuda"] - weights
     given_up: list[Rung] = []
     pixels, item = size[0] * size[1], vae.decoder.conv_in.weight.element_size()
     vae_bytes = pixels * VAE_VALUES * vae.decoder.conv_out.weight.shape[1] * item
-    if options.vae_tile is None and vae_bytes > budget:
+    is_vast = pixels * widest_in(vae) > MAX_VALUES
+    if options.vae_tile is None and (vae_bytes > budget or is_vast):
         options = replace(options, vae_tile=VAE_TILE)
         given_up.append(Rung(f"vae_tile={VAE_TILE}", True))
     unet = network.unet
     per_latent = UNET_VALUES * unet.model_channels * next(unet.parameters()).element_size()
     latent_pixels = pixels // vae.downsampling**2
-    if options.sampler.tile is None and latent_pixels * per_latent * 2 > budget:
-        if latent_pixels * per_latent <= budget and not options.sampler.sequential_cfg:
+    largest = latent_pixels * UNET_WIDEST * unet.model_channels
+    half = max(
+        latent_pixels * per_latent / max(budget, 1), largest / MAX_VALUES
+    )  # of what there is
+    if options.sampler.tile is None and 2 * half > 1:
+        if half <= 1 and not options.sampler.sequential_cfg:
             options = _sampled(options, sequential_cfg=True)
             given_up.append(Rung("sequential_cfg=true", True))
-        elif latent_pixels * per_latent > budget:
+        elif half > 1:
             tile = max(LEAST_TILE, native_tile // 4 * 4)
             options = _sampled(options, tile=tile)
             given_up.append(Rung(f"tile={tile}", False))
     return options, given_up
+
+
+def widest_in(vae: AutoencoderKL) -> int:
+    """Return the autoencoder's largest number of channels at full resolution."""
+    return vae.decoder.up[0].block[0].conv1.in_channels
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -96,6 +96,8 @@ def restore_file(
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{printable(folder)} may not be written to")
     claimed(job, overwrite=overwrite)
+    if restorer.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(restorer.device)
     result = restorer(photo.visible, source=job.source, on_step=on_step)
     inside = describe(result, model) | {
         "input": {"name": job.name, "sha256": sha256_of(job.source)},

@@ -235,10 +235,14 @@ class Restorer:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                in_autoencoder = call.stage in ("encode", "decode")
                 failure = str(error).partition("\n")[0] or type(error).__name__
             # outside the except block, since the traceback keeps the tensors alive
             lower = step_down(
-                options, native_tile=self.native_tile, has_device=self.device.type != "cpu"
+                options,
+                native_tile=self.native_tile,
+                has_device=self.device.type != "cpu",
+                in_autoencoder=in_autoencoder,
             )
             if lower is None:
                 raise torch.OutOfMemoryError(
@@ -264,6 +268,7 @@ class Restorer:
             network=self.network,
             native_tile=self.native_tile,
             device=self.device,
+            weights=0 if options.offload else self._weight_bytes(),
         )
 
     def _restore(self, call: Call, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
@@ -373,6 +378,10 @@ class Restorer:
         if options.vae_tile is None:
             return self.vae.decode(z)
         return decode_tiled(self.vae, z, self._tiles(options))
+
+    def _weight_bytes(self) -> int:
+        parts = (self.conditioner, self.vae, self.robust_encoder, self.network)
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
     def _place(self, options: RestoreOptions) -> None:
         """Move all parts to where they are kept: the device, or the CPU with offload."""

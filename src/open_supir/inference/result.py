@@ -50,10 +50,13 @@ class Call:
     source: Path | None
     on_step: OnStep | None
     seconds: dict[str, float]
+    stage: str = ""  # where it is
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's wall time to the stage's total."""
-        start = time.perf_counter()
+        """Add the block's wall time to the stage's total, with the device's work."""
+        self.stage, start = stage, time.perf_counter()
         yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
