@@ -3,8 +3,8 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from open_supir.base.upload import pack, unpack, upload
 from open_supir.degradation.canvas_tables import make_layout, make_tables
-from open_supir.degradation.upload import pack, unpack, upload
 
 from .samples import config, preset
 

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from open_supir.base.upload import upload
 from open_supir.degradation import ops
 from open_supir.degradation.canvas_tables import Layout, Tables, make_layout, make_tables
 from open_supir.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
 from open_supir.degradation.counter_rng import normals, pixel_bits
 from open_supir.degradation.jpeg import CODECS
 from open_supir.degradation.params import BACKS, DegradationParams
-from open_supir.degradation.upload import upload
 
 CanvasFunction = Callable[[Tensor, Tables, DegradationConfig, Layout], Tensor]
 _LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from open_supir.base.registry import register
+from open_supir.base.upload import upload
 from open_supir.degradation import ops
 from open_supir.degradation.canvas import compiled, degrade_on_canvas
 from open_supir.degradation.config import DegradationConfig
 from open_supir.degradation.draw import draw_params
 from open_supir.degradation.jpeg import CODECS
 from open_supir.degradation.params import NO_JPEG, DegradationParams, Row
-from open_supir.degradation.upload import upload
 
 
 @register

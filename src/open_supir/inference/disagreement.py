@@ -4,14 +4,14 @@ import io
 from collections.abc import Sequence
 
 import torch
-from kornia.filters import gaussian_blur2d
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from open_supir.base.images.tensors import to_uint8
 
 LEAST_SAMPLES = 3  # two say too little about a pixel
-WINDOW, SIGMA = 13, 2.0  # pixels over which the variance is averaged; three samples make it noisy
+WINDOW = 7  # side in pixels over which the variance is averaged; three samples make it noisy
 
 
 def disagreement(samples: Sequence[Tensor]) -> Tensor:
@@ -31,8 +31,10 @@ def disagreement(samples: Sequence[Tensor]) -> Tensor:
     if len(samples) < LEAST_SAMPLES:
         raise ValueError(f"expected {LEAST_SAMPLES} samples or more, got {len(samples)}")
     variance = torch.stack(tuple(samples)).float().var(dim=0).mean(dim=0)
-    smooth = gaussian_blur2d(variance[None, None], (WINDOW, WINDOW), (SIGMA, SIGMA))
-    return 255 * smooth[0, 0].clamp(min=0).sqrt()
+    smooth = F.avg_pool2d(
+        variance[None], WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
+    )
+    return 255 * smooth[0].sqrt()
 
 
 def encode_map(levels: Tensor) -> bytes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from open_supir.base.registry import register
+from open_supir.base.upload import upload
 from open_supir.networks.layers import sinusoidal_embedding
 
 NUM_TOKENS = 77
@@ -76,7 +77,7 @@ class Conditioner(nn.Module):
 
     def encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Encode B captions as context (B, 77, L + G) and pooled text (B, G_pooled)."""
-        tokens = tokenize(captions).to(device)
+        tokens = upload({"tokens": tokenize(captions)}, device)["tokens"]
         penultimate_l, _ = encode_text(self.clip_l, pad_with_end(tokens))
         penultimate_g, pooled = encode_text(self.clip_g, tokens)
         return torch.cat([penultimate_l, penultimate_g], dim=-1), pooled

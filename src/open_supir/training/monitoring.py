@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from open_supir.base.upload import upload
 from open_supir.data.counters import REASONS, LoaderCounters
 from open_supir.training.agreement import Ranks
 from open_supir.training.flops import step_flops
@@ -118,7 +119,10 @@ class LossBreakdown(pl.Callback):
         self._sources = sorted(getattr(trainer.datamodule, "sources", {}))  # type: ignore[attr-defined]
         sources = [f"source/{name}" for name in self._sources]
         self._names = [*bins, *sources, "negative", "positive"]
-        self._sums = torch.zeros(2, len(self._names), device=pl_module.device)
+        device = pl_module.device
+        self._sums = torch.zeros(2, len(self._names), device=device)
+        self._edges = torch.tensor(self.edges, device=device)
+        self._bins = torch.arange(len(bins), device=device)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -133,19 +137,16 @@ class LossBreakdown(pl.Callback):
         if not isinstance(outputs, Mapping) or "losses" not in outputs or self._sums is None:
             return
         losses = outputs["losses"].float()
-        member = torch.zeros(len(losses), len(self._names), device=losses.device)
         if "sigma" in outputs:
-            edges = torch.tensor(self.edges, device=losses.device)
-            index = torch.bucketize(outputs["sigma"], edges, right=True)
-            member[torch.arange(len(losses)), index] = 1
-        first = len(self.edges) + 1
-        for row, source in enumerate(batch["source"]):
-            if source in self._sources:
-                member[row, first + self._sources.index(source)] = 1
-        negative = batch["is_negative"].to(member)
-        member[:, -2], member[:, -1] = negative, 1 - negative
+            index = torch.bucketize(outputs["sigma"], self._edges, right=True)
+            by_sigma = (index[:, None] == self._bins).float()
+        else:
+            by_sigma = losses.new_zeros(len(losses), len(self._bins))
+        rows = [[source == name for name in self._sources] for source in batch["source"]]
+        by_source = upload({"rows": torch.tensor(rows).float()}, losses.device)["rows"]
+        negative = batch["is_negative"].to(losses)[:, None]
         known = losses.isfinite()
-        member = member * known[:, None]
+        member = torch.cat([by_sigma, by_source, negative, 1 - negative], dim=1) * known[:, None]
         losses = losses.where(known, 0.0)
         self._sums += torch.stack([losses @ member, member.sum(dim=0)])
         if trainer.global_step % self.every or trainer.fit_loop.epoch_loop._should_accumulate():
