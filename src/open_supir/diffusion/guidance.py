@@ -168,6 +168,15 @@ def restoration_guidance(
     return guided
 
 
+def protected(denoise: Denoise, z_keep: Tensor, mask: Tensor) -> Denoise:
+    """Replace each estimate by `z_keep` (B, C, h, w) as far as `mask` (B, 1, h, w) is below 1."""
+
+    def masked(x: Tensor, step: Step) -> Tensor:
+        return torch.lerp(z_keep, denoise(x, step), mask)
+
+    return masked
+
+
 def _tile_batch(x: Tensor, copies: int) -> Tensor:
     return x if copies == 1 else torch.cat([x] * copies)
 

@@ -14,6 +14,7 @@ from open_supir.diffusion.guidance import (
     CondT,
     DenoiseNetwork,
     controlled_denoise,
+    protected,
     restoration_guidance,
 )
 from open_supir.diffusion.sampler_settings import SamplerSettings
@@ -30,6 +31,8 @@ def restore_latent(
     z_lq: Tensor,
     *,
     z_center: Tensor | None = None,
+    z_keep: Tensor | None = None,
+    mask: Tensor | None = None,
     settings: SamplerSettings,
     randn: Randn,
     on_step: OnStep | None = None,
@@ -44,6 +47,8 @@ def restore_latent(
         z_lq: (B, C, h, w) latent of the degraded image.
         z_center: (B, C, h, w) latent of the cleaned image, for restoration guidance with
             center="clean".
+        z_keep, mask: (B, C, h, w) latent that stays where the mask (B, 1, h, w) is 0; where it is
+            1, everything is restored.
         randn: Source of all noise: called for the start, then for each step that adds noise.
 
     Raises:
@@ -63,6 +68,8 @@ def restore_latent(
         denoise = restoration_guidance(
             denoise, z_center.float(), tau=settings.tau, sigma_stop=settings.tau_stop
         )
+    if z_keep is not None and mask is not None:
+        denoise = protected(denoise, z_keep.float(), mask)
     sigmas = settings.sigmas()
     # the table's marginal: a signal of variance 1 plus noise
     x = randn(z_lq) * math.sqrt(1 + sigmas[0] ** 2)

@@ -10,6 +10,7 @@ from open_supir.base.images.write import SUFFIXES
 from open_supir.base.results import choose_files, read_record
 from open_supir.inference.disagreement import LEAST_SAMPLES
 from open_supir.inference.options import RestoreOptions
+from open_supir.inference.region import mask_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Job:
     source: Path
     name: str
     targets: tuple[Path, ...]
+    mask: Path | None = None
 
     @property
     def record(self) -> Path:
@@ -37,6 +39,7 @@ def plan_jobs(
     See `choose_files` for images that differ only in suffix; records tell what an image has.
 
     Raises:
+        FileNotFoundError: The mask in the options does not exist.
         ValueError: A target is one of the inputs.
     """
     suffix = SUFFIXES[options.format]
@@ -57,7 +60,8 @@ def plan_jobs(
             if os.path.realpath(file) in inputs:
                 raise ValueError(f"{printable(file)} is an input; choose another output folder")
     return [
-        Job(path, str(name), files) for path, name, files in zip(paths, names, planned, strict=True)
+        Job(path, str(name), files, mask_of(path, options.mask))
+        for path, name, files in zip(paths, names, planned, strict=True)
     ]
 
 

@@ -29,6 +29,9 @@ class RestoreOptions:
     average: bool = False  # also write the mean of the samples: less invented, nearer to the truth
     # 0 returns the input untouched, 1 the full restoration; values between blend them
     strength: float = 1.0
+    # File whose grey says where to restore: black leaves the input as it is, white restores fully.
+    # None looks for NAME.mask.png beside each image.
+    mask: str | None = None
     scale: float = 1.0  # factor by which the result is enlarged
     long_side: int | None = None  # longer side of the result in pixels, instead of `scale`
     # Images whose shorter side would be below this are restored enlarged and reduced afterwards.

@@ -51,9 +51,15 @@ def finished(signed: Tensor, size: tuple[int, int], device: torch.device) -> Ten
     return resized(unit, size).to(device)
 
 
-def mixed(restored: Tensor, image: Tensor, strength: float) -> Tensor:
-    """Blend the input, resized to match, with the restored image by `strength` in [0, 1]."""
-    if strength == 1:
+def mixed(restored: Tensor, image: Tensor, strength: float, mask: Tensor | None = None) -> Tensor:
+    """Blend the input, resized to match, with the restored image by `strength` in [0, 1].
+
+    A mask (1, 1, h, w) in [0, 1] multiplies the strength; where it is 0, the input stays exactly.
+    """
+    if strength == 1 and mask is None:
         return restored
-    before = resized(image, (restored.shape[-2], restored.shape[-1])).to(restored)
-    return torch.lerp(before, restored, strength)
+    size = (restored.shape[-2], restored.shape[-1])
+    before = resized(image, size).to(restored)
+    if mask is None:
+        return torch.lerp(before, restored, strength)
+    return torch.lerp(before, restored, strength * resized(mask, size).to(restored))

@@ -27,6 +27,7 @@ from open_supir.inference.disagreement import LEAST_SAMPLES, disagreement, encod
 from open_supir.inference.folder import Job
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import resized
+from open_supir.inference.region import read_mask
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -40,7 +41,7 @@ def job_key(options: RestoreOptions, model: Mapping[str, str | None]) -> str:
 
 
 def is_done(job: Job, key: str, caption: str | None = None) -> bool:
-    """Return whether the record matches the hashes of input, options and outputs.
+    """Return whether the record matches the hashes of input, mask, options and outputs.
 
     If a caption is given, it must match too.
     """
@@ -50,6 +51,7 @@ def is_done(job: Job, key: str, caption: str | None = None) -> bool:
         return (
             record["key"] == key
             and caption in (None, record["caption"])
+            and record.get("mask") == (job.mask and sha256_of(job.mask))
             and record["input"]["sha256"] == sha256_of(job.source)
             and outputs == {file.name: sha256_of(file) for file in job.targets}
         )
@@ -98,8 +100,10 @@ def restore_file(
     claimed(job, overwrite=overwrite)
     if restorer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(restorer.device)
-    result = restorer(photo.visible, source=job.source, on_step=on_step)
+    mask = job.mask and read_mask(job.mask, (photo.rgb.shape[-2], photo.rgb.shape[-1]))
+    result = restorer(photo.visible, source=job.source, mask=mask, on_step=on_step)
     inside = describe(result, model) | {
+        "mask": job.mask and sha256_of(job.mask),
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": [*photo.notes, *left_out(photo, options.format)],
     }

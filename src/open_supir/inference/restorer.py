@@ -35,6 +35,7 @@ from open_supir.inference.pixels import (
     resized,
 )
 from open_supir.inference.prompt_encoder import PromptEncoder
+from open_supir.inference.region import feathered
 from open_supir.inference.result import Call, Restoration
 from open_supir.networks import (
     AutoencoderKL,
@@ -174,6 +175,7 @@ class Restorer:
         *,
         caption: str | None = None,
         source: Path | None = None,
+        mask: Tensor | None = None,
         on_step: OnStep | None = None,
         options: RestoreOptions | None = None,
         **changes: Any,
@@ -187,6 +189,8 @@ class Restorer:
             image: (3, H, W) or (1, 3, H, W) in [0, 1].
             caption: What the image shows; None asks the captioner.
             source: The image's file, for captioners that read files beside it.
+            mask: (1, 1, H, W) in [0, 1]: 0 leaves the input as it is, 1 restores fully. Inside its
+                borders the restoration sets in over a few pixels.
             on_step: Called after each step; may raise to cancel.
             options: None is the restorer's options.
             changes: Fields of the options to replace, such as seed=1 or scale=2.
@@ -206,7 +210,8 @@ class Restorer:
         if not is_finite(batch):
             raise ValueError("the image holds NaN or infinity; expected values in [0, 1]")
         options = replace(options or self.options, **changes)
-        call = Call(batch, caption, source, on_step, {})
+        soft = None if mask is None else feathered(mask, batch)
+        call = Call(batch, caption, source, on_step, {}, mask=soft)
         size = options.output_size(*batch.shape[-2:])
         if options.strength == 0:
             untouched = resized(batch, size).to(image.device)
@@ -285,6 +290,7 @@ class Restorer:
         with call.timed("decode"), self._at_work(options, self.vae):
             cleaned = self._decode(z_lq, options)  # about [-1, 1], not clamped
         check_finite(cleaned, "the cleaned image")
+        kept = self._kept(call, options, padded, working, z_lq)
         if call.caption is None:
             with call.timed("caption"):
                 shown = for_captioner(crop_to(cleaned, inner))
@@ -298,7 +304,7 @@ class Restorer:
             noise = image_noise([noise_seed(call.image, options.seed, number)])
             if z_center is None or options.sampler.center == "clean_sampled":
                 z_center = self._center(call, options, cleaned, z_lq, noise)
-            z = self._sample(call, options, (cond, uncond), z_lq, z_center, noise)
+            z = self._sample(call, options, (cond, uncond), z_lq, z_center, kept, noise)
             check_finite(z, "the sampled latent")
             with call.timed("decode"), self._at_work(options, self.vae):
                 restored = crop_to(self._decode(z, options), inner)
@@ -309,7 +315,7 @@ class Restorer:
                 check_finite(fixed, "the restored image")
                 del restored, reference
                 unit = finished(fixed, size, call.image.device)
-                samples.append(mixed(unit, call.image, options.strength))
+                samples.append(mixed(unit, call.image, options.strength, call.mask))
                 del fixed, unit
         tokens = z_lq.shape[-2] * z_lq.shape[-1]
         whole = options.vae_tile is None or self._tiles(options).is_exact(tokens, self.device)
@@ -323,6 +329,19 @@ class Restorer:
             is_exact=whole and all(rung.is_exact for rung in given_up),
             seconds=dict(call.seconds),
         )
+
+    def _kept(
+        self, call: Call, options: RestoreOptions, padded: Tensor, working: Tensor, z_lq: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the latent that stays where the mask is black, and the mask at its size."""
+        if call.mask is None:
+            return None
+        with call.timed("encode"), self._at_work(options, self.vae):
+            z_keep = self._encode(self.vae, to_signed(padded), options)
+        mask = resized(call.mask, (working.shape[-2], working.shape[-1])).to(working)
+        mask, _ = pad_to_multiple(mask, self.multiple)
+        small = nn.functional.interpolate(mask, size=z_lq.shape[-2:], mode="area")
+        return z_keep, small.to(z_lq.device)
 
     def _center(
         self, call: Call, options: RestoreOptions, cleaned: Tensor, z_lq: Tensor, noise: Randn
@@ -342,8 +361,10 @@ class Restorer:
         conditions: tuple[Conditioning, Conditioning],
         z_lq: Tensor,
         z_center: Tensor | None,
+        kept: tuple[Tensor, Tensor] | None,
         noise: Randn,
     ) -> Tensor:
+        z_keep, mask = kept or (None, None)
         with call.timed("sample"), self._at_work(options, self.network):
             return restore_latent(
                 self.network,
@@ -351,6 +372,8 @@ class Restorer:
                 *conditions,
                 z_lq,
                 z_center=z_center,
+                z_keep=z_keep,
+                mask=mask,
                 settings=options.sampler,
                 randn=noise,
                 on_step=call.on_step,

@@ -50,6 +50,7 @@ class Call:
     source: Path | None
     on_step: OnStep | None
     seconds: dict[str, float]
+    mask: Tensor | None = None  # (1, 1, H, W): where to restore; None everywhere
     stage: str = ""  # where it is
 
     @contextmanager

@@ -1,7 +1,6 @@
 """Which files of a folder are images."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,8 @@ IMAGE_SUFFIXES = (
     ".avif", ".heic", ".heif", ".jxl",
 )  # fmt: skip
 KINDS = {".avif": "avif", ".heic": "heic", ".heif": "heic", ".jxl": "jxl"}  # some need a library
-SIDECARS = (".txt", ".json", ".xmp")  # belong to the image of their name
+MASK_SUFFIX = ".mask.png"
+SIDECARS = (".txt", ".json", ".xmp", MASK_SUFFIX)  # belong to the image of their name
 SHOWN_SUFFIXES = 12
 
 
@@ -71,8 +71,8 @@ def walk_images(
 ) -> Listing:
     """List the image files below a folder: by suffix, and others by their first bytes.
 
-    Hidden files and folders are passed over in silence, and so are texts, records and XMP beside an
-    image of their name (photo.txt and photo.jpg.txt beside photo.jpg).
+    Hidden files and folders are passed over in silence, and so are texts, records, XMP and masks
+    beside an image of their name (photo.txt and photo.jpg.txt beside photo.jpg).
 
     Args:
         folder: Where to start.
@@ -92,12 +92,10 @@ def walk_images(
 
     for here, names in walk(folder, skip, follow_links=follow_links, is_left_out=leaves_out):
         found = {name for name in names if _is_image(here / name)}
-        listing.images.extend(here / name for name in found)
         known = {text.lower() for name in found for text in (name, Path(name).stem)}
-        for name in set(names) - found:
-            stem, suffix = os.path.splitext(name)
-            if not (suffix.lower() in SIDECARS and stem.lower() in known):
-                listing.others.append(here / name)
+        beside = {name for name in names if _without_sidecar(name.lower()) in known}
+        listing.images.extend(here / name for name in found - beside)
+        listing.others.extend(here / name for name in set(names) - found - beside)
     for paths in (listing.images, listing.others, listing.skipped, listing.folders):
         paths.sort()
     return listing
@@ -138,6 +136,10 @@ def no_images(listing: Listing) -> str:
         f"no images in this folder{f' ({summary})' if summary else ''}; "
         f"known suffixes: {' '.join(IMAGE_SUFFIXES)}"
     )
+
+
+def _without_sidecar(name: str) -> str | None:
+    return next((name.removesuffix(s) for s in SIDECARS if name.endswith(s)), None)
 
 
 def _is_image(path: Path) -> bool:
