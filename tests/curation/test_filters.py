@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -88,6 +89,14 @@ def test_foreign_profile_is_converted_and_noted() -> None:
     assert decoded.normalised == ["profile"]
     colour = decoded.picture.getpixel((0, 0))
     assert isinstance(colour, tuple) and abs(colour[1] - 111) <= 2
+
+
+def test_png_of_16_bits_is_rounded_and_counted() -> None:
+    """Not cut by a shift, by which a quarter of random values would be one level low."""
+    values = np.random.default_rng(0).integers(0, 65536, (32, 40, 3), dtype=np.uint16)
+    decoded = decode(imagecodecs.png_encode(values), LIMITS)
+    assert decoded.normalised == ["8 bit"]
+    np.testing.assert_array_equal(np.asarray(decoded.picture), np.rint(values / 257))
 
 
 def _linear_profile() -> bytes:

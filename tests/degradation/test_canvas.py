@@ -89,6 +89,7 @@ def test_canvas_equals_loop(name: str, size: tuple[int, int]) -> None:
         {"poisson_levels": "fixed"},
         {"order_prob": 1.0, "round": False},
         {"order_prob": 0.0, "antialias": True},
+        {"antialias": "pillow", "resize_back": "random"},
         {"jpeg": "diffjpeg", "align": "scale_factor"},
         {"min_side": 20},
     ],

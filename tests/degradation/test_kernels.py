@@ -90,4 +90,4 @@ def test_a_kernel_does_not_depend_on_its_batch() -> None:
     for i in range(count):
         one_slice = slice(i, i + 1)
         alone = make_kernels(kind[one_slice], side[one_slice], *(x[one_slice] for x in numbers))
-        assert torch.equal(alone[0], together[i])
+        assert (alone[0] - together[i]).abs().max() < 1e-7  # not all machines round alike

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
@@ -264,13 +265,24 @@ def test_lighter_presets_stay_closer_to_hq() -> None:
     assert values[0] + 0.5 < values[1] < psnr(preset("x4")(images, seeds), images, 2.0)
 
 
-@pytest.mark.parametrize(("name", "sigma"), [("x4", 0.0), ("x4_noise40", 40.0)])
-def test_fixed_presets_do_what_they_say(name: str, sigma: float, hq: Tensor) -> None:
-    """Against torch's antialiased bicubic; noise is measured on a flat image at LQ size."""
-    expected = torch.nn.functional.interpolate(hq, size=(16, 16), mode="bicubic", antialias=True)
-    ranges = dataclasses.replace(config(name), resize_back=None, round=False)
-    lq = DegradationPipeline(ranges)(hq, torch.arange(8))
-    if sigma == 0:
-        assert (lq - expected.clamp(-1, 1)).abs().max() < 1e-5
+@pytest.mark.parametrize("path", ["loop", "canvas"])
+@pytest.mark.parametrize(("name", "scale"), [("x4", 4), ("bicubic", 4), ("x8", 8)])
+def test_fixed_presets_resize_as_pillow(name: str, scale: int, path: str) -> None:
+    """To the bit: the small LQ, and what it is enlarged to."""
+    hq, small, large = photos(4, 96, 128), [], []
+    for image in ((hq + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy():
+        small.append(Image.fromarray(image).resize((128 // scale, 96 // scale), Image.BICUBIC))
+        large.append(small[-1].resize((128, 96), Image.BICUBIC))
+    for back, expected in ((None, small), ("bicubic", large)):
+        ranges = dataclasses.replace(config(name), resize_back=back)
+        lq = (DegradationPipeline(ranges, path=path)(hq, torch.arange(4)) + 1) * 127.5
+        pillows = torch.stack([torch.from_numpy(np.array(image)) for image in expected])
+        difference = (lq.permute(0, 2, 3, 1) - pillows).abs().round()
+        assert difference.max() == 0
+
+
+def test_fixed_noise_is_as_strong_as_it_says() -> None:
+    """On a flat image, at LQ size."""
+    ranges = dataclasses.replace(config("x4_noise40"), resize_back=None, round=False)
     flat = DegradationPipeline(ranges)(torch.zeros(8, 3, 256, 256), torch.arange(8))
-    assert abs(float(flat.std()) * 127.5 - sigma) < 0.02 * sigma + 1e-3
+    assert abs(float(flat.std()) * 127.5 - 40) < 0.02 * 40

@@ -28,7 +28,6 @@ from open_supir.degradation.params import BACKS, DegradationParams
 
 CanvasFunction = Callable[[Tensor, Tables, DegradationConfig, Layout], Tensor]
 _LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once
-_GATHER_LIMIT = 1 << 26  # numbers gathered at once, 256 MiB; larger gathers are split
 
 
 def degrade_on_canvas(
@@ -102,13 +101,13 @@ def run_eagerly(image: Tensor, tables: Tables, config: DegradationConfig, layout
     if config.first.prob > 0 and config.first.blur.prob > 0:
         padded = ops.reflect_pad(image, MAX_KERNEL // 2)
         image = ops.fft_filter(padded, tables["kernels"][0])
-    image = _resize(image, tables, "first")
+    image = _resize(image, tables, "first", config)
     image = _noise(image, tables, "first", config.first, config.fewest_levels)
     image = _compress(image, tables, "first", "first", config)
     if config.second.prob > 0 and config.second.blur.prob > 0:
         padded = ops.take(ops.take(image, tables["first.y.mirror"], 2), tables["first.x.mirror"], 3)
         image = ops.fft_filter(padded, tables["kernels"][1])
-    image = _resize(image, tables, "second")
+    image = _resize(image, tables, "second", config)
     image = _noise(image, tables, "second", config.second, config.fewest_levels)
     image = _reduce_and_compress(image, tables, config, layout)
     return _finish(image.clamp(0, 1), hq, tables, config, layout)
@@ -139,7 +138,7 @@ def _reduce_and_compress(
 
 
 def _reduce(image: Tensor, tables: Tables, config: DegradationConfig) -> Tensor:
-    image = _resize(image, tables, "small")
+    image = _resize(image, tables, "small", config)
     if config.sinc_prob == 0:
         return image
     return ops.fft_filter(ops.reflect_pad(image, MAX_KERNEL // 2), tables["kernels"][2])
@@ -149,18 +148,27 @@ def _finish(
     image: Tensor, hq: Tensor, tables: Tables, config: DegradationConfig, layout: Layout
 ) -> Tensor:
     """Bring LQ to its final size, pass untouched samples through, and round."""
-    if config.resize_back is None:
-        untouched = ops.resize(hq, layout.small, "bicubic")
-    else:
-        untouched = hq
-        small, image = image, ops.resize(image, layout.hq, "bicubic")
-        if config.resize_back == "random":
-            for mode in ("area", "bilinear"):
-                other = ops.resize(small, layout.hq, mode)
-                image = torch.where(_wide(tables["back"] == BACKS.index(mode)), other, image)
+    if config.resize_back is not None:
+        image = _enlarge(image, tables, config, layout)
     if config.identity_prob > 0:
+        untouched = hq
+        if config.resize_back is None and config.antialias == "pillow":
+            untouched = _resize(hq, tables, "final", config)
+        elif config.resize_back is None:
+            untouched = ops.resize(hq, layout.small, "bicubic")
         image = torch.where(_wide(tables["identity"]), untouched, image)
     return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
+
+
+def _enlarge(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
+    if config.antialias == "pillow":
+        return _resize(image, tables, "final", config)
+    large = ops.resize(image, layout.hq, "bicubic")
+    if config.resize_back == "random":
+        for mode in ("area", "bilinear"):
+            other = ops.resize(image, layout.hq, mode)
+            large = torch.where(_wide(tables["back"] == BACKS.index(mode)), other, large)
+    return large
 
 
 def _compress(
@@ -201,18 +209,15 @@ def _wide(per_sample: Tensor) -> Tensor:
     return per_sample[:, None, None, None]
 
 
-def _resize(image: Tensor, tables: Tables, name: str) -> Tensor:
-    """Resize every sample of (B, C, H, W) with its own tables, rows first."""
-    image = _weigh(image, tables[f"{name}.y.index"], tables[f"{name}.y.weight"], 2)
-    return _weigh(image, tables[f"{name}.x.index"], tables[f"{name}.x.weight"], 3)
-
-
-def _weigh(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
-    per_sample = image[0].numel() // image.shape[axis] * index[0].numel()
-    part = max(_GATHER_LIMIT // per_sample, 1)
-    parts = []
-    for pixels, where, by in zip(*(x.split(part) for x in (image, index, weight)), strict=True):
-        tapped = ops.take(pixels, where.flatten(1), axis).unflatten(axis, tuple(where.shape[1:]))
-        by = by[:, None, :, :, None] if axis == 2 else by[:, None, None]
-        parts.append((tapped * by).sum(axis + 1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _resize(image: Tensor, tables: Tables, name: str, config: DegradationConfig) -> Tensor:
+    """Resize every sample of (B, C, H, W) with its own tables, columns first."""
+    for axis, dim in (("x", 3), ("y", 2)):
+        key = f"{name}.{axis}"
+        index, weight = tables[f"{key}.index"], tables[f"{key}.weight"]
+        if config.antialias == "pillow":
+            kept = ops.weigh(image, index, weight.float(), dim)  # area, and sides that stay
+            image = ops.pillow_pass(image, index, weight, dim)
+            image = torch.where(_wide(tables[f"{key}.kept"]), kept, image)
+        else:
+            image = ops.weigh(image, index, weight, dim)
+    return image

@@ -10,10 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from open_supir.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
+from open_supir.degradation.config import MAX_KERNEL, MODES, DegradationConfig, StageConfig
 from open_supir.degradation.counter_rng import column_counters, row_counters
-from open_supir.degradation.params import NO_JPEG, DegradationParams, StageParams
-from open_supir.degradation.taps import resize_table
+from open_supir.degradation.params import BACKS, NO_JPEG, DegradationParams, StageParams
+from open_supir.degradation.taps import AREA, BICUBIC, count_taps, resize_table
 
 Tables = dict[str, Tensor]
 Size = tuple[int, int]
@@ -21,19 +21,19 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Shapes fixed by a config and an image size: canvases, LQ, and taps of the three resizes."""
+    """Shapes fixed by a config and an image size: canvases, LQ, and taps of the four resizes."""
 
     hq: Size
     first: Size
     second: Size
     small: Size
-    taps: tuple[int, int, int]
+    taps: tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
 def make_layout(config: DegradationConfig, size: Size) -> Layout:
     """Return the smallest shapes that hold whatever `config` can draw for (H, W) = `size`."""
-    sides, taps = [], [1, 1, 1]
+    sides, taps = [], [1, 1, 1, 1]
     for side in size:
         small = max(math.floor(side / config.scale), config.min_side)
         first = _reach(config.first, side, (side, side), config.min_side)
@@ -43,16 +43,17 @@ def make_layout(config: DegradationConfig, size: Size) -> Layout:
             (config.first.modes, side, first[0]),
             (config.second.modes, first[1], second[0]),
             (config.modes, second[1], small),
+            (MODES, side, side if config.resize_back else small),
         )
         for i, (modes, largest, smallest) in enumerate(steps):
-            taps[i] = max(taps[i], _count_taps(modes, largest / smallest, config.antialias))
+            taps[i] = max(taps[i], count_taps(modes, largest / smallest, bool(config.antialias)))
     first, second, small = ((tall, wide) for tall, wide in zip(*sides, strict=True))
     return Layout(
         hq=size,
         first=(-first[0] % 16 + first[0], -first[1] % 16 + first[1]),
         second=(-second[0] % 16 + second[0], -second[1] % 16 + second[1]),
         small=small,
-        taps=(taps[0], taps[1], taps[2]),
+        taps=tuple(taps),
     )
 
 
@@ -66,39 +67,11 @@ def _reach(stage: StageConfig, base: float, before: Size, min_side: int) -> Size
     return min(sides), max(sides)
 
 
-def _count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
-    widen = max(ratio, 1.0) if antialias else 1.0
-    taps = {
-        "area": math.ceil(ratio) + 1,
-        "bilinear": 2 * math.ceil(widen) + antialias,
-        "bicubic": 4 * math.ceil(widen) + antialias,
-    }
-    return max(taps[mode] for mode in modes)
-
-
 def make_tables(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Tables:
     """Compute on the CPU what the device needs to know about each sample, in static shapes."""
     kernels, keys, strengths = params.tensors()
     tables = {"kernels": kernels, "jpeg": params.jpeg_tables(config.jpeg)}
-    steps = (
-        ("first", params.first, (params.hq_height, params.hq_width), layout.first),
-        ("second", params.second, (params.first.height, params.first.width), layout.second),
-        ("small", params, (params.second.height, params.second.width), layout.small),
-    )
-    for taps, (name, p, before, canvas) in zip(layout.taps, steps, strict=True):
-        step = _resize_steps(p, before) if name == "first" and config.align != "size" else None
-        after = (p.height, p.width)
-        square = canvas[0] == canvas[1] and all(torch.equal(*sides) for sides in (before, after))
-        for axis, n_in, n_out, length in zip("yx", before, after, canvas, strict=True):
-            if square and axis == "x":
-                tables |= {key.replace(".y", ".x"): v for key, v in tables.items() if name in key}
-                break
-            ratio = n_in.float() / n_out.float() if step is None else step[axis]
-            index, weight = resize_table(n_in, n_out, ratio, p.mode, length, taps, config.antialias)
-            tables[f"{name}.{axis}.index"], tables[f"{name}.{axis}.weight"] = index, weight
-            tables[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
-            if name == "first":
-                tables[f"first.{axis}.mirror"] = _mirror(n_out, length)
+    tables |= _resize_tables(params, config, layout)
     for i, (name, stage) in enumerate((("first", params.first), ("second", params.second))):
         # Past an image's borders, the noise of its last row repeats, as the image does.
         tables[f"{name}.rows"] = row_counters(keys[i], tables[f"{name}.y.end"])
@@ -117,9 +90,43 @@ def make_tables(params: DegradationParams, config: DegradationConfig, layout: La
     return tables
 
 
-def _resize_steps(p: StageParams | DegradationParams, before: tuple[Tensor, Tensor]) -> Tables:
+def _resize_tables(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Tables:
+    hq = (params.hq_height, params.hq_width)
+    first, second, small = ((p.height, p.width) for p in (params.first, params.second, params))
+    steps = [
+        ("first", params.first.mode, hq, first, layout.first),
+        ("second", params.second.mode, first, second, layout.second),
+        ("small", params.mode, second, small, layout.small),
+    ]
+    as_pillow = config.antialias == "pillow"
+    if as_pillow and config.resize_back is None:  # of untouched samples
+        steps.append(("final", torch.full_like(params.mode, BICUBIC), hq, small, layout.small))
+    elif as_pillow:
+        steps.append(("final", params.back - BACKS.index(MODES[0]), small, hq, layout.hq))
+    kind = torch.float64 if as_pillow else torch.float32
+    tables: Tables = {}
+    for taps, (name, mode, before, after, canvas) in zip(layout.taps, steps, strict=False):
+        drift = name == "first" and config.align != "size"
+        step = _drifting_steps(params.first, before) if drift else None
+        square = canvas[0] == canvas[1] and all(torch.equal(*sides) for sides in (before, after))
+        for axis, n_in, n_out, length in zip("yx", before, after, canvas, strict=True):
+            if square and axis == "x":
+                tables |= {key.replace(".y", ".x"): v for key, v in tables.items() if name in key}
+                break
+            ratio = n_in.to(kind) / n_out.to(kind) if step is None else step[axis]
+            index, weight = resize_table(
+                n_in, n_out, ratio, mode, length, taps, bool(config.antialias)
+            )
+            tables[f"{name}.{axis}.index"], tables[f"{name}.{axis}.weight"] = index, weight
+            tables[f"{name}.{axis}.kept"] = (mode == AREA) | (n_in == n_out)
+            tables[f"{name}.{axis}.end"] = torch.arange(length).minimum(n_out[:, None] - 1)
+            if name == "first":
+                tables[f"first.{axis}.mirror"] = _mirror(n_out, length)
+    return tables
+
+
+def _drifting_steps(p: StageParams, before: tuple[Tensor, Tensor]) -> Tables:
     """Return the source step of an output pixel where the first resize drifts; see `ops.resize`."""
-    assert isinstance(p, StageParams)
     after = (p.height, p.width)
     fits = torch.stack(
         [(n_in * p.scale).floor() == n_out for n_in, n_out in zip(before, after, strict=True)]

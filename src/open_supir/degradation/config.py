@@ -20,6 +20,7 @@ FAMILIES = (
     "plateau_aniso",
 )
 MODES = ("area", "bilinear", "bicubic")
+Antialias = Literal[False, True, "pillow"]
 MAX_KERNEL = 21  # side of every stored kernel; smaller ones sit centred in zeros
 
 
@@ -46,7 +47,7 @@ def _check_modes(name: str, value: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must list resize modes from {', '.join(MODES)}, got {value}")
 
 
-def _check_choice(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
+def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
@@ -147,7 +148,9 @@ class DegradationConfig:
     jpeg: Literal["libjpeg", "diffjpeg"] = "libjpeg"
     # "size" keeps image edges aligned; "scale_factor" drifts like Real-ESRGAN's first resize
     align: Literal["size", "scale_factor"] = "size"
-    antialias: bool = False  # widen bilinear and bicubic filters when scaling down
+    # True widens bilinear and bicubic filters when scaling down; "pillow" resizes as
+    # Pillow does 8-bit images, to the bit: cubics of a = -0.5 when scaling up and down
+    antialias: Antialias = False
     # "unique" counts the image's distinct levels, "fixed" takes 256
     poisson_levels: Literal["unique", "fixed"] = "unique"
     # fewest levels that "unique" assumes; without it a flat image drowns in noise
@@ -155,6 +158,11 @@ class DegradationConfig:
     sharpen: bool = False  # make LQ from the sharpened HQ, see `ops.unsharp`
     round: bool = True  # round LQ to multiples of 1/255
     min_side: int = 1  # smallest side of any intermediate image
+
+    @property
+    def antialias_back(self) -> Antialias:
+        """How LQ is enlarged."""
+        return "pillow" if self.antialias == "pillow" else False
 
     @property
     def fewest_levels(self) -> int:
@@ -173,6 +181,9 @@ class DegradationConfig:
         _check_choice("resize_back", self.resize_back, ("bicubic", "random", None))
         _check_choice("jpeg", self.jpeg, ("libjpeg", "diffjpeg"))
         _check_choice("align", self.align, ("size", "scale_factor"))
+        _check_choice("antialias", self.antialias, (False, True, "pillow"))
+        if self.antialias == "pillow" and self.align != "size":
+            raise ValueError("antialias=pillow needs align=size: Pillow's resizing does not drift")
         _check_choice("poisson_levels", self.poisson_levels, ("unique", "fixed"))
         if self.scale < 1:
             raise ValueError(f"scale must be at least 1, got {self.scale}")

@@ -12,6 +12,7 @@ from kornia.filters import filter2d, get_gaussian_kernel1d
 from torch import Tensor
 
 from open_supir.degradation.cached import cached
+from open_supir.degradation.config import Antialias
 from open_supir.degradation.counter_rng import (
     column_counters,
     normals,
@@ -19,6 +20,7 @@ from open_supir.degradation.counter_rng import (
     poisson_counts,
     row_counters,
 )
+from open_supir.degradation.taps import pillow_table
 
 
 def reflect_index(side: int, pad: int, device: torch.device) -> Tensor:
@@ -37,6 +39,7 @@ def reflect_pad(image: Tensor, pad: int) -> Tensor:
     return image.index_select(3, reflect_index(width, pad, image.device))
 
 
+_GATHER_LIMIT = 1 << 26  # numbers gathered at once; larger gathers are split
 LARGEST_STENCIL = 13  # larger windows are filtered by FFT
 
 
@@ -124,7 +127,7 @@ def resize(
     mode: str,
     *,
     scale: float | None = None,
-    antialias: bool = False,
+    antialias: Antialias = False,
 ) -> Tensor:
     """Resize to (H, W) = `size`; an image that already has this size is returned unchanged.
 
@@ -136,14 +139,52 @@ def resize(
     Args:
         mode: "area", "bilinear" or "bicubic".
         scale: Drift like Real-ESRGAN's first resize; `size` must be floor(side * scale).
-        antialias: Widen bilinear and bicubic filters when scaling down.
+        antialias: Widen bilinear and bicubic filters when scaling down; "pillow" equals
+            Pillow's resizing of 8-bit images to the bit.
     """
     here = tuple(image.shape[-2:])
+    if antialias == "pillow" and mode != "area":
+        return _resize_as_pillow(image, size, mode)
+    widen = antialias and mode != "area"
     if scale is not None and mode != "area" and size == tuple(int(side * scale) for side in here):
-        return F.interpolate(image, scale_factor=scale, mode=mode, antialias=antialias)
+        return F.interpolate(image, scale_factor=scale, mode=mode, antialias=bool(widen))
     if here == size:
         return image
-    return F.interpolate(image, size=size, mode=mode, antialias=antialias and mode != "area")
+    return F.interpolate(image, size=size, mode=mode, antialias=bool(widen))
+
+
+def _resize_as_pillow(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    for axis, side in ((3, size[1]), (2, size[0])):  # columns first, as there
+        if image.shape[axis] != side:
+            tables = (
+                table.to(image.device, non_blocking=True).expand(len(image), -1, -1)
+                for table in pillow_table(image.shape[axis], side, mode)
+            )
+            image = pillow_pass(image, *tables, axis)
+    return image
+
+
+def pillow_pass(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """Resize one axis of [0, 1] to multiples of 1/255; of 8-bit values to the bit as Pillow.
+
+    Args:
+        weight: (B, O, T) multiples of 2^-22, so that sums are exact in float64.
+    """
+    levels = image.double().mul_(255 * 256).round_().div_(256)  # finer parts of a level are noise
+    summed = weigh(levels, index, weight, axis)
+    return summed.add_(0.5).floor_().clamp_(0, 255).float().div_(255)
+
+
+def weigh(image: Tensor, index: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """Sum (B, C, H, W) along an axis by each sample's (B, O, T) indices and weights."""
+    per_sample = image[0].numel() // image.shape[axis] * index[0].numel()
+    part = max(_GATHER_LIMIT // per_sample, 1)
+    parts = []
+    for pixels, where, by in zip(*(x.split(part) for x in (image, index, weight)), strict=True):
+        tapped = take(pixels, where.flatten(1), axis).unflatten(axis, tuple(where.shape[1:]))
+        by = by[:, None, :, :, None] if axis == 2 else by[:, None, None]
+        parts.append((tapped * by).sum(axis + 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def gaussian_noise(image: Tensor, sigma: Tensor, keys: Tensor, *, gray: bool = False) -> Tensor:

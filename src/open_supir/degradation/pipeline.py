@@ -199,9 +199,10 @@ def _blur(image: Tensor, p: Row, kernel: Tensor) -> Tensor:
 def _finish(image: Tensor, p: Row, config: DegradationConfig) -> Tensor:
     """Resize one image to LQ's final size, and round it."""
     if p["back"] == "none":
-        image = ops.resize(image, (p["height"], p["width"]), "bicubic")
+        size, mode = (p["height"], p["width"]), "bicubic"
     else:
-        image = ops.resize(image, (p["hq_height"], p["hq_width"]), p["back"])
+        size, mode = (p["hq_height"], p["hq_width"]), p["back"]
+    image = ops.resize(image, size, mode, antialias=config.antialias_back)
     return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
 
 

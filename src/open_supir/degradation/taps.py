@@ -1,9 +1,12 @@
 """Resizing by tables: which source pixels an output pixel reads, and with what weights.
 
-Equal to `torch.nn.functional.interpolate` to 1e-6 in all three modes; one table per sample.
+Equal to `torch.nn.functional.interpolate` to 1e-6 in all three modes, or to Pillow's filters; one
+table per sample.
 
 Shapes: B batch, O output side, T taps per output pixel.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,6 +14,9 @@ from torch import Tensor
 from open_supir.degradation.config import MODES
 
 AREA, BILINEAR, BICUBIC = range(len(MODES))
+PILLOW_UNIT = (
+    1 << 22
+)  # Pillow sums 8-bit values in integers, by weights that are multiples of 2^-22
 
 
 def resize_table(
@@ -22,18 +28,18 @@ def resize_table(
     taps: int,
     antialias: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return indices and weights of one axis, computed in float32 as torch's interpolation does.
+    """Return indices and weights of one axis, computed as torch's interpolation or Pillow does.
 
     Args:
         n_in, n_out: (B,) int64 sides before and after.
-        ratio: (B,) float32 source pixels per output pixel.
+        ratio: (B,) source pixels per output pixel: float32 as in torch, float64 as in Pillow.
         mode: (B,) index into `MODES`.
         length: O; outputs past `n_out` repeat the last one.
         taps: T; unused taps weigh 0.
         antialias: Widen bilinear and bicubic filters when scaling down.
 
     Returns:
-        (B, O, T) int64 and float32.
+        (B, O, T) int64 and the type of `ratio`; in float64, multiples of 2^-22.
     """
     n_in, n_out, mode = (value[:, None, None] for value in (n_in, n_out, mode))
     ratio = ratio[:, None, None]
@@ -50,7 +56,28 @@ def resize_table(
     first = torch.where(mode == AREA, area[0], torch.where(mode == BILINEAR, linear[0], cubic[0]))
     weight = torch.where(mode == AREA, area[1], torch.where(mode == BILINEAR, linear[1], cubic[1]))
     index = torch.minimum((first + tap).clamp_min(0), n_in - 1)
-    return index, weight.float()
+    if ratio.dtype == torch.float64:
+        weight = (weight.double() * PILLOW_UNIT).round() / PILLOW_UNIT
+    return index, weight.to(ratio.dtype)
+
+
+def count_taps(modes: tuple[str, ...], ratio: float, antialias: bool) -> int:
+    """Return the most taps that an output pixel can have at `ratio` source pixels each."""
+    widen = max(ratio, 1.0) if antialias else 1.0
+    taps = {
+        "area": math.ceil(ratio) + 1,
+        "bilinear": 2 * math.ceil(widen) + antialias,
+        "bicubic": 4 * math.ceil(widen) + antialias,
+    }
+    return max(taps[mode] for mode in modes)
+
+
+def pillow_table(n_in: int, n_out: int, mode: str) -> tuple[Tensor, Tensor]:
+    """Return (1, O, T) indices and float64 weights by which Pillow resizes an axis."""
+    sides, ratio = (torch.tensor([n_in]), torch.tensor([n_out])), n_in / n_out
+    kind, taps = torch.tensor([MODES.index(mode)]), count_taps((mode,), ratio, True)
+    step = torch.tensor([ratio], dtype=torch.float64)
+    return resize_table(*sides, step, kind, n_out, taps, True)
 
 
 def _cubic(distance: Tensor, a: float) -> Tensor:
