@@ -6,10 +6,13 @@ import torch
 
 from open_supir.data.samples import Batch
 from open_supir.diffusion import Denoiser, SamplerSettings, TableNoise
+from open_supir.diffusion.one_step import OneStepSettings
 from open_supir.networks import AutoencoderKL, Conditioner, RobustEncoder, UNet
-from open_supir.training import RobustEncoderModule, SupirModule
+from open_supir.training import OneStepModule, RobustEncoderModule, SupirModule
+from open_supir.training.discriminators import PriorDiscriminator
+from open_supir.training.one_step_module import OneStepLoss
 from open_supir.training.optim import OptimSettings
-from tests.conftest import controlled
+from tests.conftest import WIDTHS, controlled
 
 
 def darken(hq: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
@@ -64,3 +67,30 @@ def robust_module(vae: AutoencoderKL, **changed: Any) -> RobustEncoderModule:
         recipe={},
     )
     return RobustEncoderModule(**{**arguments, **changed})
+
+
+def one_step_module(
+    unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **changed: Any
+) -> OneStepModule:
+    """Return a one-step module; `changed` replaces arguments."""
+    widths = {name: WIDTHS[name] for name in ("model_channels", "channel_mult", "num_res_blocks")}
+    arguments: dict[str, Any] = dict(
+        network=controlled(unet),
+        vae=vae,
+        robust_encoder=RobustEncoder(vae),
+        conditioner=conditioner,
+        denoiser=Denoiser(),
+        noise=TableNoise(),
+        degradation=darken,
+        sampler=OneStepSettings(sigma=0.572),
+        negative_prompt="blurry",
+        val_draws=1,
+        discriminator=PriorDiscriminator(**widths, width=8, noise=TableNoise()),
+        perceptual=None,
+        loss=OneStepLoss(),
+        discriminator_optim=OptimSettings(lr=1e-3),
+        snr_samples=4,
+        optim=OptimSettings(lr=1e-3),
+        recipe={"sampler": {}},
+    )
+    return OneStepModule(**{**arguments, **changed})

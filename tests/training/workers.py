@@ -35,6 +35,7 @@ from open_supir.training.saving import SaveCheckpoints
 from open_supir.training.sharding import ShardedStrategy
 from open_supir.training.topology import keep_global_batch
 from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.two_optimizers import TwoOptimizers
 from tests.waiting import PATIENCE, wait_for
 
 GLOBAL_BATCH = 4
@@ -176,6 +177,8 @@ def fit(
         ],
     )
     keep_global_batch(trainer, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
+    if isinstance(module, TwoOptimizers):
+        module.take_over(trainer)
     trainer.fit(module or Small(), data or Data(), ckpt_path=ckpt_path, weights_only=True)
     if val_every:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

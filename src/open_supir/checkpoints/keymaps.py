@@ -50,6 +50,7 @@ DROPPED = (
     "conditioner.embedders.0.transformer.text_projection.weight",  # CLIP-L's pooling, unused here
     "denoiser.*",  # the noise table, computed here
     "model_ema.*",
+    "discriminator.*",  # of one-step training
     "first_stage_model.loss.*",
     "first_stage_model.model_ema.*",
     "alphas_cumprod*",

@@ -60,7 +60,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
         ignored_keys=tuple(cfg.ignored_keys),
     )
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
-    for name in PRESETS:
+    for name in () if model.is_one_step else PRESETS:  # they have several steps
         preset = compose("restore", overrides=[f"preset={name}", "input=x", "output=x"])
         presets[name] = model.options(plain(preset.sampler), plain(preset.options))
     captioner = cached(instantiate(cfg.captioner, _convert_="all"), cfg.caption_cache)

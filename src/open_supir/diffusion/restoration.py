@@ -37,7 +37,7 @@ def restore_latent(
     randn: Randn,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample a restored latent (B, C, h, w), float32, from pure noise, controlled by `z_lq`.
+    """Sample a restored latent (B, C, h, w), float32, controlled by `z_lq`.
 
     Args:
         network: Called as network(x, t, cond, z_lq, control_scale).
@@ -71,8 +71,7 @@ def restore_latent(
     if z_keep is not None and mask is not None:
         denoise = protected(denoise, z_keep.float(), mask)
     sigmas = settings.sigmas()
-    # the table's marginal: a signal of variance 1 plus noise
-    x = randn(z_lq) * math.sqrt(1 + sigmas[0] ** 2)
+    x = settings.start(z_lq, sigmas[0], randn)
     return settings.sample(denoise, x, sigmas, randn=randn, on_step=on_step)
 
 

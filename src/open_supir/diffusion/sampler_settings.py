@@ -131,6 +131,10 @@ class SamplerSettings:
         grid = {"karras": karras_sigmas, "exponential": exponential_sigmas}[self.grid]
         return grid(self.num_steps, sigma_min=self.sigma_min)
 
+    def start(self, z_lq: Tensor, sigma: float, randn: Randn) -> Tensor:
+        """Return the latent (B, C, h, w) that sampling starts from, at the highest `sigma`."""
+        return randn(z_lq) * math.sqrt(1 + sigma**2)  # the table's marginal: variance 1 plus noise
+
     def sample(
         self,
         denoise: Denoise,

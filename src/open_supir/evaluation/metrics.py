@@ -347,3 +347,18 @@ def check_weights(
     if lacking:
         raise FileNotFoundError("required metrics lack weights: " + "; ".join(lacking))
     return missing
+
+
+def build_scores(names: Iterable[str], device: str = "cpu") -> dict[str, Score]:
+    """Return the score functions of metrics by name; all their weights must be there.
+
+    Raises:
+        ValueError: A name is unknown, or is a metric of whole sets.
+        FileNotFoundError: Weights are missing; the message names files and sources.
+    """
+    metrics = select_metrics(names)
+    check_weights([], require=[metric.name for metric in metrics])
+    for metric in metrics:
+        if metric.per_set:
+            raise ValueError(f"metric {metric.name!r} measures whole sets, not pictures")
+    return {metric.name: metric.build(torch.device(device)) for metric in metrics}

@@ -13,6 +13,7 @@ from open_supir.base.files import sha256_of
 from open_supir.base.places import SHIPPED_MODEL, located
 from open_supir.base.registry import build, trust
 from open_supir.base.run_folders import newest_checkpoint
+from open_supir.diffusion.one_step import OneStepSettings
 from open_supir.inference.caption_cache import CachedCaptioner
 from open_supir.inference.captioner import Captioner
 from open_supir.inference.checkpoint import read_recipe
@@ -66,6 +67,7 @@ class Model:
         asked = {name: value for name, value in sampler.items() if value != "???"}
         if "_target_" in asked:
             trust(asked)
+            self._check_kind(asked)
         else:
             asked = {**self.recipe["sampler"], **asked}
         given = {name: value for name, value in options.items() if value is not None}
@@ -73,6 +75,29 @@ class Model:
             return RestoreOptions(**{**self.recipe["options"], **given, "sampler": build(asked)})
         except TypeError as error:  # an unknown name, added by +options.NAME
             raise ValueError(f"options: {error}") from error
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether the model restores in one step, as its recipe says."""
+        return isinstance(build(self.recipe["sampler"]), OneStepSettings)
+
+    def _check_kind(self, sampler: Mapping[str, Any]) -> None:
+        """Refuse to sample a one-step model in several steps, or another one in one.
+
+        Raises:
+            ValueError: The sampler is not of the model's kind.
+        """
+        is_single = isinstance(build(sampler), OneStepSettings)
+        if self.is_one_step and not is_single:
+            raise ValueError(
+                f"checkpoint={self.checkpoint} restores in one step: samplers and presets of "
+                "several steps do not fit it; leave sampler and preset out"
+            )
+        if is_single and not self.is_one_step:
+            raise ValueError(
+                f"checkpoint={self.checkpoint} was not trained to restore in one step; use "
+                "another sampler or preset, or a checkpoint of experiment=one_step"
+            )
 
     def described(self) -> dict[str, str | None]:
         """Return the model's description for records: names and hashes of its files, no folders.

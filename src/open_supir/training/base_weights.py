@@ -19,7 +19,13 @@ from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.load import Load, ignored_for, load_all, prediction_of
 from open_supir.checkpoints.parts import read_contents
 from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
-from open_supir.training import PriorModule, RobustEncoderModule, SupirModule, VAEModule
+from open_supir.training import (
+    OneStepModule,
+    PriorModule,
+    RobustEncoderModule,
+    SupirModule,
+    VAEModule,
+)
 
 BASE_PARTS = ("unet", "clip_l", "clip_g", "vae", "robust_encoder")  # frozen in stage 2
 UNETS = {SupirModule: "sdxl", PriorModule: "prior"}  # the key of `weights` that a UNet comes from
@@ -96,6 +102,11 @@ def load_base_weights(
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
     """
+    if isinstance(module, OneStepModule) and weights["supir"] is None:
+        raise ValueError(
+            "experiment=one_step starts from a finished stage 2: weights.supir=FILE, a checkpoint "
+            "of experiment=zerosft or a SUPIR file"
+        )
     if isinstance(module, VAEModule):
         path = weights["vae"]
         source = Source(path, "weights.vae", ())

@@ -6,6 +6,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from open_supir.training.trained_parts import TrainedParts
+
 
 class TrainedEMA(pl.Callback):
     """Keeps an fp32 average of the trained parameters; validation and exported weights use it.
@@ -96,7 +98,11 @@ class TrainedEMA(pl.Callback):
 
     @staticmethod
     def _trained(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in module.named_parameters() if p.requires_grad}
+        parameters = module.named_parameters()
+        if isinstance(module, TrainedParts):
+            exported = set(module.exported_names())
+            return {name: p for name, p in parameters if name in exported}
+        return {name: p for name, p in parameters if p.requires_grad}
 
 
 def _local(parameter: Tensor) -> Tensor:

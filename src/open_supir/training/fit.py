@@ -25,6 +25,7 @@ from open_supir.training.settings import check_crops
 from open_supir.training.supir_module import SupirModule
 from open_supir.training.topology import keep_global_batch
 from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.two_optimizers import TwoOptimizers
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def make_ready(
     keep_global_batch(
         trainer, global_batch=datamodule.global_batch, micro_batch=datamodule.micro_batch
     )
+    if isinstance(module, TwoOptimizers):
+        module.take_over(trainer)
 
 
 def fit(

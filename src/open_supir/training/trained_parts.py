@@ -1,5 +1,6 @@
 """TrainedParts: a LightningModule whose checkpoints hold only its trained parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,9 +36,17 @@ class TrainedParts(pl.LightningModule):
         """Return the names of the trained parameters, in order."""
         return [name for name, p in self.named_parameters() if p.requires_grad]
 
+    def exported_names(self) -> list[str]:
+        """Return the names of the trained parameters that are averaged and exported: all."""
+        return self.trained_names()
+
+    def stored_names(self) -> list[str]:
+        """Return the names of all that a checkpoint holds: the trained parameters."""
+        return self.trained_names()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the trained parameters."""
-        trained = set(self.trained_names())
+        trained = set(self.stored_names())
         full = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in full.items() if name in trained}
 
@@ -48,7 +57,7 @@ class TrainedParts(pl.LightningModule):
             KeyError: The names are not exactly the trained ones; the message gives the first
                 missing and the first unexpected one.
         """
-        trained = self.trained_names()
+        trained = self.stored_names()
         missing = [name for name in trained if name not in state_dict]
         unexpected = [name for name in state_dict if name not in set(trained)]
         if missing or unexpected:
@@ -75,22 +84,26 @@ class TrainedParts(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return AdamW over the trained parameters and its schedule, which advances every step."""
         optimizer, schedule = build_optimizer(self.named_parameters(), self.optim)
-        self._settings = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in optimizer.param_groups
-        ]
+        self.remember_settings([optimizer])
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    def remember_settings(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Remember the settings of optimisers, before a checkpoint replaces them."""
+        self._settings = [
+            [{name: value for name, value in group.items() if name != "params"} for group in groups]
+            for groups in (optimizer.param_groups for optimizer in optimizers)
+        ]
 
     def on_train_start(self) -> None:
         """Give a resumed optimiser this run's settings: a checkpoint brings those it was made with.
 
         Warm-up and decay are as if the run had had them from its first step on.
         """
-        for optimizer in self.trainer.optimizers:
-            for group, own in zip(optimizer.param_groups, self._settings, strict=True):
+        for optimizer, settings in zip(self.trainer.optimizers, self._settings, strict=True):
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
                 group.update(own)
         for config in self.trainer.lr_scheduler_configs:
             set_rates(config.scheduler)  # type: ignore[arg-type]
