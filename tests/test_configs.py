@@ -35,6 +35,7 @@ GROUPS = sorted(
         "runner",
         "prior",
         "set",
+        "names",
     )  # fmt: skip
 )
 

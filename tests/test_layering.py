@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"degradation", "data", "inference", "reports"},
     "curation": {"data", "inference", "reports"},
     "webui": {"data", "diffusion", "inference"},
+    "diffusers": {"checkpoints", "diffusion", "inference"},
 }
 COMMANDS = "commands"
 # conf group -> rooms that its `_target_`s may name besides those below; the room that uses it may
@@ -68,6 +69,8 @@ LIBRARIES = {
     "omegaconf": {COMMANDS, "base"},
     "gradio": {COMMANDS, "webui"},
     "transformers": {"inference.captioner", "inference.captioner_local", "curation.caption"},
+    "diffusers": {"diffusers"},
+    "huggingface_hub": {"base.hub", "checkpoints.model_card", "evaluation"},
     "skimage": {"data.demo"},
 }
 FILES = sorted(SRC.rglob("*.py"))

@@ -59,7 +59,7 @@ def test_an_unexpected_error_is_one_line_that_names_the_traceback(run: Run, tmp_
 
 def test_a_mistake_of_the_user_is_one_line_and_leaves_no_file(run: Run, tmp_path: Path) -> None:
     said = run(refuses, "input=a", "output=b")
-    assert said == "error: device=gpu: known are auto, cpu, cuda and cuda:NUMBER"
+    assert said == "error: device=gpu: known are auto, cuda, xpu, mps, cpu, and cuda:NUMBER"
     assert not list(tmp_path.iterdir())
 
 

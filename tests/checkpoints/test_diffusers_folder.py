@@ -30,7 +30,7 @@ TRUNK = {
 }
 
 
-def _image_parts() -> dict[str, Any]:
+def image_parts() -> dict[str, Any]:
     torch.manual_seed(0)
     parts = {
         "unet": UNet(out_channels=4, **TRUNK),
@@ -42,7 +42,7 @@ def _image_parts() -> dict[str, Any]:
     return {part: _randomise(module) for part, module in parts.items()}
 
 
-def _conditioner() -> Conditioner:
+def small_conditioner() -> Conditioner:
     conditioner = Conditioner(
         clip_l=TextTowerConfig(width=64, layers=3, heads=1, quick_gelu=True),
         clip_g=TextTowerConfig(width=64, layers=3, heads=1),
@@ -59,7 +59,7 @@ def _randomise(module: nn.Module) -> nn.Module:
 
 
 def test_folder_gives_the_same_networks_back(tmp_path: Path) -> None:
-    parts = _image_parts()
+    parts = image_parts()
     export_diffusers(tmp_path, parts, {"step": "1"})
     assert inspect_checkpoint(tmp_path).metadata["step"] == "1"
     wanted = {part: module.state_dict() for part, module in parts.items()}
@@ -96,7 +96,7 @@ def test_diffusers_computes_the_same_from_the_folder(tmp_path: Path) -> None:
     """Every name found, and equal outputs; fp32 on the CPU, so only summation order may differ."""
     diffusers = pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
-    parts, conditioner = _image_parts(), _conditioner()
+    parts, conditioner = image_parts(), small_conditioner()
     del parts["control"]
     towers = {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
     export_diffusers(tmp_path, parts | towers, {})
@@ -140,7 +140,7 @@ def test_diffusers_reads_our_folder_whole_and_we_read_the_shards_it_writes(
 ) -> None:
     """The pipeline finds every component; saved again in shards, the same weights come back."""
     diffusers = pytest.importorskip("diffusers")
-    parts, conditioner = _image_parts(), _conditioner()
+    parts, conditioner = image_parts(), small_conditioner()
     del parts["control"]
     towers = {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g}
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"

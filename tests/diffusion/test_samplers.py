@@ -6,10 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from open_supir.diffusion.samplers import Step, sample_dpmpp_2m, sample_euler, sample_heun
+from open_supir.diffusion.samplers import (
+    Step,
+    sample_dpmpp_2m,
+    sample_euler,
+    sample_heun,
+    sample_lcm,
+)
 from open_supir.diffusion.schedule import exponential_sigmas, karras_sigmas, table_sigmas
 
 MEAN, STD = 1.5, 0.6
+ALL = [sample_euler, sample_heun, sample_dpmpp_2m, sample_lcm]
 
 
 def gaussian(x: Tensor, step: Step) -> Tensor:
@@ -43,7 +50,7 @@ def test_error_falls_with_the_order_of_the_sampler(sample, order: int) -> None:
     assert error(100) / error(200) == pytest.approx(2**order, rel=0.15)
 
 
-@pytest.mark.parametrize("sample", [sample_euler, sample_heun, sample_dpmpp_2m])
+@pytest.mark.parametrize("sample", ALL)
 def test_last_step_to_zero_returns_the_estimate(sample) -> None:
     x = _start()
     out = sample(gaussian, x, [2.0, 0.0])
@@ -134,7 +141,7 @@ def test_dpmpp_first_step_keeps_the_marginal_deviation() -> None:
     assert out.std().item() == pytest.approx(6.0, rel=0.02)
 
 
-@pytest.mark.parametrize("sample", [sample_euler, sample_heun, sample_dpmpp_2m])
+@pytest.mark.parametrize("sample", ALL)
 def test_on_step_sees_every_step_and_can_cancel(sample) -> None:
     seen: list[int] = []
 
@@ -148,7 +155,7 @@ def test_on_step_sees_every_step_and_can_cancel(sample) -> None:
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize("sample", [sample_euler, sample_heun, sample_dpmpp_2m])
+@pytest.mark.parametrize("sample", ALL)
 def test_start_is_not_written_to(sample) -> None:
     x = _start(4)
     before = x.clone()
@@ -164,3 +171,15 @@ def test_heun_evaluates_the_correction_at_the_next_sigma() -> None:
         (0, 2.0, 2.0),
         (1, 2.0, 0.0),
     ]
+
+
+def test_lcm_noises_each_estimate_afresh() -> None:
+    """arXiv:2310.04378, Algorithm 3: the next x is the estimate plus noise of sigma_next."""
+    seen: list[float] = []
+    out = sample_lcm(
+        lambda x, s: seen.append(x.item()) or x / 2,
+        torch.tensor([8.0]),
+        [4.0, 2.0, 0.0],
+        randn=torch.ones_like,
+    )
+    assert seen == [8.0, 4.0 + 2.0] and out.item() == 3.0

@@ -9,6 +9,7 @@ from open_supir.diffusion.schedule import (
     fractional_index,
     index_to_sigma,
     karras_sigmas,
+    lcm_sigmas,
     nearest_index,
     sigma_table,
     table_on,
@@ -92,3 +93,12 @@ def test_cached_table_can_be_trained_with_after_inference_mode() -> None:
     weight = torch.ones(1, requires_grad=True)
     (weight * table_on(torch.device("cpu"))[:1]).sum().backward()
     assert weight.grad is not None and math.isclose(weight.grad.item(), 0.0291672, abs_tol=1e-6)
+
+
+def test_lcm_sigmas_are_at_the_indices_of_the_published_scheduler() -> None:
+    """diffusers' LCMScheduler gives [999, 759, 499, 259] for 4 steps of 50."""
+    table = sigma_table().tolist()
+    assert lcm_sigmas(4) == [table[index] for index in (999, 759, 499, 259)] + [0.0]
+    assert lcm_sigmas(50)[-2] == table[19]
+    with pytest.raises(ValueError, match=r"num_steps must be in 1\.\.50"):
+        lcm_sigmas(51)

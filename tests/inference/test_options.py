@@ -13,9 +13,10 @@ from open_supir.inference import RestoreOptions
 from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT
 from tests.test_configs import CONF
 
-PRESETS = ("paper", "released", "quality", "fidelity", "fast")
+PRESETS = ("paper", "released", "quality", "fidelity", "fast", "lightning", "lcm")
 LINEAR = dict(num_steps=50, s_churn=5.0, tau=None, control_scale=1.0)
-# The released command line, its README's presets, its Lightning file, the paper
+# The released command line, its README's presets, its Lightning file, the paper; the model cards of
+# the SDXL-Lightning and LCM LoRAs
 NUMBERS: dict[str, dict[str, Any]] = {
     "released": LINEAR | dict(cfg_scale=4.0, cfg_scale_start=1.0, s_noise=1.01, sampler="euler",
                               grid="table", churn_beyond_table=True, control_scale_start=None),
@@ -23,6 +24,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "fidelity": LINEAR | dict(cfg_scale=4.0, cfg_scale_start=1.0, s_noise=1.01, tau=4.0),
     "fast": dict(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=2.0, eta=1.0, tau=None),
     "paper": dict(num_steps=100, cfg_scale=7.5, cfg_scale_start=None, tau=4.0, center="lq"),
+    "lightning": dict(num_steps=8, sampler="euler", grid="table", cfg_scale=1.0, s_churn=0.0),
+    "lcm": dict(num_steps=4, sampler="lcm", grid="lcm", cfg_scale=1.0, s_noise=1.0),
 }  # fmt: skip
 
 

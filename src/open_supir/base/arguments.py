@@ -16,13 +16,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 PATHS = (
     "input", "output", "checkpoint", "ckpt_path", "runs_dir", "run_dir", "replay", "inspect",
-    "base", "parameters", "data_root", "report", "study", "outputs", "outputs.*",
+    "base", "evaluation", "parameters", "data_root", "report", "study", "outputs", "outputs.*",
     "checkpoints", "checkpoints.*", "spandrel",
     "spandrel.*", "runs", "work", "shards_dir", "caption_cache", "data.root", "data.heldout",
     "data.heldout_lq", "data.prepare_at", "data.sources.*.folder", "data.sources.*.urls",
     "weights.sdxl", "weights.vae", "weights.prior", "weights.supir", "weights.robust_encoder",
-    "weights.shipped", "captioner.folder", "captioner.model", "caption.cache", "prior.path",
-    "negatives.prior.path", "dedup.against", "protocol.hq_folder", "protocol.lq_folder",
+    "weights.shipped", "weights.loras", "loras", "captioner.folder", "captioner.model",
+    "caption.cache", "prior.path", "negatives.prior.path", "dedup.against",
+    "protocol.hq_folder", "protocol.lq_folder",
     "preference.folders", "preference.folders.*", "preference.lq", "preference.hq",
     "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
@@ -30,15 +31,18 @@ TEXTS = (
     "name", "options.positive_prompt", "options.negative_prompt", "data.captions.quality_words",
     "data.captions.negative_words", "captioner.url", "caption.question", "negatives.words",
     "prefix", "licence", "licence.*", "license", "metadata", "metadata.*", "baseline",
-    "protocol.lq_name",
+    "protocol.lq_name", "push_to_hub",
 )  # fmt: skip
 SEVERAL = {
-    "convert": ("input", "metadata"),
+    "convert": ("input", "metadata", "loras"),
+    "restore": ("weights.loras",),
     "curate": ("input", "licence", "dedup.against"),
-    "evaluate": ("outputs", "checkpoints", "spandrel", "preference.folders"),
+    "evaluate": ("outputs", "checkpoints", "spandrel", "preference.folders", "weights.loras"),
     "ablation": ("runs",),
-    "train": ("data.sources.*.urls",),
+    "train": ("data.sources.*.urls", "weights.loras"),
+    "webui": ("weights.loras",),
 }
+SETTINGS_TOO = ("weights.loras", "loras")  # entries may have settings of their own
 SWEPT = ("checkpoint", "ckpt_path", "name", "data.root", "data_root", "weights.*", "options.*",
          "data.captions.*", "protocol.*", "outputs", "captioner.*")  # fmt: skip
 MULTIRUN = ("-m", "--multirun")
@@ -60,6 +64,8 @@ def _as_typed(argument: str, config_name: str, is_sweep: bool) -> str:
     key = start.lstrip("+")
     is_path = _is_one_of(key, PATHS)
     if "=" not in argument or not (is_path or _is_one_of(key, TEXTS)):
+        return argument
+    if key in SETTINGS_TOO and "{" in text:  # {path: FILE, scale: 0.8}: by Hydra's own grammar
         return argument
     if is_path and os.path.lexists(os.path.expanduser(text)):  # whatever its name looks like
         return f"{start}={_quoted(text, key, is_path)}"

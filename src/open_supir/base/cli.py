@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from open_supir.base.arguments import as_typed
 from open_supir.base.failures import explain
 from open_supir.base.help import help_text
+from open_supir.base.hub import accept
 from open_supir.base.places import CONF
 from open_supir.base.registry import import_plugins
 from open_supir.base.sweeps import name_jobs, note_job
@@ -85,6 +86,7 @@ def _guarded(
                 hydra_cfg = HydraConfig.get()
                 note_job(Path(hydra_cfg.runtime.output_dir), hydra_cfg.overrides.task)
             import_plugins(cfg.get("plugins", ()))
+            accept(cfg.get("accept_license", ()))
             return task(cfg)
         except Exception as error:
             if failed is None or (in_sweep and os.getpid() != main_process):
@@ -117,7 +119,7 @@ def require(cfg: DictConfig, *keys: str) -> None:
 
 
 def pick_device(name: str) -> "torch.device":
-    """Return the device of that name; `auto` is the GPU if there is one.
+    """Return the device of that name; see `find_device`.
 
     Under a launcher of several processes each gets a GPU of its own.
 
@@ -126,16 +128,9 @@ def pick_device(name: str) -> "torch.device":
     """
     import torch  # takes seconds, and --help does without
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device={name}: known are auto, cpu, cuda and cuda:NUMBER") from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device={name}: this machine has {count} CUDA devices; use device=auto")
-    own = os.environ.get("LOCAL_RANK")
-    if device.type == "cuda" and device.index is None and own is not None:
-        return torch.device("cuda", int(own))
+    from open_supir.base.devices import find_device
+
+    device, own = find_device(name), os.environ.get("LOCAL_RANK")
+    if device.type in ("cuda", "xpu") and device.index is None and own is not None:
+        return torch.device(device.type, int(own))
     return device

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from open_supir.base.hub import fetch, is_named, named
+
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -22,6 +24,13 @@ SHIPPED_MODEL = SHIPPED + "supir_tiny.safetensors"  # complete: prior, robust en
 
 
 def located(path: str | Path) -> Path:
-    """Return where a file is: `shipped:NAME` comes with the code, anything else is a path."""
+    """Return where a file is: `shipped:NAME` comes with the code; the hub's names (see hub.py) are
+    downloaded unless they are in the cache; anything else is a path.
+
+    Raises:
+        OSError, ValueError: It is a name, and cannot be downloaded; see `fetch`.
+    """
     text = str(path)
-    return DEMO / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(path)
+    if text.startswith(SHIPPED):
+        return DEMO / text.removeprefix(SHIPPED)
+    return fetch(named(text, CONF)) if is_named(text, CONF) else Path(path)

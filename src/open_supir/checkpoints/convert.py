@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.files import sha256_of
-from open_supir.base.places import located
+from open_supir.base.hub import is_named, named
+from open_supir.base.places import CONF, located
 from open_supir.checkpoints.export import (
     SDXL_PARTS,
     SUPIR_PARTS,
@@ -21,15 +20,18 @@ from open_supir.checkpoints.export import (
     export_supir,
 )
 from open_supir.checkpoints.files import open_checkpoint
+from open_supir.checkpoints.hub_folder import export_hub
 from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
-from open_supir.checkpoints.parts import read_contents
+from open_supir.checkpoints.loras import LoraFile, lora_files, with_loras
+from open_supir.checkpoints.parts import Contents, PartTensors, read_contents
 
 log = logging.getLogger(__name__)
 
 UNSTATED = "unstated"
 OF_FILES = ("weights", "fingerprints")  # entries of a recipe about the base files it was trained on
 ENCODER = "robust_encoder"
+MERGED = "merged_loras"  # metadata: name, scale and SHA-256 of each, in order
 ADD_ENCODER = (
     "add a file that holds it, input=[FILE,STAGE_2.ckpt], or leave it out with "
     "parts=[control,connector] and name one when restoring"
@@ -39,17 +41,21 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "sdxl": (export_sdxl, SDXL_PARTS),
     "diffusers": (export_diffusers, PARTS),
     "native": (export_native, PARTS),
+    "hub": (export_hub, PARTS),  # with everything but a base that has a name
     "complete": (export_native, PARTS),  # with everything that a checkpoint names
 }
+
+
+FOLDERS = ("diffusers", "hub")  # formats that are a folder
 
 
 class Input(NamedTuple):
     """The combined contents of the input files."""
 
-    parts: dict[str, Mapping[str, Tensor]]  # part -> tensors by our names
+    parts: dict[str, PartTensors]  # part -> tensors by our names
     metadata: dict[str, str]  # the files' metadata
     # the base files recorded in a training checkpoint among them, by setting
-    weights: dict[str, str | None]
+    weights: dict[str, Any]
 
 
 def convert(
@@ -79,8 +85,11 @@ def convert(
     given = _read([sources] if isinstance(sources, str) else sources)
     if ENCODER in (settings["parts"] or holds) and "control" in given.parts:
         given = _with_encoder(given)
-    if settings["format"] == "complete":
+    base = _named_base(settings["base"] or given.weights.get("sdxl"))
+    is_whole = not settings["parts"] and base is None
+    if settings["format"] == "complete" or (settings["format"] == "hub" and is_whole):
         given = _with_base(given)
+    given = _with_loras(given, lora_files(settings["loras"]))
     wanted = settings["parts"] or [part for part in holds if part in given.parts]
     lost = [part for part in wanted if part not in given.parts]
     if lost or not wanted:
@@ -91,8 +100,11 @@ def convert(
     left = [part for part in given.parts if part not in wanted]
     if left:
         log.info("left out of %s: %s", output, ", ".join(left))
-    if settings["format"] == "diffusers" and {"clip_l", "clip_g"} <= set(wanted) and vocabulary:
+    if settings["format"] in FOLDERS and {"clip_l", "clip_g"} <= set(wanted) and vocabulary:
         export = partial(export, tokens=vocabulary())
+    if settings["format"] == "hub":
+        base = None if "unet" in wanted else base
+        export = partial(export, base=base, evaluation=settings["evaluation"])
     metadata = _metadata(settings, given, wanted)
     export(output, {part: given.parts[part] for part in wanted}, metadata, dtype=dtype)
     return output
@@ -122,21 +134,42 @@ def _with_base(given: Input) -> Input:
             added = _parts_of(path, f"base, weights.{key},")
             given = _with(given, {part: added[part] for part in lacking if part in added})
             log.info("%s: of %s, which the checkpoint names", ", ".join(lacking), path)
+            if "unet" in lacking:
+                given = _with_loras(given, lora_files(given.weights.get("loras")))
     lost = [part for part in PARTS if part not in given.parts and part != ENCODER]
     if lost:
         raise ValueError(
-            f"format=complete lacks {', '.join(lost)}; add the files that hold them to "
+            f"a whole model lacks {', '.join(lost)}; add the files that hold them to "
             "input=[SDXL_FILE,STAGE_2_FILE]"
         )
     return given
 
 
-def _with(given: Input, added: Mapping[str, Mapping[str, Tensor]]) -> Input:
+def _named_base(base: str | None) -> str | None:
+    """Return the address of a base that is a name of the hub; None for a file."""
+    return named(base, CONF).address if base and is_named(base, CONF) else None
+
+
+def _with_loras(given: Input, loras: Sequence[LoraFile]) -> Input:
+    """Merge LoRAs into the base, and say so in the metadata."""
+    if not loras:
+        return given
+    if "unet" not in given.parts:
+        raise ValueError(
+            "loras: the input holds no UNet to merge them into; add the base: input=[SDXL_FILE,...]"
+        )
+    merged = with_loras(Contents(parts=given.parts, unknown=()), loras)
+    before = json.loads(given.metadata.get(MERGED, "[]"))
+    words = {MERGED: json.dumps([*before, *(lora.described() for lora in loras)])}
+    return given._replace(parts=merged.parts, metadata=given.metadata | words)
+
+
+def _with(given: Input, added: Mapping[str, PartTensors]) -> Input:
     parts = {**given.parts, **added}
     return given._replace(parts={part: parts[part] for part in PARTS if part in parts})
 
 
-def _parts_of(path: str, what: str) -> Mapping[str, Mapping[str, Tensor]]:
+def _parts_of(path: str, what: str) -> Mapping[str, PartTensors]:
     if not located(path).exists():
         raise FileNotFoundError(
             f"{path}: the {what} that the checkpoint was trained with is no longer there; "
@@ -157,6 +190,9 @@ def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) 
     words.setdefault("license", words.get("base_license", UNSTATED))
     if words["license"] == UNSTATED:
         log.warning("neither the input nor its base states a licence; set license=...")
+    if given.weights.get("loras") and "unet" not in wanted:
+        trained_on = [lora.described() for lora in lora_files(given.weights["loras"])]
+        words["base_loras"] = json.dumps(trained_on)
     return words | {key: str(value) for key, value in settings["metadata"].items()}
 
 
@@ -179,9 +215,9 @@ def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
 
 def _read(paths: Sequence[str]) -> Input:
     """Return the contents of all files; parts of a later file replace those of an earlier one."""
-    parts: dict[str, Mapping[str, Tensor]] = {}
+    parts: dict[str, PartTensors] = {}
     words: dict[str, str] = {}
-    weights: dict[str, str | None] = {}
+    weights: dict[str, Any] = {}
     for path in paths:
         checkpoint = open_checkpoint(path, key="input")
         refuse_unusable(checkpoint, PARTS, key="input")
@@ -214,7 +250,7 @@ def _read(paths: Sequence[str]) -> Input:
 
 
 def _check_output(output: Path, name: str, overwrite: bool) -> None:
-    if name != "diffusers" and output.suffix != ".safetensors":
+    if name not in FOLDERS and output.suffix != ".safetensors":
         raise ValueError(f"output must end in .safetensors for format={name}, got {output}")
     if not overwrite and output.exists() and (output.is_file() or any(output.iterdir())):
         raise ValueError(f"{output} exists; set overwrite=true to replace it")

@@ -39,7 +39,7 @@ _TRANSFORMER = re.compile(
     r"|model\.diffusion_model\.(layers\.\d+|x_embedder)\."
 )
 _UNUSABLE = {
-    "lora": "a LoRA (low-rank differences, not weights)",
+    "lora": "a LoRA (low-rank differences, not weights; merge it with weights.loras=[FILE])",
     "sd1": "a Stable Diffusion 1.x checkpoint",
     "sd2": "a Stable Diffusion 2.x checkpoint",
     "refiner": "an SDXL refiner (not the base)",

@@ -6,7 +6,7 @@ Modules may be built on the meta device: loading needs their final memory plus o
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from open_supir.base.fingerprints import fingerprint, sampled
 from open_supir.checkpoints.files import Checkpoint, open_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of, refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
+from open_supir.checkpoints.loras import LoraFile, with_loras
 from open_supir.checkpoints.matching import PartMatch, fits, match_part
 from open_supir.checkpoints.parts import Contents, read_contents
 
@@ -45,7 +46,8 @@ class LoadReport:
         loaded: Names that now hold the file's tensors.
         missing: Names that the file lacks, as expected.
         unexpected: Keys in the file that were ignored by request; under "" those of no part.
-        fingerprints: Of each part that was read from the file's own part of that name.
+        fingerprints: Of each part that was read from the file's own part of that name, without
+            LoRAs.
         on_meta: Names still without memory after loading; build or load them before use.
     """
 
@@ -74,7 +76,8 @@ class Load:
     # {"control": "unet"}, {"robust_encoder": "vae"}. The other part's other tensors are ignored.
     taken_from: Mapping[str, str] = field(default_factory=dict)
     expected_missing: Iterable[str] = ()  # patterns of what the file may lack
-    ignored: Iterable[str] = ()  # patterns of what it may have in addition
+    ignored: Iterable[str] = ()  # patterns of what it, or a LoRA, may have in addition
+    loras: Sequence[LoraFile] = ()  # merged into the tensors in this order; see `with_loras`
     dtype: torch.dtype | None = None  # floating point type to convert to; None keeps the file's
     device: torch.device | str | None = None  # None keeps each module's (the CPU for meta modules)
     key: str = ""  # the setting that names this file, such as weights.sdxl, for error messages
@@ -137,7 +140,7 @@ def _prepare(load: Load) -> tuple[Checkpoint, Contents, dict[str, PartMatch]]:
         raise ValueError(f"unknown parts {', '.join(wrong)}; known: {', '.join(PARTS)}")
     checkpoint = open_checkpoint(load.path, key=load.key)
     refuse_unusable(checkpoint, origins.values(), key=load.key)
-    contents = read_contents(checkpoint)
+    contents = with_loras(read_contents(checkpoint), load.loras, ignored=load.ignored)
     path, patterns = checkpoint.path, (tuple(load.expected_missing), tuple(load.ignored))
     found = {
         part: match_part(path, part, origins[part], module, contents, *patterns)
@@ -175,10 +178,12 @@ def _run(
     samples: dict[str, list[tuple[str, Tensor]]] = {}
     for part, module in load.parts.items():
         for name, (tensors, source) in found[part].sources.items():
-            tensor = tensors[source]
+            stored = tensors.stored(source)
             if tensors is contents.parts.get(part):
-                samples.setdefault(part, []).append((name, sampled(tensor)))
-            kept = _assign(module, name, tensor, dtype=load.dtype, device=load.device)
+                samples.setdefault(part, []).append((name, sampled(stored)))
+            tensor = tensors.changed(source, stored)
+            dtype = load.dtype or stored.dtype
+            kept = _assign(module, name, tensor, dtype=dtype, device=load.device)
             if not is_finite(kept):
                 raise ValueError(_not_finite(checkpoint.path, f"{part}.{name}", tensor, kept))
     checkpoint.release()
@@ -200,7 +205,7 @@ def _assign(
     name: str,
     tensor: Tensor,
     *,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     device: torch.device | str | None,
 ) -> Tensor:
     owner_name, _, leaf = name.rpartition(".")

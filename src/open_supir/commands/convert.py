@@ -3,6 +3,7 @@
 from omegaconf import DictConfig
 
 from open_supir.base.cli import command, plain
+from open_supir.base.hub import push
 
 
 @command("convert")
@@ -13,10 +14,15 @@ def main(cfg: DictConfig) -> None:
     from open_supir.networks.conditioner import vocabulary
 
     settings = plain(cfg)
+    if settings["push_to_hub"] and settings["format"] != "hub":
+        raise ValueError("push_to_hub needs format=hub")
     if settings["inspect"]:
         print(inspect_checkpoint(settings["inspect"], key="inspect"))
     else:
-        print(inspect_checkpoint(convert(settings, vocabulary=vocabulary)))
+        made = convert(settings, vocabulary=vocabulary)
+        print(inspect_checkpoint(made))
+        if settings["push_to_hub"]:
+            print(f"uploaded to {push(made, settings['push_to_hub'])}")
 
 
 if __name__ == "__main__":

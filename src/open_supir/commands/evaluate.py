@@ -25,6 +25,7 @@ def evaluate(cfg: DictConfig) -> str:
     """Evaluate a checkpoint, or outputs of other systems; returns the table as Markdown."""
     from hydra.utils import instantiate
 
+    from open_supir.base.devices import best_dtype
     from open_supir.base.run_folders import run_of, sweep_folder
     from open_supir.data import write_demo_shards
     from open_supir.evaluation import METRICS
@@ -53,6 +54,7 @@ def evaluate(cfg: DictConfig) -> str:
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
     places = {"runs_dir": cfg.runs_dir, "ignored_keys": tuple(cfg.ignored_keys)}
+    places["dtype"] = cfg.dtype or best_dtype(device)
     if cfg.checkpoint is not None or not methods:
         model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **places)
         run, trained = run_of(model.checkpoint, cfg.runs_dir)

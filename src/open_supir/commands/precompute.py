@@ -15,6 +15,7 @@ from open_supir.base.cli import command, pick_device, plain
 from open_supir.base.registry import build
 from open_supir.checkpoints import load_parts
 from open_supir.checkpoints.load import ignored_for
+from open_supir.checkpoints.loras import lora_files
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.networks import AutoencoderKL, Conditioner
 from open_supir.training.precompute import write_latents, write_text
@@ -53,7 +54,9 @@ def _frozen(spec: DictConfig, device: torch.device) -> Any:
 
 def _load(cfg: DictConfig, key: str, parts: dict[str, nn.Module]) -> None:
     ignored = (*ignored_for(cfg.denoiser.prediction), *cfg.ignored_keys)
-    load_parts(cfg.weights[key], parts, dtype=torch.float32, key=f"weights.{key}", ignored=ignored)
+    options = {"dtype": torch.float32, "key": f"weights.{key}", "ignored": ignored}
+    loras = () if "vae" in parts else lora_files(plain(cfg.weights.get("loras")))
+    load_parts(cfg.weights[key], parts, loras=loras, **options)
 
 
 if __name__ == "__main__":

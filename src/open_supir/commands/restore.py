@@ -44,6 +44,7 @@ def restore(cfg: DictConfig) -> list[str]:
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     from hydra.utils import instantiate
 
+    from open_supir.base.devices import best_dtype
     from open_supir.base.files import check_writable
     from open_supir.base.images.inputs import find_photos
     from open_supir.base.images.read import quieten_readers
@@ -58,12 +59,14 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     if process.rank == 0:  # all processes find the same files
         for note in photos.notes:
             log.warning("%s", note)
+    device = pick_device(cfg.device)
     model = Model.find(
         cfg.checkpoint,
         runs_dir=cfg.runs_dir,
         weights=plain(cfg.weights),
-        dtype=cfg.dtype,
+        dtype=cfg.dtype or best_dtype(device),
         quantize=cfg.quantize,
+        compile=cfg.compile,
         ignored_keys=tuple(cfg.ignored_keys),
     )
     options = model.options(plain(cfg.sampler), plain(cfg.options))
@@ -82,7 +85,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
 
     check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
-    restorer = model.load(options, captioner=captioner, device=pick_device(cfg.device))
+    restorer = model.load(options, captioner=captioner, device=device)
     asked = {name: cfg[name] for name in ("max_pixels", "max_output_pixels", "overwrite")}
     restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **asked)
     return failed + restore_all(restorer, left, restore_job, show_progress=process.rank == 0)

@@ -48,15 +48,18 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     from hydra import compose
     from hydra.utils import instantiate
 
+    from open_supir.base.devices import best_dtype
     from open_supir.inference.model import Model, cached
     from open_supir.webui.studio import Studio
 
+    device = pick_device(cfg.device)
     model = Model.find(
         cfg.checkpoint,
         runs_dir=cfg.runs_dir,
         weights=plain(cfg.weights),
-        dtype=cfg.dtype,
+        dtype=cfg.dtype or best_dtype(device),
         quantize=cfg.quantize,
+        compile=cfg.compile,
         ignored_keys=tuple(cfg.ignored_keys),
     )
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
@@ -65,7 +68,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
         presets[name] = model.options(plain(preset.sampler), plain(preset.options))
     captioner = cached(instantiate(cfg.captioner, _convert_="all"), cfg.caption_cache)
     return Studio(
-        model.load(presets[OWN], captioner=captioner, device=pick_device(cfg.device)),
+        model.load(presets[OWN], captioner=captioner, device=device),
         presets,
         model.described(),
         folder,

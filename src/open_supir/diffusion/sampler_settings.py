@@ -19,11 +19,18 @@ from open_supir.diffusion.samplers import (
     sample_dpmpp_2m,
     sample_euler,
     sample_heun,
+    sample_lcm,
 )
-from open_supir.diffusion.schedule import SIGMA_MAX, exponential_sigmas, karras_sigmas, table_sigmas
+from open_supir.diffusion.schedule import (
+    SIGMA_MAX,
+    exponential_sigmas,
+    karras_sigmas,
+    lcm_sigmas,
+    table_sigmas,
+)
 
-Sampler = Literal["euler", "heun", "dpmpp_2m"]
-Grid = Literal["table", "karras", "exponential"]
+Sampler = Literal["euler", "heun", "dpmpp_2m", "lcm"]
+Grid = Literal["table", "karras", "exponential", "lcm"]
 Center = Literal["clean", "clean_sampled", "lq"]
 
 
@@ -37,7 +44,8 @@ class SamplerSettings:
     """
 
     num_steps: int = 50  # 1..1000
-    sampler: Sampler = "euler"  # euler and heun add noise back by `s_churn`, dpmpp_2m by `eta`
+    # euler and heun add noise back by `s_churn`, dpmpp_2m by `eta`, lcm all of it
+    sampler: Sampler = "euler"
     grid: Grid = "table"  # how the noise levels are spaced
     cfg_scale: float = 4.0  # classifier-free guidance as sigma goes to 0; 1 means none
     cfg_scale_start: float | None = None  # the same at the highest sigma; None keeps it constant
@@ -126,8 +134,8 @@ class SamplerSettings:
 
     def sigmas(self) -> list[float]:
         """Return the noise levels, `num_steps` descending and 0."""
-        if self.grid == "table":
-            return table_sigmas(self.num_steps)
+        if self.grid in ("table", "lcm"):
+            return (table_sigmas if self.grid == "table" else lcm_sigmas)(self.num_steps)
         grid = {"karras": karras_sigmas, "exponential": exponential_sigmas}[self.grid]
         return grid(self.num_steps, sigma_min=self.sigma_min)
 
@@ -154,6 +162,10 @@ class SamplerSettings:
                 s_noise=self.s_noise,
                 randn=randn,
                 on_step=on_step,
+            )
+        if self.sampler == "lcm":
+            return sample_lcm(
+                denoise, x, sigmas, s_noise=self.s_noise, randn=randn, on_step=on_step
             )
         sample = {"euler": sample_euler, "heun": sample_heun}[self.sampler]
         return sample(

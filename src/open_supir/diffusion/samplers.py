@@ -1,8 +1,8 @@
 """Samplers: plain functions that take a latent down a list of sigmas with a denoise function.
 
 Sources: Karras et al. 2022 (arXiv:2206.00364) for Euler and Heun with churn; Lu et al. 2022
-(arXiv:2211.01095) and its stochastic form for DPM-Solver++(2M). B batch, h w latent size. Latents
-are float32 throughout.
+(arXiv:2211.01095) and its stochastic form for DPM-Solver++(2M); Luo et al. 2023 (arXiv:2310.04378)
+for consistency models. B batch, h w latent size. Latents are float32 throughout.
 """
 
 import math
@@ -131,6 +131,29 @@ def sample_dpmpp_2m(
             if eta > 0:
                 x = x + randn(x) * (sigma_next * math.sqrt(-math.expm1(-2 * eta * h)) * s_noise)
             previous, previous_h = denoised, h
+        if on_step is not None:
+            on_step(step, x, denoised)
+    return x
+
+
+def sample_lcm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Sequence[float],
+    *,
+    s_noise: float = 1.0,
+    randn: Randn = torch.randn_like,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample a consistency model: each estimate is final, and is noised afresh for the next step.
+
+    Arguments as in `sample_euler`; noise is drawn after every step but one to 0.
+    """
+    for index, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        step = Step(index, sigma, sigma, sigma_next)
+        denoised = x = denoise(x, step)
+        if sigma_next > 0:
+            x = denoised + randn(x) * (sigma_next * s_noise)
         if on_step is not None:
             on_step(step, x, denoised)
     return x

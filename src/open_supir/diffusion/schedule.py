@@ -14,6 +14,7 @@ from torch import Tensor
 NUM_TABLE_SIGMAS = 1000
 BETA_START = 0.00085  # Stable Diffusion's "scaled linear" betas, which SDXL keeps
 BETA_END = 0.012
+LCM_STEPS = 50  # arXiv:2310.04378: skipping 20 steps at a time
 SIGMA_MAX = 14.6146  # top of the table, rounded as the released SUPIR rounds it (14.6146412)
 
 
@@ -79,6 +80,22 @@ def exponential_sigmas(
     low, high = _bounds(num_steps, sigma_min, sigma_max)
     ratio = math.log(low / high)
     return [high * math.exp(ramp * ratio) for ramp in _ramp(num_steps)] + [0.0]
+
+
+def lcm_sigmas(num_steps: int) -> list[float]:
+    """Return `num_steps` of the 50 sigmas that latent consistency models are distilled at, then 0.
+
+    These have the table's indices 999, 979, ..., 19; they are picked evenly from the top down, as
+    diffusers' LCMScheduler does.
+
+    Raises:
+        ValueError: `num_steps` is not in 1..50.
+    """
+    if not 1 <= num_steps <= LCM_STEPS:
+        raise ValueError(f"num_steps must be in 1..{LCM_STEPS} with grid=lcm, got {num_steps}")
+    table, stride = sigma_table().tolist(), NUM_TABLE_SIGMAS // LCM_STEPS
+    picked = (step * LCM_STEPS // num_steps for step in range(num_steps))
+    return [table[NUM_TABLE_SIGMAS - 1 - stride * number] for number in picked] + [0.0]
 
 
 def nearest_index(sigma: Tensor) -> Tensor:

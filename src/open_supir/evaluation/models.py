@@ -54,7 +54,10 @@ def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, A
     Args:
         restorer: The loaded checkpoint, with the options and the captioner to measure.
     """
-    files = {key: _weights_hash(path) for key, path in model.weights.items() if path}
+    given = {key: path for key, path in model.weights.items() if path and key != "loras"}
+    files: dict[str, Any] = {key: _weights_hash(path) for key, path in given.items()}
+    files |= {"loras": model.loras} if model.loras else {}
+    files |= {"dtype": model.dtype} if model.dtype != "float32" else {}
     loaded: dict[str, Any] = {"checkpoint": sha256_of(model.checkpoint), **files}
     restored = {**loaded, "captioner": captioner, "options": restorer.options.described()}
     methods: dict[str, Method] = {

@@ -12,8 +12,10 @@ from torch import nn
 
 from open_supir.base.registry import build
 from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.hub_folder import base_of
 from open_supir.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
 from open_supir.checkpoints.load import WORDS, Load, LoadReport, ignored_for, load_all
+from open_supir.checkpoints.loras import lora_files
 from open_supir.diffusion import Denoiser
 from open_supir.networks import AutoencoderKL, Conditioner, ControlledUNet, RobustEncoder
 from open_supir.networks.build import build_on_meta
@@ -32,7 +34,7 @@ RELEASED: dict[str, dict[str, Any]] = {
         "s_noise": 1.01,
         "churn_beyond_table": True,
     },
-    "options": {"size_condition": [1024, 1024]},
+    "options": {"size_condition": [1024, 1024], "min_size": "native"},
 }
 
 
@@ -50,7 +52,7 @@ def load_networks(
     path: str | Path,
     *,
     recipe: Mapping[str, Any] | None = None,
-    weights: Mapping[str, str | None] | None = None,
+    weights: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     ignored_keys: Iterable[str] = (),
 ) -> Networks:
@@ -67,6 +69,7 @@ def load_networks(
         weights: Files that replace the recorded ones: sdxl, vae, robust_encoder. A SUPIR file
             records none, so it needs sdxl; its own robust encoder is used unless one is given, and
             one must be given if it has none. "clean" as robust_encoder is the ordinary encoder.
+            loras, see `lora_files`, are merged into the SDXL file.
         dtype: Dtype of UNet, adaptor, connector and text towers. Both encoders and the decoder are
             float32.
         ignored_keys: Keys that the files may have in addition; see `ignored` of `load_parts`.
@@ -118,6 +121,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             "experiment=zerosft or another stage-2 experiment, or a SUPIR file"
         )
     own = {"sdxl": str(path)} if {"unet", "vae", "clip_l", "clip_g"} <= set(info.parts) else {}
+    if base := base_of(info.path):
+        own |= {"sdxl": base}
     if "robust_encoder" in info.parts:
         own |= {"robust_encoder": str(path)}
     elif "robust_encoder" in info.metadata:  # "clean": see `convert`
@@ -194,7 +199,7 @@ def _build(architecture: Mapping[str, Any]) -> Networks:
 def _loads(
     path: str | Path,
     networks: Networks,
-    files: Mapping[str, str | None],
+    files: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> list[Load]:
     """Return the file each part is loaded from; later loads override earlier ones."""
@@ -212,7 +217,14 @@ def _loads(
     vae_file = files[vae_key]
     assert sdxl is not None and vae_file is not None  # load_networks has checked
     loads = [
-        Load(path=sdxl, parts=base, dtype=dtype, key="weights.sdxl", ignored=ignored),
+        Load(
+            path=sdxl,
+            parts=base,
+            dtype=dtype,
+            key="weights.sdxl",
+            ignored=ignored,
+            loras=lora_files(files.get("loras")),
+        ),
         Load(
             path=vae_file,
             parts=coders,

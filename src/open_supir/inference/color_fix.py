@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from open_supir.base.devices import exact
+
 WAVELET_LEVELS = 5
 ADAIN_EPS = 1e-5
 STRIP_PIXELS = 2**20  # maximum size of a strip; a strip has at least one row
@@ -68,7 +70,7 @@ def adain_color_fix(
     target_mean, target_std = _statistics(reference, eps, strip_pixels)
     scale = target_std / std
     shift = target_mean - mean * scale
-    return torch.addcmul(shift.to(image), image, scale.to(image))
+    return torch.addcmul(shift.float().to(image), image, scale.float().to(image))
 
 
 def no_color_fix(
@@ -105,10 +107,10 @@ def _coarse(image: Tensor, levels: int) -> Tensor:
 
 
 def _statistics(image: Tensor, eps: float, strip_pixels: int) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (B, 3, 1, 1); float64, to sum strips accurately."""
-    total = squares = torch.zeros((), dtype=torch.float64, device=image.device)
+    """Return mean and standard deviation (B, 3, 1, 1); summed in float64 on the CPU."""
+    total = squares = torch.zeros((), dtype=torch.float64)
     for top, bottom in _strips(image, strip_pixels):
-        strip = image[..., top:bottom, :].double()
+        strip = exact(image[..., top:bottom, :])
         total = total + strip.sum(dim=(2, 3), keepdim=True)
         squares = squares + strip.square().sum(dim=(2, 3), keepdim=True)
     count = image.shape[-2] * image.shape[-1]

@@ -5,11 +5,11 @@ offloading parts from the device, which is slowest and comes last.
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass, replace
 
 import torch
 
+from open_supir.base.devices import total_memory as _memory
 from open_supir.inference.options import RestoreOptions
 from open_supir.networks import AutoencoderKL, ControlledUNet
 
@@ -131,9 +131,3 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _sampled(options: RestoreOptions, **changes: int | bool) -> RestoreOptions:
     return replace(options, sampler=dataclasses.replace(options.sampler, **changes))  # type: ignore[arg-type]
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -13,12 +13,15 @@ from open_supir.base.files import sha256_of
 from open_supir.base.places import SHIPPED_MODEL, located
 from open_supir.base.registry import build, trust
 from open_supir.base.run_folders import newest_checkpoint
+from open_supir.checkpoints.hub_folder import CONFIG
+from open_supir.checkpoints.loras import lora_files
 from open_supir.diffusion.one_step import OneStepSettings
 from open_supir.inference.caption_cache import CachedCaptioner
 from open_supir.inference.captioner import Captioner
 from open_supir.inference.checkpoint import read_recipe
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.restorer import Restorer
+from open_supir.networks.switches import Compilation, compile_networks
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +33,10 @@ class Model:
     checkpoint: Path  # a stage-2 checkpoint or a SUPIR file
     recipe: Mapping[str, Any]  # its recipe; see `read_recipe`
     # base files that replace those named by the checkpoint; see `load_networks`
-    weights: Mapping[str, str | None]
-    dtype: str = "float32"  # dtype of the networks: float32, bfloat16 or float16
+    weights: Mapping[str, Any]
+    dtype: str = "float32"  # dtype of the networks: float32, bfloat16 or float16; see `best_dtype`
     quantize: str | None = None  # int8 or fp8 for the UNet's linear weights; None keeps their dtype
+    compile: Compilation = "off"  # see `compile_networks`
     ignored_keys: tuple[str, ...] = ()  # keys the files may have in addition; see `load_parts`
 
     def __post_init__(self) -> None:
@@ -99,12 +103,19 @@ class Model:
                 "another sampler or preset, or a checkpoint of experiment=one_step"
             )
 
-    def described(self) -> dict[str, str | None]:
+    @property
+    def loras(self) -> list[dict[str, Any]]:
+        """Name, scale and SHA-256 of the LoRAs in use, given or recorded, in order."""
+        given = self.weights.get("loras")
+        used = self.recipe["weights"].get("loras") if given is None else given
+        return [lora.described() for lora in lora_files(used)]
+
+    def described(self) -> dict[str, Any]:
         """Return the model's description for records: names and hashes of its files, no folders.
 
         Reads all files completely.
         """
-        said = {
+        said: dict[str, Any] = {
             "checkpoint": self.checkpoint.name,
             "sha256": sha256_of(self.checkpoint),
             "dtype": self.dtype,
@@ -113,11 +124,11 @@ class Model:
         if self.ignored_keys:
             said["ignored_keys"] = ", ".join(self.ignored_keys)
         for name, value in self.weights.items():
-            if value:
+            if value and name != "loras":
                 file = located(value)
                 known = sha256_of(file) if file.exists() else None  # e.g. "clean"
                 said |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
-        return said
+        return said | ({"weights.loras": self.loras} if self.loras else {})
 
     def load(
         self,
@@ -131,7 +142,7 @@ class Model:
         Raises:
             FileNotFoundError, ValueError: See `Restorer.from_checkpoint`.
         """
-        return Restorer.from_checkpoint(
+        restorer = Restorer.from_checkpoint(
             self.checkpoint,
             recipe=self.recipe,
             weights=self.weights,
@@ -142,6 +153,8 @@ class Model:
             ignored_keys=self.ignored_keys,
             **vars(options),
         )
+        compile_networks(restorer.network, self.compile)
+        return restorer
 
 
 def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
@@ -152,7 +165,7 @@ def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
     """
     if checkpoint is not None:
         path = located(checkpoint)
-        if not path.is_file():
+        if not path.is_file() and not (path / CONFIG).is_file():
             raise FileNotFoundError(f"checkpoint={path}: file not found")
         return path
     newest = newest_checkpoint(runs_dir, stage="supir")

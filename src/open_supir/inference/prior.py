@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from open_supir.base.devices import find_device
 from open_supir.base.dtypes import parse_dtype
 from open_supir.checkpoints.load import Load, load_all
 from open_supir.diffusion import Denoiser, SamplerSettings
@@ -62,15 +63,14 @@ def load_prior(
         unet, vae, conditioner: How to build them, as in a checkpoint's recipe.
         denoiser, settings: Arguments of Denoiser and SamplerSettings; `_target_` is ignored.
         size_condition: (h, w) given to the conditioner; None is the image's size.
-        device: `auto` is the GPU if there is one.
+        device: See `find_device`.
         dtype: Dtype of UNet and text towers; the autoencoder is float32.
 
     Raises:
         FileNotFoundError, KeyError, ValueError: The file is missing or wrong; the message names it.
     """
     precision = parse_dtype(dtype)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    place = find_device(device)
     network: UNet = build_on_meta(unet)
     coder: AutoencoderKL = build_on_meta(vae)
     towers: Conditioner = build_on_meta(conditioner)
@@ -82,7 +82,7 @@ def load_prior(
         ]
     )
     for module in (network, coder, towers):
-        module.to(device).requires_grad_(False).eval()
+        module.to(place).requires_grad_(False).eval()
     return Prior(
         unet=network,
         vae=coder,

@@ -34,7 +34,7 @@ from open_supir.inference.result import Restoration
 RECORD_VERSION = 1
 
 
-def job_key(options: RestoreOptions, model: Mapping[str, str | None]) -> str:
+def job_key(options: RestoreOptions, model: Mapping[str, Any]) -> str:
     """Return a hash of everything except the image that determines the result."""
     text = json.dumps([RECORD_VERSION, options.described(), dict(model)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -66,7 +66,7 @@ def restore_file(
     *,
     output: Path,
     key: str,
-    model: Mapping[str, str | None],
+    model: Mapping[str, Any],
     max_pixels: int = MAX_PIXELS,
     max_output_pixels: int | None = None,
     overwrite: bool = False,
@@ -159,7 +159,7 @@ def check_result(photo: Photo, options: RestoreOptions, max_pixels: int | None) 
         )
 
 
-def describe(result: Restoration, model: Mapping[str, str | None]) -> dict[str, Any]:
+def describe(result: Restoration, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a result was made, as plain values; identical for identical inputs."""
     return {
         "caption": result.caption,

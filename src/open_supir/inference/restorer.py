@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_supir.base.dtypes import is_finite
+from open_supir.base.devices import best_dtype, find_device, free_cache
+from open_supir.base.dtypes import is_finite, parse_dtype
+from open_supir.base.hub import HF
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
+from open_supir.base.places import located
 from open_supir.base.registry import build
 from open_supir.diffusion import Denoiser, restore_latent
 from open_supir.diffusion.restoration import image_noise
@@ -104,7 +107,7 @@ class Restorer:
         path: str | Path,
         *,
         recipe: Mapping[str, Any] | None = None,
-        weights: Mapping[str, str | None] | None = None,
+        weights: Mapping[str, Any] | None = None,
         captioner: Captioner | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -117,7 +120,8 @@ class Restorer:
         Args:
             path: A training checkpoint of stage supir, or a SUPIR file.
             recipe: The result of `read_recipe`, if the caller already has it.
-            weights: Base files that replace the recorded ones: sdxl, vae, robust_encoder.
+            weights: Base files that replace the recorded ones: sdxl, vae, robust_encoder,
+                loras.
             captioner, device, dtype: See the class.
             quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
             ignored_keys: Keys that the files may have in addition; see `load_parts`.
@@ -143,6 +147,36 @@ class Restorer:
 
             quantize_weights(restorer.network.unet, quantize)
         return restorer
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | str | None = None,
+        **more: Any,
+    ) -> "Restorer":
+        """Build a restorer from a folder of `convert format=hub`, or a repository OWNER/REPO.
+
+        Args:
+            revision: Branch, tag or commit of the repository.
+            device: See `find_device`.
+            dtype: None is `best_dtype` of the device.
+            more: As in `from_checkpoint`.
+
+        Raises:
+            OSError: The repository or a file of it cannot be had; see `fetch`.
+            ValueError: See `from_checkpoint`.
+        """
+        at = f"@{revision}" if revision else ""
+        folder = Path(name) if Path(name).is_dir() else located(f"{HF}{name}{at}")
+        place = find_device(str(device))
+        precision = dtype or best_dtype(place)
+        if isinstance(precision, str):
+            precision = parse_dtype(precision)
+        return cls.from_checkpoint(folder, device=place, dtype=precision, **more)
 
     @property
     def native_tile(self) -> int:
@@ -258,8 +292,7 @@ class Restorer:
             given_up = [*given_up, rung]
             log.warning("out of memory; retrying with %s", rung.name)
             gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_cache(self.device)
 
     def _fit(
         self, options: RestoreOptions, size: tuple[int, int]

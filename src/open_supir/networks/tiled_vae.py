@@ -21,6 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.devices import exact
 from open_supir.networks.vae import (
     AttnBlock,
     AutoencoderKL,
@@ -294,7 +295,7 @@ class _WholeNorm(nn.Module):
         """Merge the tile's mean and squared deviations into the canvas's (Chan et al. 1979)."""
         groups = x.float().reshape(len(x), self.norm.num_groups, -1)
         variance, mean = torch.var_mean(groups, dim=-1, correction=0)
-        variance, mean = variance.double().cpu(), mean.double().cpu()
+        variance, mean = exact(variance), exact(mean)
         count = groups.shape[-1]
         total = self.count + count
         delta = mean - self.mean
@@ -304,7 +305,7 @@ class _WholeNorm(nn.Module):
 
     def finish(self) -> None:
         """Turn the statistics into one scale and shift per channel."""
-        weight, bias = (p.double().cpu() for p in (self.norm.weight, self.norm.bias))
+        weight, bias = exact(self.norm.weight), exact(self.norm.bias)
         each = self.norm.num_channels // self.norm.num_groups
         deviation = (self.spread / self.count + self.norm.eps).sqrt().repeat_interleave(each, dim=1)
         scale = weight / deviation

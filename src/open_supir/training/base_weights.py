@@ -17,6 +17,7 @@ from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.files import open_checkpoint
 from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.load import Load, ignored_for, load_all, prediction_of
+from open_supir.checkpoints.loras import LoraFile, lora_files
 from open_supir.checkpoints.parts import read_contents
 from open_supir.networks import Conditioner, ControlledUNet, RobustEncoder
 from open_supir.training import (
@@ -32,17 +33,20 @@ UNETS = {SupirModule: "sdxl", PriorModule: "prior"}  # the key of `weights` that
 
 
 class Source(NamedTuple):
-    """A base file, the setting that names it, and patterns of extra keys that it may hold."""
+    """A base file, the setting that names it, patterns of extra keys that it may hold, and LoRAs
+    to merge into it.
+    """
 
     path: str
     key: str
     ignored: tuple[str, ...]
+    loras: tuple[LoraFile, ...] = ()
 
     def load(self, parts: dict[str, nn.Module], dtype: torch.dtype, **more: Any) -> Load:
         """Return a `Load` of parts from this file; `more` as in `load_parts`."""
-        return Load(
-            path=self.path, key=self.key, parts=parts, dtype=dtype, ignored=self.ignored, **more
-        )
+        loras = self.loras if set(parts) - {"vae", "robust_encoder"} else ()
+        named = {"path": self.path, "key": self.key, "ignored": self.ignored, "loras": loras}
+        return Load(parts=parts, dtype=dtype, **named, **more)
 
 
 def pick_inputs(
@@ -111,7 +115,7 @@ def load_base_weights(
         path = weights["vae"]
         source = Source(path, "weights.vae", ())
         loads = [] if path is None else [source.load({"vae": module.vae}, torch.float32)]
-        used: dict[str, str | None] = {} if path is None else {"vae": path}
+        used: dict[str, Any] = {} if path is None else {"vae": path}
     else:
         frozen = _frozen_dtype(weights["frozen_dtype"], precision)
         for stage, key in UNETS.items():
@@ -131,11 +135,14 @@ def load_base_weights(
 
 def _loads(
     module: nn.Module, weights: Mapping[str, Any], frozen: torch.dtype, ignored: tuple[str, ...]
-) -> tuple[list[Load], dict[str, str | None]]:
+) -> tuple[list[Load], dict[str, Any]]:
     """Return what to load, and the files used by key of `weights`; frozen parts in `frozen`."""
-    sdxl = Source(weights["sdxl"], "weights.sdxl", ignored)
+    loras = lora_files(weights.get("loras"))
+    if loras and not isinstance(module, SupirModule):
+        raise ValueError("weights.loras: only stage 2 has a frozen UNet and text towers; leave out")
+    sdxl = Source(weights["sdxl"], "weights.sdxl", ignored, loras)
     vae = Source(weights["vae"], "weights.vae", ignored) if weights["vae"] else sdxl
-    used: dict[str, str | None] = {"sdxl": weights["sdxl"], "vae": weights["vae"]}
+    used: dict[str, Any] = {"sdxl": weights["sdxl"], "vae": weights["vae"]}
     robust = None if weights["robust_encoder"] == "clean" else weights["robust_encoder"]
     if isinstance(module, PriorModule):
         loads = [vae.load({"vae": module.vae}, frozen), *_prior_loads(module, weights["prior"])]
@@ -152,7 +159,9 @@ def _loads(
             _trained_load(module.network, sdxl, supir=weights["supir"]),
             *_robust_encoder_loads(robust, module.robust_encoder, vae, dtype=frozen),
         ]
-        return loads, used | {"robust_encoder": robust, "supir": weights["supir"]}
+        recorded: dict[str, Any] = {"robust_encoder": robust, "supir": weights["supir"]}
+        recorded |= {"loras": [lora.plain() for lora in loras]} if loras else {}
+        return loads, used | recorded
     raise TypeError(f"no base weights are known for {type(module).__name__}")
 
 
