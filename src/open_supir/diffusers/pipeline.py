@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from open_supir.inference import Restorer
 OnStepEnd = Callable[[DiffusionPipeline, int, float, dict[str, Tensor]], Any]
 
 
-class SupirModel(nn.Module):
+class SupirModel(ModelMixin):
     """All networks of a restorer as one module, which diffusers loads, moves and converts."""
 
     def __init__(self, restorer: Restorer) -> None:
