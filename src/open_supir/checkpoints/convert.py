@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_supir.base.dtypes import parse_dtype
-from open_supir.base.files import sha256_of
+from open_supir.base.hashes import weights_sha256
 from open_supir.base.hub import is_named, named
 from open_supir.base.places import CONF, located
 from open_supir.checkpoints.export import (
@@ -209,7 +209,7 @@ def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
         return {"base": Path(path).name}
     checkpoint = open_checkpoint(path, key="base")
     licence = checkpoint.metadata.get("license") or checkpoint.metadata.get("modelspec.license")
-    words = {"base": checkpoint.path.name, "base_sha256": sha256_of(checkpoint.path)}
+    words = {"base": checkpoint.path.name, "base_sha256": weights_sha256(checkpoint.path)}
     return words | {"base_license": licence or UNSTATED}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_supir.base.files import sha256_of
+from open_supir.base.hashes import weights_sha256
 from open_supir.base.places import located
 from open_supir.checkpoints.files import Checkpoint, TensorSpec, open_checkpoint
 from open_supir.checkpoints.identify import DESCRIPTIONS, kind_of
@@ -43,12 +43,12 @@ class LoraFile:
 
     def plain(self) -> dict[str, Any]:
         """Return it as a recipe records it, with the hash of the file."""
-        return {"path": self.path, "scale": self.scale, "sha256": sha256_of(_file(self.path))}
+        return {"path": self.path, "scale": self.scale, "sha256": weights_sha256(_file(self.path))}
 
     def described(self) -> dict[str, Any]:
         """Return it for records: without folders."""
         file = _file(self.path)
-        return {"name": file.name, "scale": self.scale, "sha256": sha256_of(file)}
+        return {"name": file.name, "scale": self.scale, "sha256": weights_sha256(file)}
 
 
 class _Specs(Checkpoint):
@@ -192,7 +192,7 @@ def _read(
 ) -> dict[str, dict[str, list[tuple[str, Change]]]]:
     """Return the changes of a LoRA: part -> our name -> markers and changes."""
     checkpoint = open_checkpoint(_file(lora.path), key="weights.loras")
-    if lora.sha256 not in (None, sha256_of(checkpoint.path)):
+    if lora.sha256 not in (None, weights_sha256(checkpoint.path)):
         raise ValueError(
             f"{checkpoint.path}: not the LoRA that the checkpoint was trained with; name the right "
             "file, or this one to use it: weights.loras=[FILE]"

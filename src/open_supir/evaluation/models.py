@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from open_supir.base.files import sha256_of
+from open_supir.base.hashes import weights_sha256
 from open_supir.base.places import located
 from open_supir.evaluation.baselines import digest_folder, folder_outputs, spandrel_models
 from open_supir.evaluation.samples import Method
@@ -58,7 +59,7 @@ def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, A
     files: dict[str, Any] = {key: _weights_hash(path) for key, path in given.items()}
     files |= {"loras": model.loras} if model.loras else {}
     files |= {"dtype": model.dtype} if model.dtype != "float32" else {}
-    loaded: dict[str, Any] = {"checkpoint": sha256_of(model.checkpoint), **files}
+    loaded: dict[str, Any] = {"checkpoint": weights_sha256(model.checkpoint), **files}
     restored = {**loaded, "captioner": captioner, "options": restorer.options.described()}
     methods: dict[str, Method] = {
         "ordinary_encoder": lambda sample: restorer.clean(sample.lq, robust=False),
@@ -102,4 +103,4 @@ def _named(outputs: str | Mapping[str, str] | None) -> dict[str, Path]:
 
 def _weights_hash(path: str) -> str:
     file = located(path)
-    return sha256_of(file) if file.is_file() else path  # a diffusers folder, or `clean`
+    return weights_sha256(file) if file.is_file() else path  # a diffusers folder, or `clean`

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from open_supir.base.dtypes import parse_dtype
-from open_supir.base.files import sha256_of
+from open_supir.base.hashes import weights_sha256
 from open_supir.base.places import SHIPPED_MODEL, located
 from open_supir.base.registry import build, trust
 from open_supir.base.run_folders import newest_checkpoint
@@ -117,7 +117,7 @@ class Model:
         """
         said: dict[str, Any] = {
             "checkpoint": self.checkpoint.name,
-            "sha256": sha256_of(self.checkpoint),
+            "sha256": weights_sha256(self.checkpoint),
             "dtype": self.dtype,
             "quantize": self.quantize,
         }
@@ -126,7 +126,7 @@ class Model:
         for name, value in self.weights.items():
             if value and name != "loras":
                 file = located(value)
-                known = sha256_of(file) if file.exists() else None  # e.g. "clean"
+                known = weights_sha256(file) if file.exists() else None  # e.g. "clean"
                 said |= {f"weights.{name}": file.name, f"weights.{name}.sha256": known}
         return said | ({"weights.loras": self.loras} if self.loras else {})
 
