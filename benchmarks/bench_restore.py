@@ -22,6 +22,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from open_supir.base.registry import build
 from open_supir.checkpoints import load_parts
 from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
@@ -42,13 +43,13 @@ def networks(scale: str, *overrides: str, dtype: torch.dtype = torch.float32) ->
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides=["experiment=zerosft", f"scale={scale}", *overrides])
 
-    def build(name: str) -> Any:
+    def part(name: str) -> Any:
         return build(OmegaConf.to_container(cfg[name], resolve=True))  # type: ignore[arg-type]
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # built at once in the dtype they run in
     try:
-        parts = {n: build(n) for n in ("unet", "control", "connector", "vae", "conditioner")}
+        parts = {n: part(n) for n in ("unet", "control", "connector", "vae", "conditioner")}
     finally:
         torch.set_default_dtype(default)
     return parts
