@@ -73,7 +73,7 @@ demo-prior: $(STAMP)  ## retrain and pack the model of the embedded default (hou
 	$(PY) -m src.train experiment=robust_encoder $(PRIOR_DATA) weights.sdxl=$(BASE) $(WHOLE) data.global_batch=4 \
 		"weights.robust_encoder=$(call newest,robust_encoder)" max_steps=5700 degradation.config.second.prob=0.1
 	$(PY) -m src.train experiment=zerosft $(PRIOR_DATA) weights.sdxl=$(BASE) $(WHOLE) data.global_batch=6 \
-		data.val_size=8 max_steps=1100
+		data.val_size=8 max_steps=2600
 	$(PY) -m src.convert "input=$(call newest,zerosft)" $(PACK) output=$(SHIPPED) format=complete
 
 clean:  ## delete the environment, caches and demo shards, but not runs/
