@@ -26,7 +26,7 @@ def trainer_with(**attributes: Any) -> Any:
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_should_accumulate=lambda: False))
     defaults: dict[str, Any] = dict(
         global_step=1, global_rank=0, world_size=1, loggers=[Logger()], fit_loop=loop,
-        datamodule=SimpleNamespace(sources={"photos": 0, "face": 0}),
+        datamodule=SimpleNamespace(sources={"photos": 0, "face": 0}), checkpoint_callbacks=[],
     )  # fmt: skip
     return SimpleNamespace(**{**defaults, **attributes})
 
@@ -92,6 +92,29 @@ def test_flops_are_put_against_the_peak() -> None:
     assert logged["perf/tflops_per_device"] == pytest.approx(tflops)
     assert logged["perf/mfu"] == pytest.approx(tflops / 1e-6)
     assert 0 <= logged["perf/data_wait"] <= 1 and logged["perf/peak_memory_gb"] > 0.05
+
+
+def test_saving_a_checkpoint_is_no_waiting_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: steps of 2 s, waits of 1 s, and 5 s of saving in between."""
+    now, logged = [0.0], {}
+    monkeypatch.setattr("open_supir.training.monitoring.time.perf_counter", lambda: now[0])
+    saver = SimpleNamespace(seconds=3.0)  # from before
+    trainer = trainer_with(global_step=0, is_global_zero=False, checkpoint_callbacks=[saver])
+    module: Any = SimpleNamespace(
+        device=torch.device("cpu"), log_dict=lambda metrics, **_: logged.update(metrics)
+    )
+    throughput, batch = Throughput(every=2), {"hq": torch.zeros(4, 3, 8, 8)}
+    throughput.on_train_start(trainer, module)
+    for step in (1, 2):
+        now[0] += 1
+        throughput.on_train_batch_start(trainer, module, batch, step)
+        now[0] += 2
+        trainer.global_step = step
+        throughput.on_train_batch_end(trainer, module, None, batch, step)
+        now[0] += 5
+        saver.seconds += 5
+    assert logged["perf/data_wait"] == pytest.approx(2 / 6)
+    assert logged["perf/images_per_s"] == pytest.approx(8 / 6)
 
 
 def test_norms_are_by_part() -> None:

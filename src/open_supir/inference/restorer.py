@@ -194,12 +194,16 @@ class Restorer:
 
     @torch.no_grad()
     def preview(self, denoised: Tensor) -> Tensor:
-        """Decode a reduced estimate of the clean latent (1, C, h, w) quickly, to (3, H', W')."""
+        """Decode a reduced estimate of the clean latent (1, C, h, w) quickly, to (3, H', W').
+
+        May be called between the steps of a call, whose options may keep the VAE on the CPU.
+        """
         scale = min(1.0, PREVIEW_SIDE / max(denoised.shape[-2:]))
         if scale < 1:
             size = [max(1, round(side * scale)) for side in denoised.shape[-2:]]
             denoised = nn.functional.interpolate(denoised, size=size, mode="area")
-        with self._at_work(self.options, self.vae):
+        kept = next((p.device for p in self.vae.parameters()), self.device)
+        with self._at_work(replace(self.options, offload=kept != self.device), self.vae):
             return to_unit(self.vae.decode(denoised.to(self.device)))[0].cpu()
 
     @torch.no_grad()

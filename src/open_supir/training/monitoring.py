@@ -42,10 +42,12 @@ class Throughput(pl.Callback):
         self.images = 0
         self.waited = 0.0
         self.since = self.last_end = 0.0
+        self.saved = 0.0  # seconds that checkpoints had taken when last looked
         self.tflop_per_image: float | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        self._saving(trainer)
         self.since = self.last_end = time.perf_counter()
         if self.peak_tflops is None and pl_module.device.type == "cuda":
             device = torch.cuda.get_device_name(pl_module.device)
@@ -55,8 +57,10 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the time since the last step as waiting."""
-        self.waited += time.perf_counter() - self.last_end
+        """Count the time since the last step as waiting, but for that of saving a checkpoint."""
+        saving = self._saving(trainer)
+        self.waited += time.perf_counter() - self.last_end - saving
+        self.since += saving
         if self.tflop_per_image is None and trainer.is_global_zero:
             start = time.perf_counter()
             recipe: Any = pl_module.recipe
@@ -90,8 +94,15 @@ class Throughput(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave validation out of the figures."""
+        self._saving(trainer)
         self.images, self.waited = 0, 0.0
         self.since = self.last_end = time.perf_counter()
+
+    def _saving(self, trainer: pl.Trainer) -> float:
+        """Return the seconds that checkpoints took since the last call."""
+        total = sum(getattr(saver, "seconds", 0.0) for saver in trainer.checkpoint_callbacks)
+        before, self.saved = self.saved, total
+        return total - before
 
 
 class LossBreakdown(pl.Callback):

@@ -1,5 +1,6 @@
 """SaveCheckpoints: when checkpoints are written, and which ones are kept."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class SaveCheckpoints(Checkpoint):
         self.folder = Path(dirpath)
         self.every, self.keep, self.milestones = every, keep, milestones
         self.saved_step = -1
+        self.seconds = 0.0  # spent so far
         self.ranks = Ranks()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,6 +78,7 @@ class SaveCheckpoints(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> Path:
         """Write a checkpoint now and return its path; every rank must call this."""
+        start = time.perf_counter()
         path = self.folder / f"step_{trainer.global_step:07d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         self.saved_step = trainer.global_step
@@ -83,6 +86,7 @@ class SaveCheckpoints(Checkpoint):
             point_to(self.folder / LAST, path)
             for old in self._superfluous():
                 trainer.strategy.remove_checkpoint(old)
+        self.seconds += time.perf_counter() - start
         return path
 
     def _superfluous(self) -> list[Path]:
