@@ -138,6 +138,7 @@ def overrides(images: Path, output: Path, runner: str, workers: int) -> list[str
         f"runner.num_workers={workers}",
         "dedup.max_distance=3",
         "thresholds.bounds.sharpness=null",
+        "thresholds.bounds.focus=null",
         "thresholds.bounds.flat=null",
     ]
 

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from open_supir.curation.measures import (
     flat_share,
+    focus,
     laplacian_variance,
     measure,
     perceptual_hash,
@@ -27,6 +28,28 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     luma = _luma()
     expected = ndimage.convolve(luma.astype(float), np.array(KERNEL))[1:-1, 1:-1].var()
     assert laplacian_variance(luma) == pytest.approx(expected, rel=1e-5)
+
+
+def test_focus_is_that_of_the_sharpest_tiles_whatever_the_rest() -> None:
+    """Ten tiles of 64, of which one (and then two) hold noise: the quantile by numpy's rule."""
+    edges = np.zeros((64, 640), dtype=np.int16)
+    edges[:, 64:128] = np.where(np.indices((64, 64)).sum(axis=0) % 2, 30, -30)
+    assert focus(edges, share=0.1) == pytest.approx(0.1 * 900)  # between first and second tile
+    assert focus(edges) == pytest.approx(0.91 * 900)
+    edges[:, 256:320] = edges[:, 64:128]
+    assert focus(edges, share=0.1) == pytest.approx(900)
+    assert focus(edges[:20, :64]) == 0  # smaller than a tile: one tile
+
+
+def test_a_soft_background_is_no_blur() -> None:
+    """A sharp fifth of a photograph, on a background that is all but even."""
+    sharp = load_photo("astronaut.png").resize((640, 640))
+    soft = sharp.filter(ImageFilter.GaussianBlur(8))
+    both = soft.copy()
+    both.paste(sharp.crop((192, 128, 512, 448)), (192, 128))
+    scores = [measure(np.asarray(picture)) for picture in (sharp, both, soft)]
+    assert scores[1]["focus"] > 0.5 * scores[0]["focus"] > 100 * scores[2]["focus"]
+    assert scores[1]["sharpness"] < 0.5 * scores[0]["sharpness"]
 
 
 def test_gradient_is_sobels() -> None:

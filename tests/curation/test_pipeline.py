@@ -1,5 +1,6 @@
 """All steps in this process, and what later runs do."""
 
+import csv
 import json
 import re
 import shutil
@@ -191,6 +192,27 @@ def test_changed_thresholds_decode_nothing_again(
     left = len(shards(tmp_path / "out", "positive"))
     assert 0 < left < GOOD
     assert left == statistics(tmp_path / "out", "select")["kept"]
+
+
+def test_a_run_ends_with_what_came_out_and_a_table_of_every_image(
+    candidates: Path, tmp_path: Path
+) -> None:
+    """Of the good ones one has a caption; the flat one is stored, and refused by its contrast."""
+    captions = CaptionStep(captioner=None, cache=str(tmp_path))
+    made = settings(candidates, tmp_path / "out", negatives=None, num_negatives=0, caption=captions)
+    lines = Pipeline(made, HERE).run(STEPS).splitlines()
+    assert lines[0] == f"kept {GOOD} of {GOOD + len(BAD) + 1} images"
+    assert lines[1] == "refused 5: damaged image 3, contrast below 5 1, too small 1"
+    assert f"shards: {tmp_path}/out/shards/positive, {GOOD} samples in 4 tars" in lines
+    assert any(line.startswith(f"{GOOD - 1} images have no caption; ") for line in lines)
+    assert lines[-1].endswith(f"src.train experiment=zerosft data=folder data.root={tmp_path}/out")
+    assert Pipeline(made, HERE).run(("filter",)) == ""
+    with (tmp_path / "out/report/images.csv").open() as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert {name: rows[name]["reason"] for name in BAD} == BAD
+    assert rows["flat.png"]["reason"] == "contrast below 5"
+    assert float(rows["flat.png"]["contrast"]) == 0 and rows["small.jpg"]["contrast"] == ""
+    assert sum(row["reason"] == "" for row in rows.values()) == GOOD
 
 
 def test_report_counts_draws_and_shows_both_sides_without_outside_parts(built: Path) -> None:

@@ -122,7 +122,8 @@ def test_killed_command_goes_on_and_ends_at_once_when_finished(many: Path, tmp_p
     command = [
         sys.executable, "-m", "src.curate", f"input={many}", f"output={output}", "unit_size=3",
         "filter.size=48", "runner.num_workers=2", "shards.shard_size=6", "negatives.count=2",
-        "thresholds.bounds.sharpness=null", "thresholds.bounds.flat=null",
+        "thresholds.bounds.sharpness=null", "thresholds.bounds.focus=null",
+        "thresholds.bounds.flat=null",
     ]  # fmt: skip
     for _ in range(KILLS):
         run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)

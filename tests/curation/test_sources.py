@@ -30,6 +30,8 @@ def test_folder_is_split_into_units_and_each_image_is_in_one(tmp_path: Path) -> 
     units = list_units(settings, tmp_path / "work")
     read = _read(units)
     assert [unit.name for unit in units] == ["000000", "000001", "000002"]
+    *read, note = read
+    assert note.error is not None and note.error.reason == "not an image"
     assert [Path(c.path).name for c in read] == ["a.jpg", "b.png", "c.webp", "d.jpg", "e.jpg"]
     assert len({c.key for c in read}) == 5
     assert {(c.source, c.licence) for c in read} == {("s", "CC0")}
@@ -146,3 +148,38 @@ def test_folder_of_images_and_tars_gives_both_but_not_what_the_pipeline_wrote(
     monkeypatch.chdir("/")
     assert [unit.inputs["kind"] for unit in units] == ["files", "tar"]
     assert [c.error for c in _read(units)] == [None] * 3  # found from any folder
+
+
+def test_what_is_no_input_is_listed_with_its_reason(tmp_path: Path) -> None:
+    """Linked folders are read; broken links, archives and other files have a row each."""
+    far = _folder(tmp_path / "far", "far.jpg")
+    folder = _folder(tmp_path / "in", "a.jpg b.jfif c.jpe d.gif")
+    (folder / "linked").symlink_to(far)
+    (folder / "circle").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "gone").symlink_to("nowhere")
+    for name in ("old.tar.gz", "raw.cr2", "list.csv", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    read = _read(list_units(InputSettings(paths={"s": str(folder)}), tmp_path / "work"))
+    names = {Path(c.path).name: c.error and c.error.reason for c in read}
+    assert names == {
+        "far.jpg": None, "a.jpg": None, "b.jfif": None, "c.jpe": None, "d.gif": None,
+        "gone.jpg": "file missing", "gone": "link leads nowhere", "old.tar.gz": "archive",
+        "raw.cr2": "not an image", "list.csv": "not an image", "circle": "folder is read already",
+    }  # fmt: skip
+    assert len({c.key for c in read}) == len(read)
+
+
+def test_captions_of_any_name_and_encoding_are_read_or_listed(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in", "a.jpg b.jpg c.jpg d.jpg e.jpg")
+    (folder / "a.TXT").write_bytes("Zoë".encode("latin-1"))
+    (folder / "b.jpg.txt").write_bytes("un été".encode("utf-16"))
+    (folder / "c.txt").write_text("word " * 5000)
+    (folder / "d.txt").write_bytes("кошка на крыше".encode("cp1251"))
+    read = _read(list_units(InputSettings(paths={"s": str(folder)}), tmp_path / "work"))
+    captions = {Path(c.path).name: c.caption for c in read if c.error is None}
+    assert captions.pop("c.jpg") == " ".join(["word"] * 5000)
+    assert captions == {"a.jpg": "Zoë", "b.jpg": "un été", "d.jpg": None, "e.jpg": None}
+    (bad,) = [c for c in read if c.error is not None]
+    assert Path(bad.path).name == "d.txt" and bad.error is not None
+    assert bad.error.reason == "caption cannot be read" and "UTF-8" in bad.error.detail

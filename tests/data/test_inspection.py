@@ -125,3 +125,14 @@ def test_command_prints_the_tables_and_its_exit_status_tells(
     with pytest.raises(SystemExit) as stopped:
         main()
     assert "not fit for training: 3 of 12 decoded samples were refused" in str(stopped.value.code)
+
+
+def test_linked_folders_are_checked(tmp_path: Path) -> None:
+    """Training reads them."""
+    shard_folder(tmp_path / "far", [2])
+    os.truncate(tmp_path / "far/s-000.tar", 1000)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/positive").symlink_to(tmp_path / "far")
+    assert shard_folders(tmp_path / "set") == [tmp_path / "set/positive"]
+    reports = inspect_folders(str(tmp_path / "set"), SETTINGS)
+    assert "faulty" in str(verdict(reports, 0.5))

@@ -24,18 +24,19 @@ BUILD = partial(instantiate, _convert_="all")
 def main(cfg: DictConfig) -> None:
     """Run the command line; exit with status 1 if units failed."""
     try:
-        curate(cfg)
+        print(curate(cfg), end="")
     except (UnitsFailed, OpenError, ImportError) as error:
         raise ValueError(str(error)) from error
 
 
-def curate(cfg: DictConfig) -> None:
-    """Run the configured steps."""
+def curate(cfg: DictConfig) -> str:
+    """Run the configured steps; return what came out, in lines."""
     require(cfg, "input", "output")
     values = plain(cfg)
     settings = settings_of(values, BUILD)
     runner = instantiate(cfg.runner, _convert_="all")
-    Pipeline(settings, runner).run(steps_of(values["step"]))
+    said = Pipeline(settings, runner).run(steps_of(values["step"]))
+    return f"{said}\n" if said else ""
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from open_supir.curation.reading import Candidate, read_candidates
 from open_supir.curation.sources import file_digest, printable
 from open_supir.curation.step_settings import FilterSettings
 from open_supir.curation.tables import write_rows
+from open_supir.curation.thresholds import MEASURES
 from open_supir.curation.work import Unit
+from open_supir.data.captions import fit_storage
 from open_supir.data.jpeg_rows import encode_jpeg
 from open_supir.data.samples import ImageLimits, SampleError
 from open_supir.data.shards import StoredSample, write_shard
@@ -31,13 +33,7 @@ ROWS = pa.schema(
     + [(n, pa.int32()) for n in ("original_height", "original_width", "height", "width", "bytes")]
     + [("normalised", pa.list_(pa.string())), ("tile", pa.string()), ("digest", pa.string())]
     + [("phash", pa.uint64())]
-    + [
-        (n, pa.float32())
-        for n in (
-            "aspect", "jpeg_quality", "sharpness", "flat", "dark", "bright", "luma", "contrast",
-            "colour",
-        )
-    ]
+    + [(n, pa.float32()) for n in MEASURES]
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -117,7 +113,8 @@ class Filter:
             }
             meta = self._meta(candidate, piece)
             try:
-                sample = StoredSample(key=key, image=data, caption=row["caption"] or "", meta=meta)
+                caption = fit_storage(row["caption"] or "")
+                sample = StoredSample(key=key, image=data, caption=caption, meta=meta)
                 sample.members()
             except ValueError as error:
                 raise SampleError("cannot be stored", str(error)) from error

@@ -5,11 +5,14 @@ Shapes: H W image size. Luma is BT.601 full range, 8 bit.
 
 import imagehash
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 PATCH = 240  # pixels: LucidFlux's patches for flatness
 FLAT_SOBEL = 800.0  # a patch with a lower gradient variance is flat, as in LucidFlux
 SHADOW, HIGHLIGHT = 8, 247  # luma at or beyond these is crushed or burnt out
+TILE = 64  # pixels: of the tiles that `focus` looks at
+SHARPEST = 0.01  # share of the tiles that must be sharp
 HASH_SIDE = 32
 
 
@@ -17,9 +20,10 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
     """Return the scores of an (H, W, 3) uint8 image by name.
 
     sharpness is the variance of the 3x3 Laplacian (LucidFlux keeps 150 to 8000 at 1024 pixels),
-    flat the share of 240x240 patches with little gradient, dark and bright the shares of crushed
-    and burnt-out pixels, luma and contrast the mean and standard deviation of luma, colour the mean
-    difference between the largest and smallest channel, in [0, 1].
+    focus that variance where the image is sharpest, whatever the background, flat the share of
+    240x240 patches with little gradient, dark and bright the shares of crushed and burnt-out
+    pixels, luma and contrast the mean and standard deviation of luma, colour the mean difference
+    between the largest and smallest channel, in [0, 1].
     """
     picture = Image.fromarray(pixels)
     luma = np.asarray(picture.convert("L"))
@@ -27,8 +31,10 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
     mean = float(levels @ np.arange(256))
     small = np.asarray(picture.reduce(max(1, min(picture.size) // 64)), dtype=np.int16)
     wide = luma.astype(np.int16)
+    edges = laplacian(wide)
     return {
-        "sharpness": laplacian_variance(wide),
+        "sharpness": _variance(edges),
+        "focus": focus(edges),
         "flat": flat_share(wide),
         "dark": float(levels[: SHADOW + 1].sum()),
         "bright": float(levels[HIGHLIGHT:].sum()),
@@ -38,14 +44,35 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
     }
 
 
-def laplacian_variance(luma: np.ndarray) -> float:
-    """Return the variance of the Laplacian of (H, W) int16 luma, without padding."""
+def laplacian(luma: np.ndarray) -> np.ndarray:
+    """Return the 3x3 Laplacian of (H, W) int16 luma, without padding: (H - 2, W - 2) int16.
+
+    It is a single 0 for an image of fewer than three rows or columns.
+    """
     if min(luma.shape) < 3:
-        return 0.0
+        return np.zeros((1, 1), dtype=np.int16)
     edges = 4 * luma[1:-1, 1:-1]
     for neighbour in (luma[:-2, 1:-1], luma[2:, 1:-1], luma[1:-1, :-2], luma[1:-1, 2:]):
         edges -= neighbour
-    return _variance(edges)
+    return edges
+
+
+def laplacian_variance(luma: np.ndarray) -> float:
+    """Return the variance of the Laplacian of (H, W) int16 luma."""
+    return _variance(laplacian(luma))
+
+
+def focus(edges: np.ndarray, *, tile: int = TILE, share: float = SHARPEST) -> float:
+    """Return the variance of a Laplacian (h, w) in the tile that `share` of all tiles exceed.
+
+    Tiles of `tile` x `tile` pixels cover it from the top left; a shorter side limits the tile. A
+    sharp subject before a soft background has a high value, a blurred photograph has not.
+    """
+    high, wide = (min(tile, side) for side in edges.shape)
+    rows, columns = edges.shape[0] // high, edges.shape[1] // wide
+    cut = edges[: rows * high, : columns * wide].astype(np.float32)
+    tiles = rearrange(cut, "(r h) (c w) -> (r c) (h w)", h=high, w=wide)
+    return float(np.quantile(tiles.var(axis=1), 1 - share))
 
 
 def flat_share(luma: np.ndarray, *, patch: int = PATCH, limit: float = FLAT_SOBEL) -> float:

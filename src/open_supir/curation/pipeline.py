@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from open_supir.base.files import remove_leftovers
+from open_supir.base.folders import walk
 from open_supir.curation.card import write_card
 from open_supir.curation.dedup import DedupStep
+from open_supir.curation.outcome import say_outcome, write_image_list
 from open_supir.curation.runners import LocalRunner, Runner
 from open_supir.curation.selection import SelectStep, kept_rows
 from open_supir.curation.shard_layout import ShardLayoutStep
@@ -94,8 +96,8 @@ class Pipeline:
         self.select = SelectStep(thresholds=settings.thresholds)
         self.failed: dict[tuple[str, str], str] = {}
 
-    def run(self, steps: Sequence[str]) -> None:
-        """Run steps in pipeline order.
+    def run(self, steps: Sequence[str]) -> str:
+        """Run steps in pipeline order; return what came out in words, "" before the selection.
 
         Raises:
             UnitsFailed: Some units failed on every attempt; raised after the last step, lists them.
@@ -113,6 +115,9 @@ class Pipeline:
                 f"{len(self.failed)} units failed; rerun the same command to retry:\n"
                 + "\n".join(self.failed.values())
             )
+        if not {"select", "shards"} & set(steps):
+            return ""
+        return say_outcome(self.settings, self.root, [done for _, done in self._filtered()])
 
     def _sweep(self) -> None:
         """Delete files that a killed run was writing."""
@@ -147,7 +152,8 @@ class Pipeline:
         files = [
             [str(path), path.stat().st_size, path.stat().st_mtime_ns]
             for folder in step.against
-            for path in sorted(_folder(folder).rglob("*"))
+            for place, names in walk(_folder(folder), lambda path, reason: None)
+            for path in (place / name for name in names)
             if path.is_file()
         ]
         bounds = {"bounds": self.settings.thresholds.plain()["bounds"]}
@@ -161,6 +167,9 @@ class Pipeline:
         if not _shows(report, selected["result"]):  # also where a run was killed in between
             from open_supir.curation.filter_report import write_filter_report  # loads torch
 
+            metrics = self.settings.score.metrics if self.settings.score else ()
+            names = [name for name, _ in self._filtered()]
+            write_image_list(report.with_name("images.csv"), self.root, names, metrics)
             write_filter_report(report, self.root, self.settings.thresholds)
             log.info("report: %s", report)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from open_supir.base.images.captions import caption_beside, caption_file, decode_text
 from open_supir.base.images.listing import IMAGE_SUFFIXES
 from open_supir.curation.sources import printable
 from open_supir.curation.tables import read_rows
@@ -51,12 +52,30 @@ def read_candidates(unit: Unit, *, keep_keys: bool) -> Iterator[Candidate]:
         if unit.inputs["kind"] == "tar":
             yield from _from_tar(row, keep_keys)
         else:
-            yield _from_file(row)
+            yield from _from_file(row)
 
 
-def _from_file(row: dict[str, Any]) -> Candidate:
+def _from_file(row: dict[str, Any]) -> Iterator[Candidate]:
+    """Yield an image file; before it, its caption file if that cannot be read."""
     known = {name: row[name] for name in ("key", "source", "licence")}
-    path = Path(os.fsdecode(row["path"]))
+    path, caption = Path(os.fsdecode(row["path"])), row["caption"]
+    if row.get("reason"):
+        error = SampleError(row["reason"], row["detail"] or "")
+        yield Candidate(**known, path=printable(row["path"]), caption=None, error=error)
+        return
+    try:
+        caption = caption or caption_beside(path) or None
+    except (ValueError, OSError) as error:
+        text = known | {"key": digest("key", row["key"], "caption")}
+        about = SampleError("caption cannot be read", str(error))
+        yield Candidate(
+            **text, path=printable(caption_file(path) or path), caption=None, error=about
+        )
+    yield _image(row, path, caption)
+
+
+def _image(row: dict[str, Any], path: Path, caption: str | None) -> Candidate:
+    known = {name: row[name] for name in ("key", "source", "licence")}
     known["path"] = printable(row["path"])
     try:
         facts = path.stat()
@@ -65,7 +84,6 @@ def _from_file(row: dict[str, Any]) -> Candidate:
         if facts.st_size > MAX_BYTES:
             raise SampleError("file too large", f"over {MAX_BYTES} bytes")
         data = path.read_bytes()
-        caption = row["caption"] or _text_beside(path)
     except FileNotFoundError:
         return Candidate(**known, caption=None, error=SampleError("file missing"))
     except SampleError as error:
@@ -75,17 +93,6 @@ def _from_file(row: dict[str, Any]) -> Candidate:
             raise  # the storage
         return Candidate(**known, caption=None, error=SampleError("file unreadable", str(error)))
     return Candidate(**known, caption=caption, data=data)
-
-
-def _text_beside(path: Path) -> str | None:
-    """Return the caption in NAME.txt beside NAME.jpg, or None if it is missing or not text."""
-    beside = path.with_suffix(".txt")
-    try:
-        if beside.stat().st_size > SIZE_LIMITS["text"]:
-            return None
-        return " ".join(beside.read_text(encoding="utf-8-sig").split()) or None
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _from_tar(row: dict[str, Any], keep_keys: bool) -> Iterator[Candidate]:
@@ -123,7 +130,7 @@ def _from_tar(row: dict[str, Any], keep_keys: bool) -> Iterator[Candidate]:
 def _from_sample(raw: RawSample, row: dict[str, Any], key: str) -> Candidate:
     try:
         meta = json.loads(raw.meta or b"{}")
-        caption = (raw.text or b"").decode("utf-8").strip() or None
+        caption = decode_text(raw.text or b"").strip() or None
         error = None if isinstance(meta, dict) else SampleError("json damaged", "no object")
     except (ValueError, RecursionError) as problem:
         meta, caption, error = {}, None, SampleError("text damaged", str(problem)[:100])

@@ -24,12 +24,15 @@ from open_supir.curation.work import Unit, digest, digest_all
 log = logging.getLogger(__name__)
 
 LISTING = "listing"
+TAR = ".tar"
 # path is the file, in the bytes of the file system, for names need not be text; size and mtime tell
 # changes
 INPUT_ROWS = pa.schema(
     [("path", pa.binary())]
     + [(n, pa.string()) for n in ("key", "source", "licence", "caption")]
     + [("size", pa.int64()), ("mtime", pa.int64())]
+    # of what is no input: why it is left out
+    + [("reason", pa.string()), ("detail", pa.string())]
 )
 Row = dict[str, Any]
 
@@ -155,43 +158,57 @@ def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tupl
     path = folder / f"{name}.parquet"
     with replacing(path) as temporary:
         write_rows(temporary, rows, INPUT_ROWS)
-    names = INPUT_ROWS.names
-    return name, kind, digest_all(repr([row.get(name) for name in names]) for row in rows)
+    names = [name for name in INPUT_ROWS.names if name not in ("reason", "detail")]
+    said = (repr([row.get(n) for n in names]) + str(row.get("reason") or "") for row in rows)
+    return name, kind, digest_all(said)
 
 
 def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tuple[str, Row]]:
-    """Yield (kind, row) for each file of an input; `name` is its path below the input."""
+    """Yield (kind, row) for each file of an input; `name` is its path below the input.
+
+    Everything else below the input is yielded too, with a reason.
+    """
     common = {"source": source, "licence": settings.licences.get(source)}
     if path.suffix == ".parquet" and path.is_file():
         yield from (("files", row) for row in _listed_in_table(path, common))
         return
-    tars = [path] if path.suffix == ".tar" else sorted(path.rglob("*.tar")) if path.is_dir() else []
-    own = [Path(e).resolve() for e in settings.exclude]
-    own = [e for e in own if e != path.resolve() and e.is_relative_to(path.resolve())]
-    files = [("tar", tar) for tar in tars] + [("files", image) for image in _images(path, tars)]
-    for kind, file in files:
-        if not any(file.resolve().is_relative_to(e) for e in own):
-            name = file.name if file == path else file.relative_to(path).as_posix()
-            yield kind, {**common, "path": os.fsencode(file), "name": name, **_stat(file)}
+    for kind, file, reason in _files(path, [Path(e).resolve() for e in settings.exclude]):
+        name = file.name if file == path else printable(file.relative_to(path))
+        why = dict(zip(("reason", "detail"), reason, strict=False))
+        yield kind, {**common, "path": os.fsencode(file), "name": name, **_stat(file), **why}
+
+
+def _files(path: Path, exclude: Sequence[Path]) -> Iterator[tuple[str, Path, Sequence[str]]]:
+    """Yield (kind, file, reason and detail if it is left out) for what is at or below a path.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        ValueError: There are neither images nor tars.
+    """
+    from open_supir.base.images.listing import list_images, no_images, walk_images
+
+    if not path.is_dir():
+        files = [path] if path.suffix == TAR else list_images(path)
+        yield from (("tar" if file.suffix == TAR else "files", file, ()) for file in files)
+        return
+    own = [e for e in exclude if e != path.resolve() and e.is_relative_to(path.resolve())]
+    listing = walk_images(path, is_left_out=lambda folder, names: folder.resolve() in own)
+    tars = [file for file in listing.others if file.suffix == TAR and file.is_file()]
+    if not tars and not listing.images:
+        raise ValueError(f"{path}: {no_images(listing)}")
+    for problem in listing.problems:
+        log.warning("left out: %s", problem)
+    yield from (("tar", tar, ()) for tar in tars)
+    yield from (("files", image, ()) for image in listing.images)
+    beside = {file.parent for file in tars}
+    for file, reason, detail in listing.refusals(taken=(TAR,)):
+        if not (file.parent in beside and file.suffix in (".json", ".parquet")):  # img2dataset's
+            yield "files", file, (reason, detail)
 
 
 def _absolute(path: str) -> Path:
     """Return an absolute path, valid in workers wherever they are started."""
     return Path(os.path.abspath(Path(path).expanduser()))
-
-
-def _images(path: Path, tars: Sequence[Path]) -> list[Path]:
-    """Return the image files of an input; an input with tars may have none."""
-    from open_supir.base.images import list_images
-
-    if path in tars:
-        return []
-    try:
-        return list_images(path)
-    except ValueError:
-        if tars:
-            return []
-        raise
 
 
 def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:

@@ -15,7 +15,8 @@ from open_supir.curation.tables import read_table
 from open_supir.curation.work import unit_folder
 
 MEASURES = (
-    "aspect", "jpeg_quality", "sharpness", "flat", "dark", "bright", "luma", "contrast", "colour",
+    "aspect", "jpeg_quality", "sharpness", "focus", "flat", "dark", "bright", "luma", "contrast",
+    "colour",
 )  # fmt: skip
 
 

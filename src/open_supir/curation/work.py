@@ -25,7 +25,7 @@ from open_supir.base.files import flush
 log = logging.getLogger(__name__)
 
 DONE = "done.json"
-VERSION = 1  # of the steps' output; raise it when old output must be redone
+VERSION = 2  # of the steps' output; raise it when old output must be redone
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from open_supir.data.index import SIZE_LIMITS
+
 TokenCounter = Callable[[str], int]
 MAX_TOKENS = 75  # CLIP reads 77, including its start and end tokens
 PIECES = re.compile(r"[A-Za-z]+|\d|[^\sA-Za-z\d]")
@@ -141,6 +143,11 @@ def compose(
     shortened = truncate(caption, max(0, room), count_tokens)
     first, second = (shortened, suffix) if policy.budget == "reserve" else (suffix, shortened)
     return Caption(_join(first, second), shortened != caption)
+
+
+def fit_storage(caption: str) -> str:
+    """Shorten a caption to what a shard holds: 16 KiB, hundreds of times what CLIP reads."""
+    return caption.encode("utf-8")[: SIZE_LIMITS["text"]].decode("utf-8", "ignore")
 
 
 def _join(first: str, second: str) -> str:

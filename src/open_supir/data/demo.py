@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from open_supir.base.files import temporary_name
 from open_supir.base.images import read_image
+from open_supir.base.images.listing import walk_images
 from open_supir.base.places import DEMO
 from open_supir.base.rng import keyed_rng
 from open_supir.data.dead_leaves import DeadLeaves, noise_texture, photo_texture
@@ -35,7 +36,6 @@ NEGATIVE_WORDS = "blurry, over-smoothed, posterised, blocky, jpeg artifacts, low
 CLOSE_UP = 0.55  # crops below this share of the photograph's side get the caption of their region
 MOST_REDUCED = 4  # greatest reduction of the user's own photographs
 ANY_PHOTO = "a photograph"  # caption of the user's own photographs
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 Rng = np.random.Generator
 
 
@@ -103,9 +103,8 @@ def folder_entries(folder: str | Path, count: int) -> list[dict[str, Any]]:
         FileNotFoundError: No photograph is large enough.
     """
     entries = []
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES):
-        with Image.open(path) as photo:
-            short = min(photo.size)
+    for path in walk_images(Path(folder)).images:
+        short = min(read_image(path).shape[1:])
         if short >= STORE_SIZE:
             side = [STORE_SIZE, min(short, MOST_REDUCED * STORE_SIZE)]
             name = str(path.resolve())

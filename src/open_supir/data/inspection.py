@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from open_supir.base.folders import walk
 from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import read_caption, read_meta
 from open_supir.data.index import TarIndex, index_tar
@@ -84,13 +85,23 @@ class FolderReport:
 def shard_folders(root: str | Path) -> list[Path]:
     """List `root` and the folders below it that hold tars or a manifest, sorted.
 
+    Linked folders count, since training reads them.
+
     Raises:
         FileNotFoundError: `root` is not a folder, or there are no tars in it.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
-    found = {path.parent for pattern in ("*.tar", MANIFEST) for path in root.rglob(pattern)}
+
+    def skip(folder: Path, reason: str) -> None:
+        log.warning("not checked: %s: %s", folder, reason)
+
+    found = [
+        folder
+        for folder, names in walk(root, skip)
+        if any(name == MANIFEST or name.endswith(".tar") for name in names)
+    ]
     if not found:
         raise FileNotFoundError(f"{root}: no tars in this folder or below it")
     return sorted(found)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = (
 KINDS = {".avif": "avif", ".heic": "heic", ".heif": "heic", ".jxl": "jxl"}  # some need a library
 MASK_SUFFIX = ".mask.png"
 SIDECARS = (".txt", ".json", ".xmp", MASK_SUFFIX)  # belong to the image of their name
+ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 SHOWN_SUFFIXES = 12
 
 
@@ -49,6 +50,18 @@ class Listing:
         counts = Counter(path.suffix.lower() or "no suffix" for path in self.others)
         counts["links to folders"] = sum(reason == LINKED for _, reason in self.skipped)
         return +counts
+
+    def refusals(self, taken: Sequence[str] = ()) -> Iterator[tuple[Path, str, str]]:
+        """Yield path, reason and detail of everything but the images.
+
+        Args:
+            taken: Suffixes of other files that the caller reads.
+        """
+        for path in self.others:
+            if not path.name.lower().endswith(tuple(taken)):
+                yield path, *_why_not(path)
+        for path, reason in self.skipped:
+            yield path, reason, ""
 
     def summary(self) -> str:
         """Return what was left out as one line; "" if nothing was."""
@@ -140,6 +153,20 @@ def no_images(listing: Listing) -> str:
 
 def _without_sidecar(name: str) -> str | None:
     return next((name.removesuffix(s) for s in SIDECARS if name.endswith(s)), None)
+
+
+def _why_not(path: Path) -> tuple[str, str]:
+    """Return why a file is not read as an image: reason and detail."""
+    if not path.exists():
+        return "link leads nowhere", str(path.readlink()) if path.is_symlink() else ""
+    if not path.is_file():
+        return "not a regular file", ""
+    suffix = path.suffix.lower()
+    if needed := wanting(KINDS.get(suffix, "")):
+        return "library missing", needed
+    if suffix in ARCHIVES:
+        return "archive", "unpack it"
+    return "not an image", suffix or "no suffix"
 
 
 def _is_image(path: Path) -> bool:
