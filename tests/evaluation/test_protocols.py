@@ -121,6 +121,21 @@ def test_folders_say_where_to_get_what_is_missing(tmp_path: Path) -> None:
     assert protocol.folders(tmp_path) == (tmp_path / "set" / "hq", None)
 
 
+def test_held_out_photographs_are_those_of_the_run(tmp_path: Path) -> None:
+    """Below the data root they keep the protocol's name, so that earlier records still hold."""
+    usual, other = tmp_path / "heldout", tmp_path / "mine"
+    usual.mkdir()
+    other.mkdir()
+    protocol = _protocol(name="demo", hq_folder="heldout")
+    assert protocol.folders(tmp_path) == (usual, None)
+    assert protocol.folders(tmp_path, str(other)) == (other, None)
+    assert protocol.on(tmp_path, None) is protocol.on(tmp_path, str(usual)) is protocol
+    assert protocol.on(tmp_path, str(other)).name == "heldout"
+    elsewhere = _protocol(hq_folder="mine")
+    assert elsewhere.folders(tmp_path, str(usual)) == (other, None)
+    assert elsewhere.on(tmp_path, str(usual)) is elsewhere
+
+
 def test_settings_are_json_and_hold_the_degradation() -> None:
     protocol = _protocol(scale=4, degradation=FixedDegradation(scale=4, jpeg=50))
     settings = json.loads(json.dumps(protocol.settings()))

@@ -21,3 +21,24 @@ from tests.integration.conftest import Compose
 def test_a_setting_out_of_range_is_named(composed_in: Compose, override: str, message: str) -> None:
     with pytest.raises(Exception, match=message):
         build(composed_in("train", "experiment=zerosft", override))
+
+
+FACE = "+data.sources.face={_target_: open_supir.data.SourceConfig, weight: 1}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (FACE, "source face: .* has the folders: dead_leaves, heldout, negative, photos; .*"
+               "data.sources.face=null"),
+        ("data.heldout=nowhere", "data.heldout: .*nowhere"),
+        ("data.crop_size=256", "source photos .*: none of its first 8 samples.*128x128 for a crop "
+                               "of 256 .data.crop_size=256"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_data_cost_no_loading_of_weights(
+    composed_in: Compose, override: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("open_supir.commands.train.load_weights", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(Exception, match=message):
+        build(composed_in("train", "experiment=zerosft", override))

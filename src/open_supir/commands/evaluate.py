@@ -79,6 +79,7 @@ def evaluate(cfg: DictConfig) -> str:
         protocol,
         (methods, settings),
         data_root=root,
+        heldout=None if cfg.data_root else trained.data.get("heldout"),
         output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
         run=run,
         seed=cfg.seed,

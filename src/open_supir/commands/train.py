@@ -15,7 +15,7 @@ from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.training.base_weights import load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
-from open_supir.training.fit import fit, make_ready, open_folder, start_process
+from open_supir.training.fit import check_data, fit, make_ready, open_folder, start_process
 from open_supir.training.recipe import ARCHITECTURE, make_recipe
 from open_supir.training.replay import prepare_replay
 from open_supir.training.resume import is_finished, remove_unused, resolve_checkpoint
@@ -46,6 +46,7 @@ def train(cfg: DictConfig) -> float | None:
         return None
     before = {} if resumed is None else read_config(run_folder(resumed))
     words = pick(cfg, before)
+    cfg.data.update(instantiate(cfg.data, _convert_="all").chosen)
     if resumed is not None:
         check_changes(before, plain(cfg))
     open_folder(run_dir, plain(cfg), resumed, words)
@@ -75,9 +76,10 @@ def build(
     architecture = {part: plain(cfg[part]) for part in ARCHITECTURE}
     wanted = {"sampler": plain(cfg.sampler), "options": plain(cfg.options)}
     recipe = make_recipe(cfg.stage, architecture=architecture, **wanted)
+    data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
+    check_data(data)
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")
     module.recipe = recipe | load_weights(module, cfg)
-    data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}

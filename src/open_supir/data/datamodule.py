@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from open_supir.data.captions import CaptionPolicy, approximate_tokens
 from open_supir.data.counters import LoaderCounters, SkipLimits
-from open_supir.data.dataset import SampleReader, ShardDataset, SourceConfig
+from open_supir.data.dataset import SampleReader, ShardDataset, SourceConfig, check_source
 from open_supir.data.order import BLOCK_SHARDS, CYCLE, StepSampler
 from open_supir.data.pairs import FolderDataset, PairDataset, collate_pairs
 from open_supir.data.plan import DataPlan, make_plan, plan_changes
@@ -123,6 +123,7 @@ class RestorationDataModule(LightningDataModule):
         self._saved_accumulation: int | None = None
         self.plan: DataPlan | None = None
         self.counters: LoaderCounters | None = None
+        self.chosen: dict[str, str] = {}  # settings that the module chose where none was given
 
     def caption_policies(self) -> list[CaptionPolicy]:
         """Return the policy of each source."""
@@ -147,19 +148,38 @@ class RestorationDataModule(LightningDataModule):
         if stage not in (None, "fit") or self.counters is not None:
             return
         if self.reader == "index":
-            self.plan = make_plan(
-                self.root,
-                self.sources,
-                seed=self.seed,
-                global_batch=self.global_batch,
-                fraction=self.fraction,
-                cycle=self.cycle,
-                block_shards=self.block_shards,
-                check=self._rank == 0,
-            )
+            self.plan = self._make_plan(check=self._rank == 0)
+            for order, shards in zip(self.plan.mixture.sources, self.plan.shards, strict=True):
+                log.info("source %s: %d samples in %d shards", order.name, order.size, len(shards))
         name = f"bad_samples_rank{self._rank}.jsonl" if self._rank else "bad_samples.jsonl"
         path = self._log_folder() / name
         self.counters = LoaderCounters(list(self.sources), path=path, limits=self.skip_limits)
+
+    def _make_plan(self, *, check: bool) -> DataPlan:
+        return make_plan(
+            self.root,
+            self.sources,
+            seed=self.seed,
+            global_batch=self.global_batch,
+            fraction=self.fraction,
+            cycle=self.cycle,
+            block_shards=self.block_shards,
+            check=check,
+        )
+
+    def check(self) -> None:
+        """Look for faults before anything expensive is loaded: shards, first samples, held-out.
+
+        Raises:
+            FileNotFoundError, ValueError, StorageError: One was found; the message names the
+                source, or the key.
+        """
+        if self.reader == "index":
+            plan = self._make_plan(check=True)
+            for (name, config), folder in zip(self.sources.items(), plan.folders, strict=True):
+                check_source(name, config, folder, self.sample_reader)
+                folder.close()
+        self._heldout_images().check()
 
     @property
     def _rank(self) -> int:
@@ -233,14 +253,21 @@ class RestorationDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the held-out photographs: fixed crops, fixed seeds, the same on every rank."""
+        images = self._heldout_images()
+        stack = collate_pairs if isinstance(images, PairDataset) else collate
+        return self._loader(images, batch_size=self.val_batch, collate_fn=stack)
+
+    def _heldout_images(self) -> FolderDataset | PairDataset:
         if self.heldout is None:
             raise ValueError("no folder of validation photographs; set data.heldout")
-        size, seed, count = self.val_crop_size, self.val_seed, self.val_size
-        if self.heldout_lq is not None:
-            pairs = PairDataset(self.heldout, self.heldout_lq, size=size, seed=seed, count=count)
-            return self._loader(pairs, batch_size=self.val_batch, collate_fn=collate_pairs)
-        images = FolderDataset(self.heldout, size=size, seed=seed, count=count)
-        return self._loader(images, batch_size=self.val_batch, collate_fn=collate)
+        options = {"size": self.val_crop_size, "seed": self.val_seed, "count": self.val_size}
+        try:
+            if self.heldout_lq is not None:
+                return PairDataset(self.heldout, self.heldout_lq, **options)
+            return FolderDataset(self.heldout, **options)
+        except FileNotFoundError as error:
+            key = "data.heldout" if self.heldout_lq is None else "data.heldout or data.heldout_lq"
+            raise FileNotFoundError(f"{key}: {error}") from error
 
     def _loader(self, dataset: Any, **options: Any) -> DataLoader:
         return DataLoader(

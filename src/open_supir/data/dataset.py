@@ -133,6 +133,44 @@ def read_meta(data: bytes | None) -> dict[str, Any]:
     return meta
 
 
+def check_source(
+    name: str, config: SourceConfig, folder: ShardFolder, reader: SampleReader
+) -> None:
+    """Read the first samples of a source under the rules of training.
+
+    Raises:
+        ValueError: None of them can be used; the message says why, and which key decides.
+    """
+    errors = []
+    for sample in range(min(ATTEMPTS, folder.entries[0].count)):
+        raw = folder.read(0, sample)
+        try:
+            reader(raw, name, config, sample)
+        except SampleError as error:
+            errors.append(f"{raw.key}: {describe(error, name, reader)}")
+        else:
+            return
+    raise ValueError(
+        f"source {name} ({folder.folder}): none of its first {len(errors)} samples can be used, "
+        f"{errors[0]}. Without this source: data.sources.{name}=null"
+    )
+
+
+def describe(error: SampleError, source: str, reader: SampleReader) -> str:
+    """Say why a sample is bad, and which key decides that."""
+    limits = reader.limits
+    keys = {
+        "too small": f"data.crop_size={reader.crop_size} and data.image_limits.min_side="
+        f"{limits.min_side} ask for more",
+        "too large": f"data.image_limits.max_side={limits.max_side} and max_pixels="
+        f"{limits.max_pixels} allow no more",
+        "caption missing": f"data.sources.{source}.missing_caption=empty trains without captions",
+        "not normalised": "python -m src.curate normalises images",
+    }
+    hint = keys.get(error.reason)
+    return f"{error} ({hint})" if hint else str(error)
+
+
 class ShardDataset(Dataset[Sample]):
     """Map-style dataset over endless positions: `dataset[position]` is a Sample."""
 
@@ -162,6 +200,7 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             StorageError: The storage failed, or every replacement was bad.
         """
+        last = ""
         for attempt in range(ATTEMPTS):
             place = self.mixture.locate(position, attempt)
             folder = self.folders[place.source]
@@ -177,11 +216,12 @@ class ShardDataset(Dataset[Sample]):
             except SampleError as error:
                 where = {"shard": folder.name(shard), "key": raw.key, "position": position}
                 self.counters.count_skip(place.source, error, where)
+                last = f"{raw.key}: {describe(error, name, self.reader)}"
                 continue
             self.counters.count_sample(truncated=truncated)
             return sample
         raise StorageError(
             f"{ATTEMPTS} bad samples in a row at position {position} of source {name!r}: the "
-            f"storage or the whole source is at fault, not one sample; "
+            f"storage or the whole source is at fault, not one sample; last {last}; "
             f"skipped so far: {self.counters.skipped()}"
         )

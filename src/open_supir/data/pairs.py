@@ -51,6 +51,15 @@ class FolderDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return self.count
 
+    def check(self) -> None:
+        """Read the captions that will be asked for.
+
+        Raises:
+            ValueError: One is no readable text; the message names its file.
+        """
+        for path in self.paths[: self.count]:
+            caption_beside(path)
+
     def __getitem__(self, index: int) -> Sample:
         path = self.paths[index % len(self.paths)]
         return self.make_sample(path, read_image(path), index)
@@ -110,6 +119,10 @@ class PairDataset(Dataset[PairSample]):
 
     def __len__(self) -> int:
         return len(self.folder)
+
+    def check(self) -> None:
+        """Read the captions that will be asked for, as FolderDataset does."""
+        self.folder.check()
 
     def __getitem__(self, index: int) -> PairSample:
         folder, number = self.folder, index % len(self.lows)

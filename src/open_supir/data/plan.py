@@ -1,7 +1,6 @@
 """The data plan of a run: which shards, in what proportion, and whether that has changed."""
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ import numpy as np
 
 from open_supir.data.dataset import SourceConfig
 from open_supir.data.order import BLOCK_SHARDS, CYCLE, Mixture, SourceOrder, nested_fraction
-from open_supir.data.shards import ShardFolder, read_manifest
+from open_supir.data.shards import ShardEntry, ShardFolder, read_manifest
 from open_supir.data.storage import below
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,7 @@ def make_plan(
     orders, folders, shards = [], [], []
     for name, config in sources.items():
         path = below(root, config.folder or name)
-        entries = read_manifest(path, statistics=False)
+        entries = _entries(name, path)
         chosen = nested_fraction([entry.name for entry in entries], fraction)
         folder = ShardFolder(path, entries)
         if check:
@@ -72,7 +69,6 @@ def make_plan(
         orders.append(SourceOrder(name, counts, block=block_shards, seed=seed))
         folders.append(folder)
         shards.append(np.array(chosen))
-        log.info("source %s: %d samples in %d shards", name, sum(counts), len(counts))
     weights = [config.weight for config in sources.values()]
     settings = {
         "seed": seed,
@@ -83,6 +79,15 @@ def make_plan(
     }
     mixture = Mixture(orders, weights, seed=seed, cycle=cycle)
     return DataPlan(mixture=mixture, folders=folders, shards=shards, settings=settings)
+
+
+def _entries(source: str, path: str | Path) -> list[ShardEntry]:
+    """Read a source's manifest; an error names the source and the key that switches it off."""
+    try:
+        return read_manifest(path, statistics=False)
+    except (FileNotFoundError, ValueError) as error:
+        switch = f"source {source}: {error}; without this source: data.sources.{source}=null"
+        raise type(error)(switch) from error
 
 
 def plan_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

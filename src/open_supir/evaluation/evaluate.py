@@ -109,6 +109,7 @@ def evaluate_methods(
     methods: Methods,
     *,
     data_root: Path,
+    heldout: str | None,
     output: Path,
     run: Path,
     seed: int,
@@ -122,11 +123,13 @@ def evaluate_methods(
     Args:
         methods: Rows of the table besides "lq", and what the values of each depend on.
         data_root: Folder that holds the protocol's folders.
+        heldout: The run's own held-out photographs, which `heldout` in a protocol stands for.
         output: Where records, tables and page go.
         degrade: Makes LQ images if the protocol has neither a degradation nor LQ images.
         resume: Reuse records with the same inputs and settings.
     """
-    hq, lq = protocol.folders(data_root)
+    protocol = protocol.on(data_root, heldout)
+    hq, lq = protocol.folders(data_root, heldout)
     used = degrade if protocol.degradation is None and lq is None else None
     settings = {**protocol.settings(), "restore_seed": seed}
     if used is not None:

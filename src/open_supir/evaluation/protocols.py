@@ -5,7 +5,7 @@ Images are (1, 3, H, W) float in [0, 1].
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,9 @@ from open_supir.evaluation.synthetic import FixedDegradation
 
 # (hq (1, 3, H, W), seed) -> lq in the same range, and its parameters as JSON values
 Degrade = Callable[[Tensor, int], tuple[Tensor, Mapping[str, Any]]]
+
+
+HELD_OUT = "heldout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +68,26 @@ class Protocol:
         settings = {key: value for key, value in fields.items() if key not in others}
         return {"protocol": settings.pop("name"), **settings}
 
-    def folders(self, root: Path) -> tuple[Path | None, Path | None]:
+    def on(self, root: Path, heldout: str | None) -> "Protocol":
+        """Return the protocol as it is named on a run's own held-out photographs."""
+        if heldout is None or self.hq_folder != HELD_OUT or Path(heldout) == root / HELD_OUT:
+            return self
+        about = {"source": "photographs held out from the run", "obtain": "See docs/own_photos.md"}
+        return replace(self, name=HELD_OUT, **about)
+
+    def folders(self, root: Path, heldout: str | None = None) -> tuple[Path | None, Path | None]:
         """Return the HQ and LQ folders below `root`.
+
+        Args:
+            heldout: A run's folder of held-out photographs, which the name `heldout` stands for.
 
         Raises:
             FileNotFoundError: A folder does not exist; the message says where to get the images.
         """
         names = (self.hq_folder, self.lq_folder)
         paths = [None if name is None else root / name for name in names]
+        if heldout is not None and self.hq_folder == HELD_OUT:
+            paths[0] = Path(heldout)
         for path in paths:
             if path is not None and not path.exists():
                 hint = f". {self.obtain}" if self.obtain else ""

@@ -42,6 +42,17 @@ def start_process(seed: int) -> None:
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
+@rank_zero_only
+def check_data(datamodule: RestorationDataModule) -> None:
+    """Make the shards if that is to do, and look for faults, before weights are loaded.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: The data cannot be trained on.
+    """
+    datamodule.prepare_data()
+    datamodule.check()
+
+
 def make_ready(
     module: TrainedParts,
     datamodule: RestorationDataModule,
