@@ -505,6 +505,29 @@ def test_images_beyond_the_limits_are_restored_when_the_limits_are_raised(
         assert image.size == (160, 96)
 
 
+def test_xmp_beside_a_photograph_goes_along_and_is_made_true(run, tmp_path: Path) -> None:
+    """As Adobe's programs name it and as darktable does; a file that is not ours is kept."""
+    _photo(tmp_path / "in/a.jpg")
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'tiff:Orientation="6" xmp:Rating="5"/></rdf:RDF></x:xmpmeta>'
+    )
+    for name in ("a.xmp", "a.jpg.xmp"):
+        (tmp_path / "in" / name).write_text(packet)
+    assert run("options.strength=0") == []
+    assert _files(tmp_path / "out") == ["a.png", "a.png.json", "a.png.xmp", "a.xmp"]
+    copied = (tmp_path / "out/a.xmp").read_text()
+    assert 'xmp:Rating="5"' in copied and 'tiff:Orientation="1"' in copied
+    (tmp_path / "out/a.xmp").write_text("edited")
+    (tmp_path / "out/a.png.xmp").unlink()
+    assert run("options.strength=0", "options.quality=90") == []
+    assert (tmp_path / "out/a.xmp").read_text() == "edited"
+    assert (tmp_path / "out/a.png.xmp").read_text() == copied
+    record = json.loads((tmp_path / "out/a.png.json").read_text())
+    assert [note for note in record["notes"] if "a.xmp was there before" in note]
+
+
 def test_inputs_are_never_replaced(run, tmp_path: Path) -> None:
     _photo(tmp_path / "in/a.png")
     with pytest.raises(ValueError, match="input folder"):

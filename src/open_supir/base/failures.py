@@ -103,7 +103,7 @@ def _follow(node: Any, names: list[str]) -> tuple[list[str], Any]:
 
 
 def _is_clear(error: BaseException) -> bool:
-    """Whether a message was written for the user: by a `raise` of ours, the system or Hydra."""
+    """Whether a message was written for users: by our own `raise`, the system or Hydra."""
     if isinstance(error, (OSError, HydraException, OmegaConfBaseException)):
         return True
     frames = traceback.extract_tb(error.__traceback__)

@@ -21,7 +21,7 @@ LONGEST_NAME = 255  # bytes, on ordinary file systems
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a record of ours; None if the file is missing, damaged or somebody else's.
+    """Return a record that we wrote; None if the file is missing, damaged or not ours.
 
     The lines of a `.jsonl` are its outputs; one that was being appended at the end is left out.
     """
@@ -69,7 +69,7 @@ def refuse_foreign(target: Path, ours: Container[Path]) -> None:
 
 
 def holds_results(folder: Path, names: Sequence[str]) -> bool:
-    """Return whether one of the files of a folder is a record of ours."""
+    """Return whether a folder holds a record that we wrote."""
     beside = set(names)
     records = [
         name
@@ -125,7 +125,7 @@ def choose_files(
 
 
 def _named(record: dict[str, Any]) -> set[tuple[str, str]]:
-    items = [*record["outputs"], *record.get("earlier", ())]
+    items = [*record["outputs"], *record.get("sidecars", ()), *record.get("earlier", ())]
     return {(str(item["name"]), str(item["sha256"])) for item in items}
 
 

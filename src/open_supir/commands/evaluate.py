@@ -29,27 +29,20 @@ def evaluate(cfg: DictConfig) -> str:
     from open_supir.base.run_folders import run_of, sweep_folder
     from open_supir.data import write_demo_shards
     from open_supir.evaluation import METRICS
-    from open_supir.evaluation.evaluate import (
-        TrainingDegradation,
-        evaluate_methods,
-        prepare_metrics,
-        rebuild,
-        require_places,
-    )
+    from open_supir.evaluation import evaluate as steps
     from open_supir.evaluation.models import load_methods, other_methods
     from open_supir.evaluation.preference import run_study
     from open_supir.inference.model import Model
 
-    for metric in instantiate(cfg.metrics.get("own", []), _convert_="all"):
-        METRICS[metric.name] = metric
+    METRICS.update({m.name: m for m in instantiate(cfg.metrics.get("own", []), _convert_="all")})
     if cfg.report is not None:
-        return rebuild(Path(cfg.report), cfg.output)
+        return steps.rebuild(Path(cfg.report), cfg.output)
     if cfg.study is not None:
         return run_study(Path(cfg.study), plain(cfg.preference))
     protocol = instantiate(cfg.protocol, _convert_="all")
     if cfg.metrics.names is not None:
         protocol = replace(protocol, metrics=tuple(cfg.metrics.names))
-    prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
+    steps.prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
@@ -60,7 +53,7 @@ def evaluate(cfg: DictConfig) -> str:
         run, trained = run_of(model.checkpoint, cfg.runs_dir)
     if not trained:
         given = {k: cfg.get(k) for k in ("data_root", "output", "degradation")}
-        require_places(given, protocol, checkpoint=model and model.checkpoint)
+        steps.require_places(given, protocol, checkpoint=model and model.checkpoint)
     how = {"sampler": plain(cfg.sampler), "options": {**plain(cfg.options), "seed": cfg.seed}}
     how |= {"captioner": instantiate(cfg.captioner), "described": plain(cfg.captioner)}
     if model is not None:
@@ -75,7 +68,7 @@ def evaluate(cfg: DictConfig) -> str:
         write_demo_shards(root)
     trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
     ranges = cfg.get("degradation") or trained.get("degradation")
-    return evaluate_methods(
+    return steps.evaluate_methods(
         protocol,
         (methods, settings),
         data_root=root,
@@ -83,7 +76,7 @@ def evaluate(cfg: DictConfig) -> str:
         output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
         run=run,
         seed=cfg.seed,
-        degrade=TrainingDegradation.of(plain(ranges)) if ranges else None,
+        degrade=steps.TrainingDegradation.of(plain(ranges)) if ranges else None,
         save_images=cfg.save_images,
         resume=cfg.resume,
         device=device,

@@ -1,12 +1,10 @@
 """Restore photographs: input=FILE_OR_FOLDER output=FOLDER.
 
 Keeps the folder structure of the input, skips finished images, and continues where it was stopped.
-A bad file is reported in one line, and the others are restored. Under torchrun, each process takes
-its share.
+A bad file is reported in one line. Under torchrun, each process takes its share of the files.
 """
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +22,8 @@ log = logging.getLogger(__name__)
 @command("restore")
 def main(cfg: DictConfig) -> None:
     """Run the command line; exit with status 1 if any image failed."""
-    failed = restore(cfg)
-    if failed:
-        sys.exit(f"error: {len(failed)} failed:\n" + "\n".join(failed))
+    if failed := restore(cfg):
+        raise SystemExit(f"error: {len(failed)} failed:\n" + "\n".join(failed))
 
 
 def restore(cfg: DictConfig) -> list[str]:
@@ -56,18 +53,15 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     quieten_readers()
     output = Path(cfg.output)
     photos = find_photos(Path(cfg.input), output)
-    if process.rank == 0:  # all processes find the same files
-        for note in photos.notes:
-            log.warning("%s", note)
+    for note in photos.notes if process.rank == 0 else []:  # all find the same files
+        log.warning("%s", note)
     device = pick_device(cfg.device)
     model = Model.find(
         cfg.checkpoint,
-        runs_dir=cfg.runs_dir,
         weights=plain(cfg.weights),
         dtype=cfg.dtype or best_dtype(device),
-        quantize=cfg.quantize,
-        compile=cfg.compile,
         ignored_keys=tuple(cfg.ignored_keys),
+        **{key: cfg[key] for key in ("runs_dir", "quantize", "compile")},
     )
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)
@@ -77,18 +71,18 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     build_captioner = partial(instantiate, cfg.captioner, _convert_="all")
     texts = build_captioner() if cfg.captioner._target_.endswith("FileCaptioner") else None
     left, failed = jobs_left(jobs, key, texts=texts, overwrite=cfg.overwrite, dry_run=cfg.dry_run)
-    done = len(jobs) - len(left) - len(failed)
-    failed = (photos.problems if process.rank == 0 else []) + failed
+    problems = photos.problems if process.rank == 0 else []
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d already done", len(left), done)
-        return failed
+        log.info("%d to restore, %d already done", len(left), len(jobs) - len(left + failed))
+        return problems + failed
 
     check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=device)
     asked = {name: cfg[name] for name in ("max_pixels", "max_output_pixels", "overwrite")}
     restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **asked)
-    return failed + restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
+    failed += restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
+    return problems + failed
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from open_supir.base.images.colour import Intent
 from open_supir.diffusion import SamplerSettings
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptMode
@@ -11,6 +12,7 @@ FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
 Greyness = Literal["file", "auto"]
 Profile = Literal["keep", "srgb"]
+Grain = Literal["none", "keep"]
 MAX_SAMPLES = 64
 MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 
@@ -59,6 +61,10 @@ class RestoreOptions:
     grey: Greyness = "file"
     # colour space of the result: "keep" is the input's own, "srgb" sRGB
     profile: Profile = "keep"
+    # how colours that a profile cannot hold are converted: "perceptual" or "relative" colorimetric
+    intent: Intent = "perceptual"
+    # "keep" adds noise like the input's to the result; see `grain`
+    grain: Grain = "none"
     format: FileFormat = "png"  # format of the written files
     # bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's
     bits: int | None = None
@@ -71,6 +77,8 @@ class RestoreOptions:
             "prompt_mode": get_args(PromptMode),
             "grey": get_args(Greyness),
             "profile": get_args(Profile),
+            "intent": get_args(Intent),
+            "grain": get_args(Grain),
             "format": get_args(FileFormat),
             "bits": (8, 16, None),
         }

@@ -30,6 +30,7 @@ from open_supir.inference.pixels import resized
 from open_supir.inference.region import read_mask
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
+from open_supir.inference.sidecars import copied_sidecars
 
 RECORD_VERSION = 1
 
@@ -89,14 +90,9 @@ def restore_file(
         OSError: An output cannot be written.
     """
     options = restorer.options
-    photo = read_photo(job.source, max_pixels=max_pixels)
+    photo = read_photo(job.source, max_pixels=max_pixels, intent=options.intent)
     check_result(photo, options, max_output_pixels)
-    folder = job.targets[0].parent
-    if not folder.resolve().is_relative_to(output.resolve()):
-        raise ValueError(f"{printable(folder)} leads outside the output folder through a link")
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{printable(folder)} may not be written to")
+    _make_folder(job.targets[0].parent, output)
     claimed(job, overwrite=overwrite)
     if restorer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(restorer.device)
@@ -110,19 +106,44 @@ def restore_file(
     if options.num_samples >= LEAST_SAMPLES:
         inside["disagreement"] = round(float(disagreement(result.samples).mean()), 3)  # levels
     contents = encode_all(photo, result, job.targets, record=inside)
+    earlier = claimed(job, overwrite=overwrite)
+    beside, notes = _sidecars(photo, result, job, earlier)
     record = inside | {
         "key": key,
-        "outputs": [
-            {"name": target.name, "sha256": hashlib.sha256(content).hexdigest()}
-            for target, content in contents.items()
-        ],
-        "earlier": claimed(job, overwrite=overwrite),
+        "outputs": _listed(contents),
+        "sidecars": _listed(beside),
+        "earlier": earlier,
+        "notes": [*inside["notes"], *notes],
         "seconds": {stage: round(value, 3) for stage, value in result.seconds.items()},
         "peak_memory_bytes": _peak_memory(restorer.device),
     }
     text = json.dumps(record, indent=1, sort_keys=True)
-    write_together({job.record: text.encode(), **contents})  # the record first: see `claim`
+    write_together({job.record: text.encode(), **contents, **beside})  # record first: see `claim`
     return record
+
+
+def _make_folder(folder: Path, output: Path) -> None:
+    if not folder.resolve().is_relative_to(output.resolve()):
+        raise ValueError(f"{printable(folder)} leads outside the output folder through a link")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{printable(folder)} may not be written to")
+
+
+def _listed(contents: Mapping[Path, bytes]) -> list[dict[str, str]]:
+    return [
+        {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+        for path, content in contents.items()
+    ]
+
+
+def _sidecars(
+    photo: Photo, result: Restoration, job: Job, ours: Sequence[Mapping[str, str]]
+) -> tuple[dict[Path, bytes], list[str]]:
+    size = (result.restored.shape[-2], result.restored.shape[-1])
+    is_srgb = photo.own is None or result.options.profile == "srgb"
+    files = {job.record.parent / item["name"] for item in ours}
+    return copied_sidecars(job.source, job.targets[0], size, is_srgb=is_srgb, ours=files)
 
 
 def claimed(job: Job, *, overwrite: bool) -> list[dict[str, str]]:

@@ -27,6 +27,7 @@ from open_supir.diffusion.samplers import OnStep, Randn
 from open_supir.inference.captioner import Captioner, NoCaptioner
 from open_supir.inference.checkpoint import load_networks, read_recipe
 from open_supir.inference.color_fix import COLOR_FIXES
+from open_supir.inference.grain import with_grain
 from open_supir.inference.memory import Rung, fit, is_out_of_memory, step_down
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import (
@@ -352,6 +353,8 @@ class Restorer:
                 check_finite(fixed, "the restored image")
                 del restored, reference
                 unit = finished(fixed, size, call.image.device)
+                if options.grain == "keep":  # the same in all samples
+                    unit = with_grain(unit, call.image, noise_seed(call.image, options.seed))
                 samples.append(mixed(unit, call.image, options.strength, call.mask))
                 del fixed, unit
         tokens = z_lq.shape[-2] * z_lq.shape[-1]

@@ -54,7 +54,7 @@ class Studio:
         Raises:
             ValueError: It is not an image, or it or its result is too large.
         """
-        photo = read_photo(Path(path), max_pixels=self.max_pixels)
+        photo = read_photo(Path(path), max_pixels=self.max_pixels, intent=options.intent)
         check_result(photo, options, self.max_output_pixels)
         return photo
 

@@ -1,6 +1,7 @@
 """Results are in the profile of the photograph, with colours that sRGB cannot hold."""
 
 import io
+import struct
 import zlib
 from functools import cache
 from pathlib import Path
@@ -117,3 +118,40 @@ def test_gamma_of_a_png_is_kept_as_a_profile(tmp_path: Path) -> None:
     assert np.abs(np.asarray(shown)[..., 1] - expected).max() <= 1
     assert image.info["icc_profile"][24:30] == b"\x07\xd0\x00\x01\x00\x01"
     assert image.info["icc_profile"][68:80].hex() == "0000f6d6000100000000d32d"  # D50
+
+
+def two_tables() -> bytes:
+    """Return a profile (ICC.1:2001-04) whose perceptual table darkens; for reading only."""
+
+    def table(brightest: int) -> bytes:
+        corners = [(brightest * (r + g + b) // 3, 128, 128) for r, g, b in np.ndindex(2, 2, 2)]
+        grid, ramp = bytes(np.uint8(corners)), bytes(range(256)) * 3
+        unit = struct.pack(">9i", *(np.eye(3, dtype=int).ravel() << 16).tolist())
+        return b"mft1\0\0\0\0\x03\x03\x02\0" + unit + ramp + grid + ramp
+
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 0xF6D6, 0x10000, 0xD32D)
+    name = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"T\0" + bytes(80)
+    tags = {b"desc": name, b"wtpt": white, b"A2B0": table(127), b"A2B1": table(255)}
+    head, body = struct.pack(">I", len(tags)), b""
+    for key, value in tags.items():
+        head += key + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    size, version = struct.pack(">I", 128 + len(head + body)), struct.pack(">I", 0x02400000)
+    kind = b"mntrRGB Lab " + bytes(12) + b"acsp" + bytes(28) + white[8:] + bytes(48)
+    return size + b"lcms" + version + kind + head + body
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_colours_are_converted_by_the_intent_that_is_asked_for(tmp_path: Path, kind: type) -> None:
+    """The expected values are Pillow's, by its own binding of lcms; 8 bits round to a level."""
+    icc, pixels = two_tables(), np.full((*SIZE, 3), np.iinfo(kind).max * 0.8)
+    path, found = written(tmp_path, kind, icc, pixels), []
+    for intent in ("perceptual", "relative"):
+        given = Image.new("RGB", (1, 1), (204, 204, 204))
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+        number = ImageCms.Intent(("perceptual", "relative").index(intent))
+        expected = ImageCms.profileToProfile(given, source, target, number, "RGB")
+        photo = read_photo(path, intent=intent)  # type: ignore[arg-type]
+        found.append(photo.rgb[:, 0, 0] * 255)
+        assert (found[-1] - torch.tensor(expected.getpixel((0, 0)))).abs().max() <= 1
+    assert (found[1] - found[0]).min() > 50

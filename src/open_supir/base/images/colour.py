@@ -5,13 +5,18 @@ import logging
 import struct
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageCms
 
 log = logging.getLogger(__name__)
 
+Intent = Literal["perceptual", "relative"]
+INTENTS = {
+    "perceptual": ImageCms.Intent.PERCEPTUAL,
+    "relative": ImageCms.Intent.RELATIVE_COLORIMETRIC,
+}
 SPACES = {b"GRAY": ("gray", 1), b"RGB ": ("rgb", 3), b"CMYK": ("cmyk", 4)}  # of an ICC header
 EXACT = 256  # lcms's NOOPTIMIZE: without it darks of a linear profile are up to 13 levels off
 D65 = (0.3127, 0.3290)
@@ -50,7 +55,7 @@ CURVES = {
 }
 
 
-def to_srgb(colour: np.ndarray, icc: bytes | None) -> np.ndarray:
+def to_srgb(colour: np.ndarray, icc: bytes | None, intent: Intent = "perceptual") -> np.ndarray:
     """Convert (H, W, C) uint8 or uint16 to sRGB by its profile: (H, W, 1) of grey, else (H, W, 3).
 
     A profile that does not fit is ignored, with a warning. CMYK without one is ink on white.
@@ -58,19 +63,19 @@ def to_srgb(colour: np.ndarray, icc: bytes | None) -> np.ndarray:
     channels = colour.shape[-1]
     if icc and not (channels == 1 and icc == grey_profile()):  # ours stays as it is to the bit
         try:
-            return _converted(colour, icc)
+            return _converted(colour, icc, INTENTS[intent])
         except (ImageCms.PyCMSError, OSError, ValueError, RuntimeError) as error:
             log.warning("colour profile ignored: %s", error)
     return _ink_over_white(colour) if channels == 4 else colour
 
 
-def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
+def _converted(colour: np.ndarray, icc: bytes, intent: ImageCms.Intent) -> np.ndarray:
     import imagecodecs
 
     height, width, channels = colour.shape
     space, wanted = SPACES.get(bytes(icc[16:20]), ("", 0))
     if (channels, wanted) == (1, 3):
-        return _converted(colour.repeat(3, axis=-1), icc)[..., 1:2]
+        return _converted(colour.repeat(3, axis=-1), icc, intent)[..., 1:2]
     if wanted != channels:
         raise ValueError(f"it is for {icc[16:20]!r}, the image has {channels} channels")
     if colour.dtype == np.uint8:  # the shards of the embedded default are Pillow's to the bit
@@ -79,7 +84,14 @@ def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
         target = ImageCms.createProfile("sRGB")
 
         def convert(image: Image.Image, flags: int = 0) -> np.ndarray:
-            made = ImageCms.profileToProfile(image, source, target, outputMode="RGB", flags=flags)  # type: ignore[arg-type]
+            made = ImageCms.profileToProfile(
+                image,
+                source,
+                target,
+                intent,
+                "RGB",
+                flags=flags,  # type: ignore[arg-type]
+            )
             return np.asarray(made)
 
         ramp = Image.frombytes("L", (256, 1), bytes(range(256))).convert(mode)
@@ -94,12 +106,13 @@ def _converted(colour: np.ndarray, icc: bytes) -> np.ndarray:
             colorspace=space,
             outcolorspace="rgb",
             outdtype="uint16",
+            intent=int(intent),
             flags=EXACT,
         )
     return converted[..., 1:2] if channels == 1 else converted
 
 
-def from_srgb(colour: np.ndarray, icc: bytes) -> np.ndarray:
+def from_srgb(colour: np.ndarray, icc: bytes, intent: Intent = "perceptual") -> np.ndarray:
     """Convert (H, W, 1 or 3) uint16 of sRGB to a profile of as many channels, at 16 bits.
 
     Raises:
@@ -118,6 +131,7 @@ def from_srgb(colour: np.ndarray, icc: bytes) -> np.ndarray:
             colorspace=space,
             outcolorspace=space,
             outdtype="uint16",
+            intent=int(INTENTS[intent]),
             flags=EXACT,
         )
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Kinds of image files, told by their first bytes, since names lie."""
+"""Kinds of image files, recognised by their first bytes, since names can be wrong."""
 
 import importlib.util
 import struct

@@ -29,7 +29,7 @@ class Listing:
 
     Attributes:
         images: Sorted. Whether they can be read shows when they are.
-        others: Files that are no images, sorted, but for hidden ones and those beside an image.
+        others: Files that are not images, sorted, except hidden ones and those beside an image.
         skipped: Folders that were not walked, each with the reason.
         folders: Folders that were left out.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from open_supir.base.images.colour import from_srgb, is_foreign
+from open_supir.base.images.colour import Intent, from_srgb, is_foreign
 from open_supir.base.images.tensors import resize
 
 ROWS = 256  # converted at a time
@@ -23,14 +23,18 @@ class OwnColours:
         icc: The profile; of another space than sRGB.
         colour: (H, W, C) uint8 or uint16, upright.
         rgb: (3, H, W) the same in sRGB, in [0, 1].
+        intent: Of the conversion, which `rgb` was made by too.
     """
 
     icc: bytes
     colour: np.ndarray
     rgb: Tensor
+    intent: Intent = "perceptual"
 
     @staticmethod
-    def found(icc: bytes | None, colour: np.ndarray, rgb: Tensor) -> "OwnColours | str | None":
+    def found(
+        icc: bytes | None, colour: np.ndarray, rgb: Tensor, intent: Intent
+    ) -> "OwnColours | str | None":
         """Return a file's own colours; None of sRGB; a note if a profile has no way back."""
         if not icc or not is_foreign(icc):
             return None
@@ -38,7 +42,7 @@ class OwnColours:
             from_srgb(np.zeros((1, 1, colour.shape[-1]), np.uint16), icc)
         except ValueError:
             return "the result is in sRGB: the file's profile is not one to write with"
-        return OwnColours(icc, colour, rgb)
+        return OwnColours(icc, colour, rgb, intent)
 
     def of(self, rgb: Tensor) -> Tensor:
         """Convert a result (3, h, w) in [0, 1] to the profile: (C, h, w) in [0, 1].
@@ -57,6 +61,8 @@ class OwnColours:
         for start in range(0, rgb.shape[-2], ROWS):
             part = rgb[:channels, start : start + ROWS].cpu().float()
             levels = (part * 65535).round().clamp(0, 65535).numpy().astype(np.uint16)
-            made = from_srgb(np.moveaxis(levels, 0, -1), self.icc).astype(np.float32) / 65535
-            out[:, start : start + ROWS] = torch.from_numpy(np.moveaxis(made, -1, 0).copy())
+            made = from_srgb(np.moveaxis(levels, 0, -1), self.icc, self.intent) / 65535
+            out[:, start : start + ROWS] = torch.from_numpy(
+                np.moveaxis(made, -1, 0).astype(np.float32)
+            )
         return out

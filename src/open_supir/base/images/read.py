@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from open_supir.base.images.colour import is_foreign, to_srgb
+from open_supir.base.images.colour import Intent, is_foreign, to_srgb
 from open_supir.base.images.decode import DECODE_ERRORS, FORMATS, CheckSize, decode
 from open_supir.base.images.metadata import Metadata
 from open_supir.base.images.own_colours import OwnColours
@@ -69,7 +69,7 @@ class Photo:
     def visible(self) -> Tensor:
         """`rgb`, with what is wholly transparent in the mean of the rest.
 
-        Hidden colours are no part of the picture, and may be anything.
+        Hidden colours are not part of the picture; they can have any value.
         """
         hidden = None if self.alpha is None else self.alpha == 0
         if self.alpha is None or hidden is None or not hidden.any() or hidden.all():
@@ -93,19 +93,22 @@ def quieten_readers() -> None:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> Pixels:
+def read_pixels(
+    data: bytes, check_size: CheckSize, *, strict: bool = False, intent: Intent = "perceptual"
+) -> Pixels:
     """Decode an image file of any ordinary mode, turn it upright and convert it to sRGB.
 
     Args:
         check_size: Called with (H, W) before pixels are decoded; raises if they are too many.
         strict: Refuse JPEGs with flipped bits.
+        intent: Of the conversion to sRGB.
 
     Raises:
         ValueError: The file is not an image, is damaged, or holds values that are not colours.
     """
     try:
         raster = decode(data, check_size, strict=strict)
-        colour = to_srgb(raster.colour, raster.icc)
+        colour = to_srgb(raster.colour, raster.icc, intent)
     except UnidentifiedImageError as error:  # its own words hold an address
         raise ValueError(f"none of {', '.join(FORMATS)}") from error
     except ValueError:
@@ -133,7 +136,7 @@ def read_pixels(data: bytes, check_size: CheckSize, *, strict: bool = False) -> 
     )
 
 
-def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, intent: Intent = "perceptual") -> Photo:
     """Read an image file with its depth, alpha, greyness and metadata.
 
     The size is checked before anything is decoded. Of an animation or several
@@ -143,11 +146,11 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> Photo:
         FileNotFoundError: There is no such file, or a link leads nowhere or in circles.
         ValueError: It is not a readable image, is too large, or holds values that are not colours.
     """
-    pixels = _read_file(path, max_pixels)
+    pixels = _read_file(path, max_pixels, intent)
     rgb, alpha = _tensor(pixels.colour).expand(3, -1, -1), None
     if pixels.alpha is not None and pixels.alpha.min() < np.iinfo(pixels.alpha.dtype).max:
         alpha = _tensor(pixels.alpha)
-    own = OwnColours.found(pixels.icc, pixels.own, rgb)
+    own = OwnColours.found(pixels.icc, pixels.own, rgb, intent)
     return Photo(
         rgb=rgb.contiguous(),
         alpha=alpha,
@@ -176,7 +179,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(pixels.over_white().copy()).permute(2, 0, 1).contiguous()
 
 
-def _read_file(path: Path, max_pixels: int) -> Pixels:
+def _read_file(path: Path, max_pixels: int, intent: Intent = "perceptual") -> Pixels:
     try:
         size = path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
@@ -202,7 +205,7 @@ def _read_file(path: Path, max_pixels: int) -> Pixels:
     except OSError as error:
         raise ValueError(f"cannot be read ({_reason(error)})") from error
     try:
-        return read_pixels(data, check_size)
+        return read_pixels(data, check_size, intent=intent)
     except ValueError as error:
         raise ValueError(f"cannot be read ({_reason(error)})") from error
 

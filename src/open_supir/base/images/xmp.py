@@ -11,7 +11,7 @@ NAMESPACE = "urn:open-supir:"
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 OURS = re.compile(r"\s*<rdf:Description[^>]*xmlns:opensupir=[^>]*>.*?</rdf:Description>", re.S)
 THUMBNAILS = re.compile(r"\s*<xmp:Thumbnails>.*?</xmp:Thumbnails>", re.S)
-MORE = re.compile(r"""\s*xmpNote:HasExtendedXMP=(["']).*?\1""")  # parts that we have not got
+MORE = re.compile(r"""\s*xmpNote:HasExtendedXMP=(["']).*?\1""")  # points to parts in other segments
 PADDING = re.compile(r"\s+(<\?xpacket end)")
 END = re.compile(r"</\w+:RDF>")
 EMPTY = (
@@ -68,4 +68,4 @@ def _text(packet: bytes) -> str:
             continue
         if END.search(text):
             return text
-    raise ValueError("it is no RDF")
+    raise ValueError("not an RDF document")
