@@ -68,6 +68,7 @@ LIBRARIES = {
     "hydra": {COMMANDS, "base"},
     "omegaconf": {COMMANDS, "base"},
     "gradio": {COMMANDS, "webui"},
+    "peft": {"training"},
     "transformers": {"inference.captioner", "inference.captioner_local", "curation.caption"},
     "diffusers": {"diffusers"},
     "huggingface_hub": {"base.hub", "checkpoints.model_card", "evaluation"},

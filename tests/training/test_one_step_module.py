@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from open_supir.base.images import to_signed
+from open_supir.checkpoints.adapters import merge_adapters
 from open_supir.diffusion.schedule import sigma_table
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
 from open_supir.networks.conditioner import TextTowerConfig
+from open_supir.training.adapters import add_adapters
 from open_supir.training.best import BestSnapshot
 from open_supir.training.discriminators import judged
 from open_supir.training.one_step_module import OneStepLoss
@@ -153,3 +155,44 @@ def test_best_is_by_both_metrics_together(tmp_path: Path) -> None:
     assert best.best()["step"] == 1
     best.rows.append({"step": 4, "a": 0.15, "b": 4.0})
     assert best.best()["step"] == 4
+
+
+def test_adapters_start_as_no_change_and_give_the_encoder_a_gradient(tmp_path: Path) -> None:
+    """B = 0 at the start, so the estimate is the same; then it is merged as W + B A."""
+    pytest.importorskip("peft")
+    module = one_step(unet_lora=2)
+    given = batch()
+    cond = module.conditioner(given["caption"], given["sizes"])
+    z_lq = torch.randn(2, 4, 8, 8)
+    before = module.student(z_lq, cond)
+    module.take_over(pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path))
+    torch.testing.assert_close(module.student(z_lq, cond), before)
+    added = [name for name in module.exported_names() if ".lora_" in name]
+    assert any("input_blocks" in name for name in added) and module.recipe["unet_lora"] == 2
+
+    ups = {name: p for name, p in module.named_parameters() if ".lora_B." in name}
+    module.student(z_lq, cond).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in ups.values())
+
+    randomise(module.network)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": module.state_dict()}, path)
+    plain = one_step()
+    plain.network.control.load_state_dict(module.network.control.state_dict())
+    plain.network.connector.load_state_dict(module.network.connector.state_dict())
+    assert merge_adapters(path, plain.network.unet) == len(ups)
+    torch.testing.assert_close(
+        plain.student(z_lq, cond), module.student(z_lq, cond), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_prior_judges_without_adapters(module: Any) -> None:
+    pytest.importorskip("peft")
+    given = batch()
+    cond = module.conditioner(given["caption"], given["sizes"])
+    seen = module.seen(torch.zeros(2, 3, 32, 32), torch.randn(2, 4, 8, 8), cond, given)
+    before = module.discriminator.features(seen)
+    add_adapters(module.network.unet, 2)
+    randomise(module.network)
+    for ours, theirs in zip(module.discriminator.features(seen), before, strict=True):
+        torch.testing.assert_close(ours, theirs)

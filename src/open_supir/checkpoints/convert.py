@@ -232,6 +232,11 @@ def _read(paths: Sequence[str]) -> Input:
         parts |= contents.parts
         held = dict(checkpoint.metadata)
         recipe = json.loads(held.pop("recipe", "null")) or {}
+        if recipe.get("unet_lora"):
+            raise ValueError(
+                f"{path}: it has LoRA layers on the UNet (one_step.unet_lora), which conversion "
+                "does not write; restore from the checkpoint itself"
+            )
         named = recipe.get("weights", {})
         prediction = recipe.get("architecture", {}).get("denoiser", {}).get("prediction", "eps")
         if "unet" in contents.parts and prediction != "eps":

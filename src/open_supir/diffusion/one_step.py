@@ -79,7 +79,9 @@ class OneStepSettings(SamplerSettings):
 
 
 def matched_sigma(error: float, signal: float) -> float:
-    """Return the sigma of equal signal-to-noise: sigma^2 = E[(z_lq - z)^2] / E[z^2] (OMGSR).
+    """Return the sigma of equal signal-to-noise: sigma^2 = E[(z_lq - z)^2] / E[z^2].
+
+    Source: OMGSR (arXiv:2508.08227).
 
     Args:
         error: Mean squared difference of the degraded images' latents and the clean ones.

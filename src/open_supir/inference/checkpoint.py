@@ -12,6 +12,7 @@ from torch import nn
 
 from open_supir.base.registry import build
 from open_supir.checkpoints import inspect_checkpoint
+from open_supir.checkpoints.adapters import merge_adapters
 from open_supir.checkpoints.hub_folder import base_of
 from open_supir.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
 from open_supir.checkpoints.load import WORDS, Load, LoadReport, ignored_for, load_all
@@ -92,6 +93,8 @@ def load_networks(
     loads = _loads(path, networks, files, dtype)
     reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
     _check_fingerprints(recipe.get("fingerprints", {}), loads, reports, asked=weights or {})
+    if recipe.get("unet_lora"):
+        merge_adapters(path, networks.network.unet)
     return networks
 
 

@@ -74,6 +74,7 @@ class ControlledUNet(nn.Module):
                 f"and {connector.layout.skip_channels}"
             )
         self.unet = unet.requires_grad_(False)
+        self.trains_unet = False  # True gives its encoder a graph, for added layers
         self.control = control
         self.connector = connector
 
@@ -100,7 +101,7 @@ class ControlledUNet(nn.Module):
         """
         features = self.control(x, t, cond, z_lq)
         # control enters at the middle block's output, so the frozen encoder needs no graph
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_unet):
             emb = self.unet.embed(t, cond.vector)
             context = cond.context.to(emb.dtype)
             h, skips = self.unet.encode(x, emb, context)

@@ -21,6 +21,7 @@ from open_supir.networks import UNet
 from open_supir.networks.conditioner import Conditioning
 from open_supir.networks.convnext import frozen_convnext
 from open_supir.networks.unet import Layout
+from open_supir.training.adapters import without_adapters
 
 LEVEL_STREAM = 11  # of the noise that the prior's features are taken at; see training_noise
 FEATURE_STREAM = 12
@@ -141,8 +142,9 @@ class PriorDiscriminator(Discriminator):
         noise = seeded_randn(seen.seeds, seen.z.shape, FEATURE_STREAM, seen.z.device)
         c_in = append_dims((sigma**2 + 1).rsqrt(), seen.z.ndim)
         x = c_in * (seen.z + append_dims(sigma, seen.z.ndim) * noise)
-        emb = seen.unet.embed(nearest_index(sigma), seen.cond.vector)
-        middle, skips = seen.unet.encode(x, emb, seen.cond.context.to(emb.dtype))
+        with without_adapters(seen.unet):
+            emb = seen.unet.embed(nearest_index(sigma), seen.cond.vector)
+            middle, skips = seen.unet.encode(x, emb, seen.cond.context.to(emb.dtype))
         return [*(skips[i] for i in self.picked), middle]
 
 

@@ -2,7 +2,7 @@
 
 The student is the stage 2 itself, from z_lq at one noise level, without noise or guidance; its
 picture is compared with the clean one and judged by a discriminator. Losses and weights are HYPIR's
-(arXiv:2507.20590), the choice of the level is OMGSR's.
+(arXiv:2507.20590), the choice of the level is OMGSR's (arXiv:2508.08227).
 
 Shapes: B batch, H W crop, h w latent size.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from open_supir.data.samples import Batch
 from open_supir.diffusion.one_step import OneStepSettings, matched_sigma
 from open_supir.diffusion.schedule import index_to_sigma, nearest_index
 from open_supir.networks.conditioner import Conditioning
+from open_supir.training.adapters import add_adapters
 from open_supir.training.agreement import Ranks
 from open_supir.training.discriminators import Discriminator, Seen, judged
 from open_supir.training.optim import OptimSettings
@@ -60,6 +62,7 @@ class OneStepModule(TwoOptimizers, SupirModule):
         perceptual: (image, reference) in [-1, 1] -> distances (B,); None: `EncoderDistance`.
         loss: Weights.
         discriminator_optim: Optimiser of the heads; `optim` is that of the generator.
+        unet_lora: Rank of LoRA layers that are added to the UNet and trained too; None for none.
         snr_samples: Training samples that the noise level is measured on, if `sampler.sigma` is
             None.
         scores: Metrics of validation by name.
@@ -77,6 +80,7 @@ class OneStepModule(TwoOptimizers, SupirModule):
         loss: OneStepLoss,
         discriminator_optim: OptimSettings,
         snr_samples: int,
+        unet_lora: int | None = None,
         scores: Mapping[str, Score] | None = None,
         **stage_2: Any,
     ) -> None:
@@ -87,10 +91,19 @@ class OneStepModule(TwoOptimizers, SupirModule):
         self.perceptual = perceptual or EncoderDistance(self.vae)
         self.loss = loss
         self.discriminator_optim = discriminator_optim
-        self.snr_samples = snr_samples
+        self.snr_samples, self.unet_lora = snr_samples, unet_lora
         self.scores = dict(scores or {})
         if self.sampler.sigma is not None:
             self.set_sigma(self.sampler.sigma)
+
+    def take_over(self, trainer: pl.Trainer) -> None:
+        """Also add LoRA layers, if wanted; the base weights are loaded by now."""
+        super().take_over(trainer)
+        if self.unet_lora is not None:
+            count = add_adapters(self.network.unet, self.unet_lora)
+            self.network.trains_unet = True
+            self.recipe = {**self.recipe, "unet_lora": self.unet_lora}
+            log.info("LoRA layers of rank %d on %d layers of the UNet", self.unet_lora, count)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # type: ignore[override]
         """Step the generator, then the discriminator; return the generator's losses (B,)."""

@@ -73,9 +73,13 @@ class TwoOptimizers(TrainedParts):
         would otherwise take in the unfinished sums of the other.
         """
         self.turn = int(discriminator)
-        self.manual_backward(loss / self.accumulation)
-        if self.trainer.fit_loop.epoch_loop._should_accumulate():
-            return
+        # the training step runs under autocast, which is meant for forward passes only
+        with torch.autocast(loss.device.type, enabled=False):
+            self.manual_backward(loss / self.accumulation)
+            if not self.trainer.fit_loop.epoch_loop._should_accumulate():
+                self._step(discriminator)
+
+    def _step(self, discriminator: bool) -> None:
         optimizers, schedules = self.optimizers(), self.lr_schedulers()
         optimizer: LightningOptimizer = optimizers[self.turn]  # type: ignore[index]
         if discriminator:  # not counted as a step of the run
