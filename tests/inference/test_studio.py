@@ -13,16 +13,9 @@ from torch import Tensor
 from open_supir.base.images import Photo
 from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
-from open_supir.webui.studio import (
-    OPTION_DIALS,
-    PREVIEWS,
-    PROMPT_DIALS,
-    SETTING_DIALS,
-    Cancelled,
-    Studio,
-    dial_values,
-    with_dials,
-)
+from open_supir.inference.result import Restoration
+from open_supir.webui.dials import DIALS, LABELS, dial_values, with_dials
+from open_supir.webui.studio import PREVIEWS, Cancelled, Clock, Studio
 from tests.inference.standins import (
     StandInConditioner,
     StandInNetwork,
@@ -55,7 +48,7 @@ def studio(tmp_path: Path) -> Studio:
         sampler=SETTINGS, count_tokens=lambda text: len(text.split()),
     )  # type: ignore[arg-type]  # fmt: skip
     presets = {"own": restorer.options}
-    return Studio(restorer, presets, {}, tmp_path, 1000, 2000, 3)
+    return Studio(restorer, presets, {}, tmp_path, 1000, 2000, 3, 10**6, ("a model", "It can."))
 
 
 def _run(studio: Studio, cancel: threading.Event | None = None):
@@ -63,10 +56,22 @@ def _run(studio: Studio, cancel: threading.Event | None = None):
 
 
 def test_a_run_shows_its_progress_and_ends_with_the_result(studio: Studio) -> None:
-    *early, (share, preview, result) = _run(studio)
-    assert (share, preview) == (1.0, None) and result.restored.shape == PHOTO.rgb.shape
-    assert [share for share, _, _ in early] == [(n + 1) / PREVIEWS for n in range(PREVIEWS)]
-    assert all(picture.shape[0] == 3 and nothing is None for _, picture, nothing in early)
+    *early, result = _run(studio)
+    assert isinstance(result, Restoration) and result.restored.shape == PHOTO.rgb.shape
+    assert [(event.done, event.total) for event in early] == [(n, 16) for n in range(1, 17)]
+    pictures = [event.preview for event in early if event.preview is not None]
+    assert len(pictures) == PREVIEWS and all(picture.shape[0] == 3 for picture in pictures)
+
+
+def test_the_time_left_is_that_of_the_steps_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps, of which one takes 2 s: 16 s are left after the second, and none at the end."""
+    clock, now = Clock(10), iter(range(100, 120, 2))
+    monkeypatch.setattr("open_supir.webui.studio.time.monotonic", lambda: next(now))
+    left = []
+    for _ in range(10):
+        clock.tick()
+        left.append(clock.progress(None).seconds_left)
+    assert left == [None, 16, 14, 12, 10, 8, 6, 4, 2, 0]
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -82,7 +87,7 @@ def test_cancelling_ends_the_run_at_the_next_step(studio: Studio, after: int) ->
                 cancel.set()
     assert studio.restorer.network.calls < SETTINGS.num_steps  # type: ignore[operator]
     studio.restorer.network.seconds = 0.002
-    assert list(_run(studio))[-1][2] is not None  # the next one goes through
+    assert isinstance(list(_run(studio))[-1], Restoration)  # the next one goes through
 
 
 def test_a_run_that_nobody_looks_at_any_more_ends(studio: Studio) -> None:
@@ -134,15 +139,20 @@ def test_describing_looks_at_the_cleaned_image_and_not_at_all_its_pixels(studio:
 
 def test_saved_files_are_named_after_the_upload_and_hold_the_record(studio: Studio) -> None:
     options = RestoreOptions(sampler=SETTINGS, num_samples=2)
-    *_, (_, _, result) = studio.run(PHOTO, "a cat", options, threading.Event())
-    paths, before, record = studio.save(PHOTO, result, "../../my <photo>.jpeg")
-    assert [Path(p).name for p in paths] == ["my _photo__restored.png", "my _photo__restored_2.png"]
-    for path in [*paths, before, studio.shown(result.restored)]:
+    *_, result = studio.run(PHOTO, "a cat", options, threading.Event())
+    assert isinstance(result, Restoration)
+    saved = studio.save(PHOTO, result, "../../my <photo>.jpeg")
+    names = [Path(path).name for path in saved.paths]
+    assert names == ["my _photo__restored.png", "my _photo__restored_2.png"]
+    assert [name for name, _ in saved.pictures] == ["before", "cleaned", "sample 1", "sample 2"]
+    assert (saved.chosen, saved.size, saved.shown_size) == ("sample 1", (12, 20), (12, 20))
+    for path in [*saved.paths, *(path for _, path in saved.pictures)]:
         assert Path(path).resolve().is_relative_to(studio.folder.resolve())
         with Image.open(path) as image:
             assert image.size == (20, 12)
-    with Image.open(paths[0]) as image:
-        assert json.loads(image.info["restoration"])["caption"] == record["caption"] == "a cat"
+    with Image.open(saved.paths[0]) as image:
+        kept = json.loads(image.info["restoration"])
+    assert kept["caption"] == saved.record["caption"] == "a cat"
 
 
 def test_limits_hold_for_the_upload_and_for_the_result(studio: Studio, tmp_path: Path) -> None:
@@ -156,12 +166,12 @@ def test_limits_hold_for_the_upload_and_for_the_result(studio: Studio, tmp_path:
 
 
 def test_dials_left_alone_change_nothing() -> None:
-    names = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
     for base in (
         RestoreOptions(),
         RestoreOptions(sampler=SamplerSettings(tau=4.0, num_steps=7), bits=16, scale=2.5),
     ):
-        shown = dict(zip(names, dial_values(base), strict=True))
+        shown = dict(zip(DIALS, dial_values(base), strict=True))
         assert with_dials(base, shown) == base
-    with pytest.raises(ValueError, match="strength"):
-        with_dials(RestoreOptions(), shown | {"strength": 2})
+    for wrong in ({"strength": 2}, {"seed": None}, {"seed": 0.5}, {"num_steps": 0}, {"tau": None}):
+        with pytest.raises(ValueError, match=LABELS[next(iter(wrong))].partition(" (")[0]):
+            with_dials(RestoreOptions(), shown | wrong)

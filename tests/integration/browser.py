@@ -108,6 +108,26 @@ class Browser:
     def value(self, selector: str) -> str:
         return self.evaluate(f"document.querySelector({selector!r}).value")
 
-    def screenshot(self, path: Path) -> None:
-        data = self.call("Page.captureScreenshot", format="png")["data"]
+    def resize(self, width: int, height: int, *, phone: bool = False) -> None:
+        """Set the window's size; without scroll bars, which would move things in screenshots."""
+        self.call("Emulation.setScrollbarsHidden", hidden=True)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=phone,
+        )  # fmt: skip
+
+    def box(self, selector: str) -> dict[str, float]:
+        """Return x, y, width, height of an element, in pixels of the whole page."""
+        return self.evaluate(
+            f"""(() => {{
+                const {{x, y, width, height}} =
+                    document.querySelector({selector!r}).getBoundingClientRect();
+                return {{x: x + scrollX, y: y + scrollY, width, height}};
+            }})()"""
+        )
+
+    def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> None:
+        """Write what is seen, or a part of the page, as PNG."""
+        part = {} if clip is None else {"clip": clip | {"scale": 1}, "captureBeyondViewport": True}
+        data = self.call("Page.captureScreenshot", format="png", **part)["data"]
         path.write_bytes(base64.b64decode(data))

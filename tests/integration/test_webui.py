@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -113,17 +114,36 @@ def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path
     assert len(job.outputs()) > 2  # previews came while sampling
 
 
-def test_batch_gives_an_archive_and_one_line_a_file(url: str, photo: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"<html>")
-    files = [_file(p) for p in (photo, bad)]
-    packed, report = _client(url).predict(files, OWN, *DIALS, api_name="/batch")
-    assert [row[0] for row in report["data"]] == ["photo.png", "bad.png"]
-    assert report["data"][0][1] == "restored" and "cannot be read" in report["data"][1][1]
+def test_batch_gives_an_archive_of_the_same_tree_and_one_line_a_file(
+    url: str, photo: Path, tmp_path: Path
+) -> None:
+    """Captions come from the table, else from the texts beside the images, else are asked for."""
+    names = ("a/one.png", "a/b/two.png", "a/b/three.png")
+    with zipfile.ZipFile(tmp_path / "album.zip", "w") as archive:
+        for name in names:
+            archive.write(photo, name)
+        archive.writestr("a/b/two.txt", "a boat")
+    (tmp_path / "bad.png").write_bytes(b"<html>")
+    files = [_file(tmp_path / "album.zip"), _file(tmp_path / "bad.png")]
+    table = {"headers": ["image", "caption"], "data": [["a/one.png", "a cat"]], "metadata": None}
+    refused = _client(url).submit(files, OWN, *DIALS, table, api_name="/batch")
+    assert "4 images, limit 3" in str(refused.exception(timeout=PATIENCE))
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("c/bad.png", b"<html>")
+        for name in names[:2]:
+            archive.write(photo, name)
+        archive.writestr("a/b/two.txt", "a boat")
+    files = [_file(tmp_path / "bad.zip")]
+    packed, report, status = _client(url).predict(files, OWN, *DIALS, table, api_name="/batch")
+    said = dict(report["data"])
+    assert list(said) == ["a/b/two.png", "a/one.png", "c/bad.png"]
+    assert said["a/one.png"] == "restored" and "cannot be read" in said["c/bad.png"]
+    assert status.startswith("done, 2 of 3 restored")
     with zipfile.ZipFile(packed) as archive:
-        names = archive.namelist()
-        assert names == ["001_photo_restored.png", "001_photo_restored.png.json"]
+        assert set(archive.namelist()) == {*names[:2], *(f"{name}.json" for name in names[:2])}
         assert Image.open(io.BytesIO(archive.read(names[0]))).size == (120, 80)
+        records = [json.loads(archive.read(f"{name}.json")) for name in names[:2]]
+    assert [record["caption"] for record in records] == ["a cat", "a boat"]
 
 
 def test_files_of_the_server_are_not_served(url: str) -> None:
@@ -135,13 +155,16 @@ def test_files_of_the_server_are_not_served(url: str) -> None:
         assert caught.value.code in (403, 404)
 
 
-def test_too_many_pixels_are_refused(url: str, tmp_path: Path) -> None:
+def test_too_many_pixels_are_refused_without_a_traceback(
+    url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     Image.new("RGB", (1000, 1000)).save(tmp_path / "big.png")
     with pytest.raises(Exception, match="limit 500000"):
         _client(url).predict(
             _file(tmp_path / "big.png"), "", OWN,
             *DIALS, api_name="/restore",
         )  # fmt: skip
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_too_large_files_are_refused(url: str, tmp_path: Path) -> None:
@@ -177,52 +200,139 @@ def test_other_hosts_need_a_password(stage_2: Path, tmp_path: Path, monkeypatch)
 
 @in_chromium
 def test_upload_restore_compare_and_download(browser: Browser, url: str, tmp_path: Path) -> None:
-    """Lossless pictures, settings in the file, a line of history, and no other host is asked."""
-    from skimage import data
-
+    """Lossless pictures, settings in the file, a history to click, and no other host is asked."""
     photo = tmp_path / "coffee.png"
-    Image.fromarray(data.coffee()[100:292, 150:406]).resize((128, 96)).save(photo)
-    browser.upload("#upload input[type=file]", photo)
-    browser.wait_for("!!document.querySelector('#upload img')")
+    _coffee(128, 96).save(photo)
+    _upload(browser, photo)
+    browser.wait_for(
+        "document.querySelector('#plan').innerText == 'Input 128 x 96, result 128 x 96 pixels'"
+    )
     for seed in (5, 6):
         browser.type("input[aria-label=Seed]", str(seed))
-        browser.click("#restore")
-        browser.wait_for(f"document.querySelector('#history').innerText.includes('{seed}')")
+        _restore(browser)
+        assert re.fullmatch(r"done, 128 x 96, [0-9.]+ s", browser.value(STATUS))
+        browser.wait_for(f"document.querySelector('#history').innerText.includes('seed {seed}')")
+    names = browser.evaluate("[...document.querySelectorAll('.strip span')].map(s => s.innerText)")
+    assert names == ["before", "cleaned", "restored"]
     browser.wait_for(
-        "document.querySelectorAll('#slider img').length >= 2 &&"
-        "[...document.querySelectorAll('#slider img')].every(i => i.naturalWidth == 128)"
+        "[...document.querySelectorAll('#viewer img')].every(i => i.naturalWidth == 128)"
     )
-    sources = browser.evaluate(
-        "[...document.querySelectorAll('#slider img')].map(i => i.src.split('?')[0])"
-    )
+    sources = browser.evaluate("[...document.querySelectorAll('#viewer img')].map(i => i.src)")
     assert all(source.endswith(".png") for source in sources)
-    link = browser.evaluate("document.querySelector('#download a[href]').href")
-    with Image.open(io.BytesIO(_opened(link))) as image:
-        assert image.size == (128, 96)
-        assert json.loads(image.info["restoration"])["options"]["seed"] == 6
+    assert _seed_of_the_download(browser) == 6
+    browser.click("#dice")
+    browser.wait_for("!['5', '6'].includes(document.querySelector('input[aria-label=Seed]').value)")
+    browser.click("#history [data-index='0']")
+    browser.wait_for("document.querySelector('input[aria-label=Seed]').value == '5'")
+    wait_for(lambda: _seed_of_the_download(browser) == 5, what="the first result's files")
     hosts = browser.evaluate(
         "[...new Set(performance.getEntriesByType('resource').map(e => new URL(e.name).host))]"
     )
     assert {host.split(":")[0] for host in hosts if host} <= {"127.0.0.1"}
-    browser.screenshot(Path(os.environ.get("SCREENSHOT", tmp_path / "page.png")))
+
+
+@in_chromium
+@pytest.mark.parametrize("size", [(144, 96), (96, 144)], ids=["landscape", "portrait"])
+def test_halves_of_the_comparison_meet_at_any_width(
+    browser: Browser, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """At strength 0 both halves are the input: together they are what each is alone, but for the
+    line between them, and what Pillow makes of the input at that size, to a few levels.
+    """
+    photo = _coffee(*size)
+    photo.save(tmp_path / "photo.png")
+    _upload(browser, tmp_path / "photo.png")
+    _set(browser, "Strength", "0")
+    _restore(browser)
+    for width in (390, 768, 1280, 1600):
+        browser.resize(width, 900, phone=width < 500)
+        browser.wait_for("[...document.querySelectorAll('.canvas img')].every(i => i.complete)")
+        shots = []
+        for border in (50, 0, 100):
+            browser.type("#viewer input[type=range]", str(border))
+            box = browser.box("#viewer .frame")
+            browser.screenshot(tmp_path / "shot.png", box)
+            with Image.open(tmp_path / "shot.png") as shot:
+                shots.append(np.asarray(shot.convert("RGB")).astype(int))
+        both, right, left = shots
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
+        assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.01)
+        middle = both.shape[1] // 2
+        away = np.abs(np.arange(both.shape[1]) - middle) > 4  # the line and its shadow
+        assert np.array_equal(both[:, : middle - 4], left[:, : middle - 4])
+        assert np.array_equal(both[:, middle + 5 :], right[:, middle + 5 :])
+        expected = np.asarray(photo.resize(both.shape[1::-1], Image.Resampling.BILINEAR)).astype(
+            int
+        )
+        assert np.abs(both - expected)[:, away].mean() < 4
+    browser.resize(1280, 1400)
+
+
+@in_chromium
+def test_on_a_phone_the_image_is_first_and_restore_on_the_first_screen(browser: Browser) -> None:
+    browser.resize(390, 667, phone=True)
+    order = ["#upload", "#restore", "#viewer", "#dice"]
+    boxes = [browser.box(selector) for selector in order]
+    assert [box["y"] for box in boxes] == sorted(box["y"] for box in boxes)
+    assert boxes[1]["y"] + boxes[1]["height"] <= 667
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.resize(1280, 1400)
+
+
+@in_chromium
+def test_mistakes_stand_in_the_status_and_leave_no_traceback(
+    browser: Browser, photo: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    browser.click("#restore")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('choose an image first')")
+    (tmp_path / "bad.png").write_bytes(b"<html>")
+    browser.upload("#upload input[type=file]", tmp_path / "bad.png")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('cannot be read')")
+    _is_ready(browser)
+    browser.click("#restore")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value == 'waiting for its turn'")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('cannot be read')")
+    _is_ready(browser)
+    browser.click("#upload button[aria-label='Remove Image']")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value == ''")
+    _upload(browser, photo)
+    browser.type("input[aria-label=Seed]", "-1")
+    browser.click("#restore")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('seed must be')")
+    time.sleep(1)
+    assert "seed must be" in browser.value(STATUS)  # until the next action
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@in_chromium
+def test_a_tiff_is_shown_and_restored_from_its_own_pixels(browser: Browser, tmp_path: Path) -> None:
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "scan.tif", np.full((48, 64, 3), 40000, dtype=np.uint16))
+    _upload(browser, tmp_path / "scan.tif")
+    browser.wait_for("document.querySelector('#upload img').naturalWidth == 64")
+    _set(browser, "Strength", "0")
+    _restore(browser)
+    link = browser.evaluate("document.querySelector('#download a[href]').href")
+    (tmp_path / "back.png").write_bytes(_opened(link))
+    back = read_photo(tmp_path / "back.png")
+    assert back.bits == 16 and (back.rgb * 65535).round().unique().tolist() == [40000]
 
 
 @in_chromium
 def test_cancel_stops_the_run_and_the_next_one_goes_through(browser: Browser, photo: Path) -> None:
-    browser.upload("#upload input[type=file]", photo)
-    browser.wait_for("!!document.querySelector('#upload img')")
+    _upload(browser, photo)
     _open_sampling(browser)
     _set(browser, "Steps", "200")
     browser.click("#restore")
-    browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('sampling')")
+    browser.wait_for(f"/sampling, step .* left$/.test(document.querySelector({STATUS!r}).value)")
     labels = browser.evaluate("[...document.querySelectorAll('button')].map(b => b.ariaLabel)")
     assert "Remove Image" in labels and "Share" not in labels  # which would send the preview away
     browser.click("#cancel")
     browser.wait_for(f"document.querySelector({STATUS!r}).value == 'cancelled'")
-    assert browser.evaluate("document.querySelectorAll('#slider img').length") == 0
+    assert browser.evaluate("document.querySelectorAll('#viewer img').length") == 0
     _set(browser, "Steps", "2")
-    browser.click("#restore")
-    browser.wait_for(f"/^[0-9.]+ s$/.test(document.querySelector({STATUS!r}).value)")
+    _restore(browser)
 
 
 @pytest.mark.slow  # the server notices after seconds
@@ -232,8 +342,7 @@ def test_leaving_the_page_ends_its_run(
 ) -> None:
     saved: list[object] = []
     monkeypatch.setattr(Studio, "save", lambda *given: saved.append(given))
-    browser.upload("#upload input[type=file]", photo)
-    browser.wait_for("!!document.querySelector('#upload img')")
+    _upload(browser, photo)
     _open_sampling(browser)
     _set(browser, "Steps", "200")
     _set(browser, "Samples", "8")
@@ -253,17 +362,16 @@ def test_captions_are_asked_for_edited_and_dropped_with_their_image(
 ) -> None:
     for name, colour in (("one", (230, 60, 40)), ("two", (40, 60, 230))):
         Image.new("RGB", (64, 48), colour).save(tmp_path / f"{name}.png")
-    browser.upload("#upload input[type=file]", tmp_path / "one.png")
-    browser.wait_for("!!document.querySelector('#upload img')")
+    _upload(browser, tmp_path / "one.png")
     browser.click("#describe")
     browser.wait_for(f"document.querySelector({CAPTION!r}).value.startsWith('something ')")
     browser.type(CAPTION, "a tomato")
     browser.click("#restore")
     browser.wait_for("document.querySelector('#history').innerText.includes('a tomato')")
+    _is_ready(browser)
     browser.click("#upload button[aria-label='Remove Image']")
     browser.wait_for(f"document.querySelector({CAPTION!r}).value == ''")
-    browser.upload("#upload input[type=file]", tmp_path / "two.png")
-    browser.wait_for("!!document.querySelector('#upload img')")
+    _upload(browser, tmp_path / "two.png")
     browser.click("#restore")
     browser.wait_for("document.querySelector('#history').innerText.includes('something ')")
 
@@ -286,16 +394,56 @@ def test_batch_tab_restores_reports_and_packs(
     browser: Browser, photo: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"<html>")
+    photo.with_suffix(".txt").write_text("a red boat")
     browser.click("#batch-button")
     browser.wait_for("!!document.querySelector('#files input[type=file]')")
-    browser.upload("#files input[type=file]", photo, tmp_path / "bad.png")
-    browser.wait_for("document.querySelector('#files').innerText.includes('bad')")
+    browser.upload(
+        "#files input[type=file]", photo, photo.with_suffix(".txt"), tmp_path / "bad.png"
+    )
+    browser.wait_for("document.querySelector('#captions').innerText.includes('a red boat')")
     browser.click("#restore_all")
     browser.wait_for("document.querySelector('#report').innerText.includes('cannot be read')")
     assert "restored" in browser.evaluate("document.querySelector('#report').innerText")
+    browser.wait_for(
+        "document.querySelector('#batch_status textarea').value.startsWith('done, 1 of 2')"
+    )
     link = browser.wait_for("document.querySelector('#packed a[href]')?.href")
     with zipfile.ZipFile(io.BytesIO(_opened(link))) as archive:
-        assert archive.namelist() == ["001_photo_restored.png", "001_photo_restored.png.json"]
+        assert set(archive.namelist()) == {"photo.png", "photo.png.json"}
+        assert json.loads(archive.read("photo.png.json"))["caption"] == "a red boat"
+
+
+def _coffee(width: int, height: int) -> Image.Image:
+    from skimage import data
+
+    side = min(width, height)
+    part = data.coffee()[100 : 100 + 192 * height // side, 150 : 150 + 192 * width // side]
+    return Image.fromarray(part).resize((width, height))
+
+
+def _upload(browser: Browser, path: Path) -> None:
+    browser.upload("#upload input[type=file]", path)
+    browser.wait_for("document.querySelector('#plan').innerText.startsWith('Input')")
+
+
+def _is_ready(browser: Browser) -> None:
+    browser.wait_for("!document.querySelector('#restore').disabled")
+
+
+def _restore(browser: Browser) -> None:
+    """Press the button, and wait until the result is there and the button ready again."""
+    _is_ready(browser)
+    browser.evaluate("document.querySelector('#restore').click()")
+    browser.wait_for("document.querySelector('#restore').disabled")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('done')")
+    _is_ready(browser)
+
+
+def _seed_of_the_download(browser: Browser) -> int:
+    link = browser.evaluate("document.querySelector('#download a[href]').href")
+    with Image.open(io.BytesIO(_opened(link))) as image:
+        assert image.size == (128, 96)
+        return json.loads(image.info["restoration"])["options"]["seed"]
 
 
 def _open_sampling(browser: Browser) -> None:

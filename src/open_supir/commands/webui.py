@@ -34,12 +34,12 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
     from open_supir.webui.server import check_access, serve
 
     password = check_access(cfg.host)
-    from open_supir.webui.page import build_page, write_examples  # imports gradio
+    from open_supir.webui.page import STYLE, build_page, write_examples  # imports gradio
 
     quieten_readers()
     page = build_page(build_studio(cfg, folder), write_examples(folder))
     keys = ("host", "port", "queue", "max_file_mb", "open_browser")
-    serve(page, password=password, **{key: cfg[key] for key in keys}, **options)
+    serve(page, password=password, style=STYLE, **{key: cfg[key] for key in keys}, **options)
     return page
 
 
@@ -51,6 +51,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     from open_supir.base.devices import best_dtype
     from open_supir.inference.model import Model, cached
     from open_supir.webui.studio import Studio
+    from open_supir.webui.words import about
 
     device = pick_device(cfg.device)
     model = Model.find(
@@ -67,14 +68,17 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
         preset = compose("restore", overrides=[f"preset={name}", "input=x", "output=x"])
         presets[name] = model.options(plain(preset.sampler), plain(preset.options))
     captioner = cached(instantiate(cfg.captioner, _convert_="all"), cfg.caption_cache)
+    restorer = model.load(presets[OWN], captioner=captioner, device=device)
     return Studio(
-        model.load(presets[OWN], captioner=captioner, device=device),
+        restorer,
         presets,
         model.described(),
         folder,
         max_pixels=cfg.max_pixels,
         max_output_pixels=cfg.max_output_pixels,
         max_files=cfg.max_files,
+        max_batch_bytes=cfg.max_files * cfg.max_file_mb * 2**20,
+        about=about(model, restorer, runs_dir=cfg.runs_dir),
     )
 
 

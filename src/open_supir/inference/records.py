@@ -91,7 +91,7 @@ def restore_file(
     """
     options = restorer.options
     photo = read_photo(job.source, max_pixels=max_pixels, intent=options.intent)
-    check_result(photo, options, max_output_pixels)
+    check_result((photo.rgb.shape[-2], photo.rgb.shape[-1]), options, max_output_pixels)
     _make_folder(job.targets[0].parent, output)
     claimed(job, overwrite=overwrite)
     if restorer.device.type == "cuda":
@@ -160,13 +160,13 @@ def claimed(job: Job, *, overwrite: bool) -> list[dict[str, str]]:
     return ours
 
 
-def check_result(photo: Photo, options: RestoreOptions, max_pixels: int | None) -> None:
-    """Refuse a result that is too large, before it is made.
+def check_result(size: tuple[int, int], options: RestoreOptions, max_pixels: int | None) -> None:
+    """Refuse the result of an input of this (H, W) if it would be too large, before it is made.
 
     Raises:
         ValueError: It has more than `max_pixels` pixels, or a side that its format cannot hold.
     """
-    height, width = options.output_size(*photo.rgb.shape[-2:])
+    height, width = options.output_size(*size)
     if max_pixels is not None and height * width > max_pixels:
         raise ValueError(
             f"result too large: {width}x{height} pixels, limit {max_pixels}; "

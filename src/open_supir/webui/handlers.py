@@ -1,13 +1,13 @@
 """Actions of the page's buttons: component values in, page updates out.
 
-Gradio inspects the signatures: it fills in parameters annotated gr.Request and defaults of
-gr.Progress; the others are component values.
+Gradio inspects the signatures: it fills in parameters annotated gr.Request or gr.EventData; the
+others are component values. Updates are dicts by name of the page's part.
 """
 
-import json
+import logging
 import tempfile
 import threading
-import zipfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,19 +16,21 @@ from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 
+from open_supir.base.files import printable
+from open_supir.base.images import Photo
 from open_supir.inference.batch import FILE_ERRORS
-from open_supir.inference.folder import printable
 from open_supir.inference.options import RestoreOptions
-from open_supir.webui.studio import (
-    OPTION_DIALS,
-    PROMPT_DIALS,
-    SETTING_DIALS,
-    Cancelled,
-    Studio,
-    with_dials,
-)
+from open_supir.inference.result import Restoration
+from open_supir.webui.dials import DIALS, with_dials
+from open_supir.webui.studio import Cancelled, Progress, Saved, Studio, photo_size
+from open_supir.webui.uploads import Source, shown
+from open_supir.webui.viewer import entry, pair, single
+from open_supir.webui.words import duration, planned, size_of, time_left
 
-DIALS = (*OPTION_DIALS, *SETTING_DIALS, *PROMPT_DIALS)
+log = logging.getLogger(__name__)
+
+NO_IMAGE = "choose an image first"
+Updates = dict[str, Any]
 
 
 class Handlers:
@@ -38,92 +40,106 @@ class Handlers:
         self.studio = studio
         self.cancels: dict[str | None, threading.Event] = defaultdict(threading.Event)
 
-    def restore_one(
-        self,
-        request: gr.Request,
-        image: str | None,
-        text: str,
-        past: list,
-        preset: str,
-        *values: Any,
-    ) -> Iterator[dict[str, Any]]:
-        """Restore one image; yield updates by name of the page's part."""
+    def take(self, image: str | None, source: Source | None) -> Updates:
+        """Look at a new upload: its size, and a picture that browsers can show."""
+        if source and image and source.is_shown_as(image):
+            return {}
         if not image:
-            raise gr.Error("choose an image first")
-        cancel = self.cancels[request.session_hash]
+            return {"source": None, "caption": "", "status": ""}
         try:
-            with errors_shown():
-                options = self._options(preset, values)
-                photo = self.studio.read(image, options)
-                yield {"preview": None, "slider": None, "status": "waiting, reading, cleaning"}
-                result = None
-                for share, early, final in self.studio.run(photo, text or "", options, cancel):
-                    result = final
-                    if early is not None:
-                        picture = early.permute(1, 2, 0).mul(255).round().byte().numpy()
-                        yield {"preview": picture, "status": f"sampling, {100 * share:.0f} %"}
-        except Cancelled:
-            yield {"preview": None, "status": "cancelled"}
-            return
-        assert result is not None  # the last event of a run
-        name = Path(image).name
-        paths, before, record = self.studio.save(photo, result, name)
-        seconds = sum(result.seconds.values())
-        notes = [f"{seconds:.1f} s", *photo.notes, *(rung.name for rung in result.given_up)]
-        sampler = options.sampler
-        row = [name, preset, options.seed, sampler.num_steps, sampler.cfg_scale]
-        past = [*past, [*row, options.strength, result.caption]]
-        yield {
-            "preview": None,
-            "slider": (before, self.studio.shown(result.restored)),
-            "status": "; ".join(notes),
-            "download": paths,
-            "record": record,
-            "past": past,
-            "history": past,
-            "caption": result.caption,
-        }
+            source = self._source(image, self.studio.read(image, None))
+        except FILE_ERRORS as error:
+            return {"source": None, "caption": "", "status": said(error)}
+        changes = {} if source.shown == image else {"image": source.shown}
+        return {"source": source, "caption": "", "status": "", **changes}
 
-    def describe(self, image: str | None, preset: str, *values: Any) -> str:
-        """Return the captioner's description of an image."""
-        if not image:
-            raise gr.Error("choose an image first")
-        with errors_shown():
-            return self.studio.describe(self.studio.read(image, self._options(preset, values)))
+    def plan(self, source: Source | None, preset: str, *values: Any) -> str:
+        """Say what will come of the image with the dials as they are."""
+        if source is None:
+            return ""
+        try:
+            options = self.options(preset, values)
+            self.studio.check(source.size, options)
+        except FILE_ERRORS as error:
+            return said(error)
+        return planned(source.size, options)
 
-    def restore_many(
-        self,
-        request: gr.Request,
-        files: Sequence[str] | None,
-        preset: str,
-        *values: Any,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio's way to request a bar
-    ) -> tuple[str, list[list[str]]]:
-        """Restore several images; return an archive of them, and each file's outcome."""
-        files = files or []
-        if not 0 < len(files) <= self.studio.max_files:
-            raise gr.Error(f"choose 1 to {self.studio.max_files} images")
-        with errors_shown():
-            options = self._options(preset, values)
-        packed = Path(tempfile.mkdtemp(dir=self.studio.folder)) / "restored.zip"
-        cancel = self.cancels[request.session_hash]
-        rows: list[list[str]] = []
-        with zipfile.ZipFile(packed, "w") as archive:
-            for number, file in enumerate(progress.tqdm(files, desc="restoring"), start=1):
-                try:
-                    self._pack(archive, f"{number:03d}_", file, options, cancel)
-                except Cancelled:
-                    rows += [[Path(left).name, "cancelled"] for left in files[number - 1 :]]
-                    break
-                except FILE_ERRORS as error:
-                    rows.append([Path(file).name, printable(error)])
+    def restore_one(
+        self, request: gr.Request, image: str | None, text: str, source: Source | None,
+        past: list, preset: str, *values: Any,
+    ) -> Iterator[Updates]:  # fmt: skip
+        """Restore one image; yield updates."""
+        cancel, start = self.cancels[request.session_hash], time.monotonic()
+        failure: list[str] = []
+        with failures(failure):
+            if not image:
+                raise ValueError(NO_IMAGE)
+            source = source if source and source.is_shown_as(image) else None
+            path = source.path if source else image
+            options = self.options(preset, values)
+            photo = self.studio.read(path, options)
+            yield {"viewer": {}, "status": "reading and cleaning"}
+            result = None
+            for event in self.studio.run(photo, text or "", options, cancel):
+                if isinstance(event, Restoration):
+                    result = event
                 else:
-                    rows.append([Path(file).name, "restored"])
-        return str(packed), rows
+                    yield progressed(event)
+            assert result is not None  # the last event of a run
+            saved = self.studio.save(photo, result, Path(path).name)
+            status = _done(saved, result, photo, time.monotonic() - start)
+            shows = {
+                "viewer": pair(saved.pictures, saved.shown_size, saved.chosen),
+                "status": status,
+                "download": saved.paths,
+                "record": saved.record,
+                "caption": result.caption,
+            }
+            known = source or self._source(path, photo)
+            label = _label(known.name, preset, options, result.caption)
+            kept = {
+                "source": known,
+                "choices": [preset, *values],
+                "entry": entry(saved.thumb, label),
+            }
+            past = [*past, shows | kept]
+            yield {**shows, "past": past, "history": [old["entry"] for old in past]}
+        if failure:
+            yield {"viewer": {}, "status": failure[0]}
+            refuse(failure[0])
 
-    def begin(self, request: gr.Request) -> None:
-        """Clear an earlier cancellation of the session."""
+    def again(self, past: list, event: gr.EventData) -> Updates:
+        """Show an earlier result again, with its image, caption and settings."""
+        old = past[event.index]  # type: ignore[attr-defined]
+        parts = ("viewer", "status", "download", "record", "caption", "source", "choices")
+        return {"image": old["source"].shown, **{part: old[part] for part in parts}}
+
+    def describe(
+        self, image: str | None, source: Source | None, preset: str, *values: Any
+    ) -> Iterator[Updates]:
+        """Ask the captioner for a description of an image."""
+        failure: list[str] = []
+        with failures(failure):
+            if not image:
+                raise ValueError(NO_IMAGE)
+            path = source.path if source and source.is_shown_as(image) else image
+            yield {"status": "describing"}
+            photo = self.studio.read(path, self.options(preset, values))
+            yield {"caption": self.studio.describe(photo), "status": ""}
+        if failure:
+            yield {"status": failure[0]}
+            refuse(failure[0])
+
+    def begin(self, request: gr.Request) -> Updates:
+        """Clear an earlier cancellation of the session, and what was said last."""
         self.cancels[request.session_hash] = threading.Event()
+        return {"status": "waiting for its turn", "go": gr.Button(interactive=False)}
+
+    def end(self, status: str) -> Updates:
+        """Make the button ready for the next run; a run that never began was refused."""
+        refused = {"status": "error: too many requests are waiting, try again later"}
+        ready = {"go": gr.Button(interactive=True)}
+        return {**ready, **(refused if status == "waiting for its turn" else {})}
 
     def stop(self, request: gr.Request) -> None:
         """Cancel the session's run."""
@@ -133,32 +149,61 @@ class Handlers:
         """Cancel the session's run after its page was closed."""
         self.cancels.pop(request.session_hash, threading.Event()).set()
 
-    def _options(self, preset: str, values: Sequence[Any]) -> RestoreOptions:
+    def options(self, preset: str, values: Sequence[Any]) -> RestoreOptions:
+        """Return the options that the page's dials make.
+
+        Raises:
+            ValueError: A dial is out of range.
+        """
         return with_dials(self.studio.presets[preset], dict(zip(DIALS, values, strict=True)))
 
-    def _pack(
-        self,
-        archive: zipfile.ZipFile,
-        prefix: str,
-        file: str,
-        options: RestoreOptions,
-        cancel: threading.Event,
-    ) -> None:
-        """Restore a file into the archive, with its record."""
-        photo = self.studio.read(file, options)
-        *_, (_, _, result) = self.studio.run(photo, "", options, cancel)
-        paths, _, record = self.studio.save(photo, result, Path(file).name)
-        for path in paths:
-            archive.write(path, prefix + Path(path).name)
-        archive.writestr(f"{prefix}{Path(paths[0]).name}.json", json.dumps(record))
+    def _source(self, path: str, photo: Photo) -> Source:
+        folder = Path(tempfile.mkdtemp(dir=self.studio.folder))
+        return Source(path=path, shown=shown(path, photo, folder), size=photo_size(photo))
+
+
+def progressed(event: Progress) -> Updates:
+    """Return the updates for a run's progress."""
+    left = f", {time_left(event.seconds_left)}" if event.seconds_left else ""
+    status = f"sampling, step {event.done} of {event.total}{left}"
+    if event.done == event.total:
+        status = "finishing"
+    if event.preview is None:
+        return {"status": status}
+    return {"status": status, "viewer": single("preview", event.preview)}
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
-    """Show errors from bad files or options as messages on the page."""
+def failures(found: list[str]) -> Iterator[None]:
+    """Keep why a run failed, for the page; a bug also leaves its traceback in the server's log."""
     try:
         yield
     except Cancelled:
-        raise
+        found.append("cancelled")
     except FILE_ERRORS as error:
-        raise gr.Error(printable(str(error) or type(error).__name__)) from error
+        found.append(said(error))
+    except Exception as error:  # a bug of ours: the page must not stay at "waiting"
+        log.exception("a bug")
+        found.append(f"{said(error)}; the traceback is in the server's log")
+
+
+def said(error: BaseException) -> str:
+    """Return an error as one line for the page."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"error: {printable(' '.join(str(reason).split()))}"
+
+
+def refuse(message: str) -> None:
+    """Raise a failure for users of the API; the page has said it, and the server need not."""
+    if message != "cancelled":
+        raise gr.Error(message, visible=False, print_exception=False)
+
+
+def _done(saved: Saved, result: Restoration, photo: Photo, seconds: float) -> str:
+    notes = [*photo.notes, *(rung.name for rung in result.given_up)]
+    return "; ".join([f"done, {size_of(*saved.size)}, {duration(seconds)}", *notes])
+
+
+def _label(name: str, preset: str, options: RestoreOptions, caption: str) -> str:
+    parts = [name, f"seed {options.seed}", f"{options.sampler.num_steps} steps", preset, caption]
+    return ", ".join(part for part in parts if part)

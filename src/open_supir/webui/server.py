@@ -1,6 +1,7 @@
 """Serving the page: on this machine by default, without contacting any other."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,9 +36,10 @@ def serve(
     max_file_mb: int,
     open_browser: bool,
     password: str | None,
+    style: Path,
     **options: Any,
 ) -> None:
-    """Serve a page; `options` are passed to Gradio's launch."""
+    """Serve a page with a style sheet; `options` are passed to Gradio's launch."""
     page.queue(max_size=queue, default_concurrency_limit=1)
     page.launch(
         server_name=host,
@@ -45,6 +47,7 @@ def serve(
         share=False,
         inbrowser=open_browser,
         max_file_size=f"{max_file_mb}mb",
+        css_paths=style,
         auth=("open-supir", password) if password else None,
         **options,
     )

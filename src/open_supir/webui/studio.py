@@ -4,6 +4,7 @@ import dataclasses
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,55 @@ from open_supir.inference.result import Restoration
 
 RUN = "restoring"  # the name of a run's thread
 PREVIEWS = 8  # per image
-# fields that the page's dials set, in the dials' order
-OPTION_DIALS = ("scale", "strength", "seed", "num_samples", "color_fix", "format", "bits")
-SETTING_DIALS = ("num_steps", "cfg_scale", "control_scale", "tau")
-PROMPT_DIALS = ("positive_prompt", "negative_prompt")
+SHOWN_SIDE, THUMB_SIDE = 4096, 240  # pixels
 
 
 class Cancelled(RuntimeError):
     """The user pressed cancel."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    done: int  # steps, over all samples
+    total: int
+    seconds_left: float | None  # None after the first step
+    preview: Tensor | None = None  # (3, H, W) in [0, 1]: the estimate now
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The files of a result, all below the studio's folder."""
+
+    paths: list[str]  # the samples, for download
+    pictures: list[tuple[str, str]]  # names and paths of PNGs to look at: before, cleaned, samples
+    chosen: str  # name of the first sample among them
+    thumb: str  # a small picture of it
+    shown_size: tuple[int, int]  # (H, W) of the pictures
+    size: tuple[int, int]  # (H, W) of the samples
+    record: dict[str, Any]  # as embedded in the samples
+
+
+class Clock:
+    """Counts a run's steps, and tells how long the others will take."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.start = self.now = 0.0
+
+    def tick(self) -> bool:
+        """Count a step; return whether a preview is due."""
+        self.now = time.monotonic()
+        self.start = self.start or self.now  # the first step's own time is not known
+        self.done += 1
+        return self.done % max(1, self.total // PREVIEWS) == 0
+
+    def progress(self, preview: Tensor | None) -> Progress:
+        """Return how far the run is."""
+        each = (self.now - self.start) / (self.done - 1) if self.done > 1 else None
+        left = None if each is None else each * (self.total - self.done)
+        return Progress(done=self.done, total=self.total, seconds_left=left, preview=preview)
 
 
 @dataclasses.dataclass
@@ -46,17 +88,32 @@ class Studio:
     max_pixels: int
     max_output_pixels: int
     max_files: int
+    max_batch_bytes: int
+    about: tuple[str, str]  # which model is loaded, and what it can do
     busy: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
-    def read(self, path: str, options: RestoreOptions) -> Photo:
+    def read(self, path: str, options: RestoreOptions | None) -> Photo:
         """Read an upload.
+
+        Args:
+            options: For which the result's size is checked; None does not check it.
 
         Raises:
             ValueError: It is not an image, or it or its result is too large.
         """
-        photo = read_photo(Path(path), max_pixels=self.max_pixels, intent=options.intent)
-        check_result(photo, options, self.max_output_pixels)
+        intent = options.intent if options else RestoreOptions().intent
+        photo = read_photo(Path(path), max_pixels=self.max_pixels, intent=intent)
+        if options is not None:
+            self.check(photo_size(photo), options)
         return photo
+
+    def check(self, size: tuple[int, int], options: RestoreOptions) -> None:
+        """Refuse the result of an image of this (H, W) if it would be too large.
+
+        Raises:
+            ValueError: It would be.
+        """
+        check_result(size, options, self.max_output_pixels)
 
     @property
     def can_describe(self) -> bool:
@@ -73,8 +130,8 @@ class Studio:
 
     def run(
         self, photo: Photo, caption: str, options: RestoreOptions, cancel: threading.Event
-    ) -> Iterator[tuple[float, Tensor | None, Any]]:
-        """Restore in a thread; yield (share done, preview, None), then (1.0, None, result).
+    ) -> Iterator[Progress | Restoration]:
+        """Restore in a thread; yield its progress, then the result.
 
         Closing the iterator early, as when the user leaves, also cancels.
 
@@ -82,16 +139,14 @@ class Studio:
             Cancelled: `cancel` was set.
         """
         events: queue.Queue = queue.Queue()
-        total = options.sampler.num_steps * options.num_samples
-        every = max(1, total // PREVIEWS)
-        done, left = [0], threading.Event()
+        left = threading.Event()
+        clock = Clock(options.sampler.num_steps * options.num_samples)
 
         def on_step(step: Step, x: Tensor, denoised: Tensor) -> None:
             if cancel.is_set() or left.is_set():
                 raise Cancelled("cancelled")
-            done[0] += 1
-            if done[0] % every == 0:
-                events.put((done[0] / total, self.restorer.preview(denoised[:1]), None))
+            is_due = clock.tick()
+            events.put(clock.progress(self.restorer.preview(denoised[:1]) if is_due else None))
 
         def work() -> None:
             try:
@@ -101,7 +156,7 @@ class Studio:
                 result = self.restorer(
                     photo.visible, caption=text, options=options, on_step=on_step
                 )
-                events.put((1.0, None, result))
+                events.put(result)
             except Exception as error:  # any error: re-raised below, else the page waits forever
                 events.put(error)
 
@@ -114,79 +169,61 @@ class Studio:
                     if isinstance(event, Exception):
                         raise event
                     yield event
-                    if event[2] is not None:
+                    if isinstance(event, Restoration):
                         return
             finally:
                 left.set()
                 thread.join()
 
-    def save(
-        self, photo: Photo, result: Restoration, name: str
-    ) -> tuple[list[str], str, dict[str, Any]]:
-        """Write the samples for download, and the enlarged input for comparison.
-
-        Returns:
-            Paths of the samples, path of the input, and the record embedded in the samples.
-        """
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        record = describe(result, self.model) | {
+    def describe_result(self, photo: Photo, result: Restoration, name: str) -> dict[str, Any]:
+        """Return the record that is embedded in a result's files."""
+        return describe(result, self.model) | {
             "input": {"name": name},
             "notes": [*photo.notes, *left_out(photo, result.options.format)],
         }
+
+    def save(self, photo: Photo, result: Restoration, name: str) -> Saved:
+        """Write the samples for download, and the pictures that the page shows.
+
+        The page's pictures are 8-bit PNGs of at most SHOWN_SIDE pixels a side.
+        """
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        record = self.describe_result(photo, result, name)
         stem = "".join(c if c.isalnum() or c in " ._-()" else "_" for c in Path(name).stem)[:80]
-        paths = []
+        suffix, paths = SUFFIXES[result.options.format], []
         for number, sample in enumerate(result.samples):
             content = encode_result(photo, sample, result.options, record=record)
-            suffix = SUFFIXES[result.options.format]
             ending = f"_{number + 1}" if number else ""
             path = folder / f"{stem or 'image'}_restored{ending}{suffix}"
             path.write_bytes(content)
             paths.append(str(path))
-        size = (result.restored.shape[-2], result.restored.shape[-1])
-        before = resize(photo.visible, size).clamp(0, 1)
-        shown = folder / "input.png"
-        shown.write_bytes(encode_photo(Photo(rgb=before), format="png"))
-        return paths, str(shown), record
-
-    def shown(self, sample: Tensor) -> str:
-        """Write a sample as PNG for the page, whatever the download format; return its path."""
-        path = Path(tempfile.mkdtemp(dir=self.folder)) / "restored.png"
-        path.write_bytes(encode_photo(Photo(rgb=sample), format="png"))
-        return str(path)
-
-
-def with_dials(base: RestoreOptions, values: dict[str, Any]) -> RestoreOptions:
-    """Return a preset with the values of the page's dials applied.
-
-    Raises:
-        ValueError: A dial is out of range.
-    """
-    sampler = dataclasses.replace(
-        base.sampler,
-        num_steps=int(values["num_steps"]),
-        cfg_scale=float(values["cfg_scale"]),
-        control_scale=float(values["control_scale"]),
-        tau=float(values["tau"]) if values["tau"] else None,
-    )
-    return dataclasses.replace(
-        base,
-        sampler=sampler,
-        scale=float(values["scale"]),
-        strength=float(values["strength"]),
-        seed=int(values["seed"]),
-        num_samples=int(values["num_samples"]),
-        color_fix=values["color_fix"],
-        format=values["format"],
-        bits=int(values["bits"]) if values["bits"] in ("8", "16") else None,
-        positive_prompt=values["positive_prompt"],
-        negative_prompt=values["negative_prompt"],
-    )
+        pictures = {"before": photo.visible}
+        if result.options.strength > 0:
+            pictures["cleaned"] = result.cleaned
+        for number, sample in enumerate(result.samples, start=1):
+            pictures["restored" if len(paths) == 1 else f"sample {number}"] = sample
+        out = (result.restored.shape[-2], result.restored.shape[-1])
+        size = _within(out, SHOWN_SIDE)
+        written = [
+            (called, _write_png(folder / f"{called.replace(' ', '_')}.png", picture, size))
+            for called, picture in pictures.items()
+        ]
+        chosen = written[-len(paths)][0]
+        thumb = _write_png(folder / "thumb.png", result.restored, _within(out, THUMB_SIDE))
+        return Saved(paths, written, chosen, thumb, size, out, record)
 
 
-def dial_values(options: RestoreOptions) -> list[Any]:
-    """Return the dials' values for options, in the dials' order."""
-    own = [getattr(options, name) for name in OPTION_DIALS]
-    own[-1] = str(options.bits or "as the input")
-    sampler = [getattr(options.sampler, name) for name in SETTING_DIALS]
-    sampler[-1] = options.sampler.tau or 0
-    return own + sampler + [getattr(options, name) for name in PROMPT_DIALS]
+def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return (H, W), reduced to at most `side`."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _write_png(path: Path, picture: Tensor, size: tuple[int, int]) -> str:
+    path.write_bytes(encode_photo(Photo(rgb=resize(picture, size).clamp(0, 1)), format="png"))
+    return str(path)
+
+
+def photo_size(photo: Photo) -> tuple[int, int]:
+    """Return (H, W) of a photograph."""
+    return photo.rgb.shape[-2], photo.rgb.shape[-1]
