@@ -43,7 +43,7 @@ class Handlers:
     def take(self, image: str | None, source: Source | None) -> Updates:
         """Look at a new upload: its size, and a picture that browsers can show."""
         if source and image and source.is_shown_as(image):
-            return {}
+            return {"source": source}
         if not image:
             return {"source": None, "caption": "", "status": ""}
         try:
