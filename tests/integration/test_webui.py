@@ -289,8 +289,8 @@ def test_mistakes_stand_in_the_status_and_leave_no_traceback(
     browser.upload("#upload input[type=file]", tmp_path / "bad.png")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('cannot be read')")
     _is_ready(browser)
+    browser.evaluate(f"document.querySelector({STATUS!r}).value = ''")
     browser.click("#restore")
-    browser.wait_for(f"document.querySelector({STATUS!r}).value == 'waiting for its turn'")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.includes('cannot be read')")
     _is_ready(browser)
     browser.click("#upload button[aria-label='Remove Image']")
@@ -433,8 +433,10 @@ def _is_ready(browser: Browser) -> None:
 def _restore(browser: Browser) -> None:
     """Press the button, and wait until the result is there and the button ready again."""
     _is_ready(browser)
+    results = "document.querySelectorAll('#history [data-index]').length"
+    before = browser.evaluate(results)
     browser.evaluate("document.querySelector('#restore').click()")
-    browser.wait_for("document.querySelector('#restore').disabled")
+    browser.wait_for(f"{results} > {before}")
     browser.wait_for(f"document.querySelector({STATUS!r}).value.startsWith('done')")
     _is_ready(browser)
 

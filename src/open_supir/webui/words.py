@@ -62,6 +62,6 @@ def about(model: Model, restorer: Restorer, *, runs_dir: str) -> tuple[str, str]
     if 0 < side < PRESETS_SIZE:
         can.append(
             "It is small: it knows textures and colours, not objects, and works best with the "
-            "checkpoint's own settings; the other presets are made for SDXL's size."
+            "checkpoint's own settings; the presets are made for SDXL's size."
         )
     return name, f"{', '.join(filter(None, facts))}. {' '.join(can)}"
