@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import yaml
 
+from open_supir.base.options import choices
 from open_supir.base.places import CONF
 
 NOT_SETTINGS = ("defaults", "hydra", "_target_", "_partial_", "_recursive_")
@@ -32,7 +33,7 @@ def help_text(config_name: str, doc: str) -> str:
     if groups:
         lines += ["", "choices (files in conf/GROUP, whose settings are GROUP.NAME=VALUE):"]
     for group, (option, comment) in groups.items():
-        known = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+        known = ", ".join(choices(group))
         lines.append(_line(f"{group}={option}", f"{comment} ({known})" if comment else known))
     for group in SPREAD if set(SPREAD) <= set(groups) else ():
         lines += ["", *_spread(group, groups[group][0])]

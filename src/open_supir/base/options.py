@@ -7,6 +7,11 @@ from omegaconf import OmegaConf
 from open_supir.base.places import CONF
 
 
+def choices(group: str) -> list[str]:
+    """Return the options of a group, such as `experiment`."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
 def read_options(*, scale: str, **options: str) -> dict[str, dict[str, Any]]:
     """Return options by group: `read_options(scale="sdxl", unet="sdxl", control="half")`.
 
@@ -18,8 +23,7 @@ def read_options(*, scale: str, **options: str) -> dict[str, dict[str, Any]]:
     """
     root = OmegaConf.load(CONF / "scale" / f"{scale}.yaml")
     for group, option in options.items():
-        known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        if option not in known:
-            raise ValueError(f"unknown {group} {option!r}; known: {', '.join(known)}")
+        if option not in choices(group):
+            raise ValueError(f"unknown {group} {option!r}; known: {', '.join(choices(group))}")
         root[group] = OmegaConf.load(CONF / group / f"{option}.yaml")  # type: ignore[index]
     return {group: OmegaConf.to_container(root[group], resolve=True) for group in options}  # type: ignore[index, misc]

@@ -1,7 +1,4 @@
-"""Train a stage: experiment=robust_encoder, then experiment=zerosft.
-
-Builds what the configuration describes and trains it. The steps are in training/*_module.py.
-"""
+"""Train a stage: experiment=robust_encoder, then experiment=zerosft."""
 
 from pathlib import Path
 
@@ -10,15 +7,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, plain
-from open_supir.base.places import CONF
+from open_supir.base.options import choices
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.training.base_weights import load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
 from open_supir.training.fit import check_data, fit, make_ready, open_folder, start_process
-from open_supir.training.recipe import ARCHITECTURE, make_recipe
+from open_supir.training.recipe import make_recipe
 from open_supir.training.replay import prepare_replay
-from open_supir.training.resume import is_finished, remove_unused, resolve_checkpoint
+from open_supir.training.resume import is_finished, resolve_checkpoint
 from open_supir.training.settings import check_settings
 from open_supir.training.trained_parts import TrainedParts
 
@@ -29,8 +26,8 @@ def main(cfg: DictConfig) -> float | None:
     if cfg.replay is not None:
         return replay(cfg.replay, Path(cfg.run_dir))
     if OmegaConf.is_missing(cfg, "name"):
-        known = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-        raise ValueError(f"set an experiment, e.g. experiment=zerosft; known: {', '.join(known)}")
+        known = ", ".join(choices("experiment"))
+        raise ValueError(f"set an experiment, e.g. experiment=zerosft; known: {known}")
     return train(cfg)
 
 
@@ -41,21 +38,16 @@ def train(cfg: DictConfig) -> float | None:
     cfg.ckpt_path = resumed = resolve_checkpoint(
         cfg.ckpt_path, run_dir=run_dir, runs_dir=cfg.runs_dir, stage=cfg.stage, name=cfg.name
     )
-    if resumed is not None and is_finished(Path(resumed), cfg.max_steps):
-        remove_unused(run_dir)
+    if resumed is not None and is_finished(Path(resumed), cfg.max_steps, run_dir):
         return None
     before = {} if resumed is None else read_config(run_folder(resumed))
-    words = pick(cfg, before)
+    chosen, words = pick_inputs(cfg.stage, cfg.weights, runs_dir=cfg.runs_dir, resumed=before)
+    cfg.weights.update(chosen)
     cfg.data.update(instantiate(cfg.data, _convert_="all").chosen)
     if resumed is not None:
         check_changes(before, plain(cfg))
     open_folder(run_dir, plain(cfg), resumed, words)
-    module, datamodule, trainer = build(cfg)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(plain(cfg))
-    about = {"experiment": cfg.name, "stage": cfg.stage}
-    options = {"run_dir": run_dir, "about": about, "resumed": resumed, "requeue": cfg.requeue}
-    return fit(module, datamodule, trainer, **options)
+    return fit(*build(cfg), run_dir=run_dir, config=plain(cfg), resumed=resumed)
 
 
 def replay(record_path: str, run_dir: Path) -> None:
@@ -71,15 +63,12 @@ def build(
     cfg: DictConfig, *extra: pl.Callback
 ) -> tuple[TrainedParts, RestorationDataModule, pl.Trainer]:
     """Build module, data and trainer, and load the base weights; `extra` callbacks come first."""
-    steps = {key: cfg[key] for key in ("max_steps", "val_every", "save_every")}
-    check_settings(steps, cfg.trainer.precision)
-    architecture = {part: plain(cfg[part]) for part in ARCHITECTURE}
-    wanted = {"sampler": plain(cfg.sampler), "options": plain(cfg.options)}
-    recipe = make_recipe(cfg.stage, architecture=architecture, **wanted)
+    check_settings(plain(cfg))
+    recipe = make_recipe(plain(cfg))
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     check_data(data)
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")
-    module.recipe = recipe | load_weights(module, cfg)
+    module.recipe = recipe | load_weights(module, cfg)  # Hydra has built the parts of its own copy
     callbacks = [instantiate(c, _convert_="all") for c in cfg.callbacks.values() if c]
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
@@ -89,18 +78,11 @@ def build(
     return module, data, trainer
 
 
-def pick(cfg: DictConfig, resumed: dict) -> list[str]:
-    """Name in `cfg.weights` the files of earlier runs; returns what was chosen, in words."""
-    chosen, words = pick_inputs(cfg.stage, cfg.weights, runs_dir=cfg.runs_dir, resumed=resumed)
-    cfg.weights.update(chosen)
-    return words
-
-
 def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, dict]:
     """Load the base weights that the configuration names; returns the recipe's entries."""
-    pick(cfg, {})
     settings = {"precision": str(cfg.trainer.precision), "prediction": cfg.denoiser.prediction}
-    return load_base_weights(module, cfg.weights, ignored_keys=cfg.ignored_keys, **settings)
+    settings |= {key: cfg[key] for key in ("stage", "runs_dir", "ignored_keys")}
+    return load_base_weights(module, cfg.weights, **settings)
 
 
 if __name__ == "__main__":

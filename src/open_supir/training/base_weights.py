@@ -86,6 +86,8 @@ def load_base_weights(
     module: nn.Module,
     weights: Mapping[str, Any],
     *,
+    stage: str,
+    runs_dir: str,
     precision: str,
     prediction: str,
     ignored_keys: Sequence[str] = (),
@@ -95,7 +97,8 @@ def load_base_weights(
     Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
 
     Args:
-        weights: Files and dtype, by the keys of conf/weights; see `pick_inputs`.
+        weights: Files and dtype, by the keys of conf/weights.
+        stage, runs_dir: As in `pick_inputs`, which chooses files that `weights` leaves open.
         prediction: What the denoiser predicts: eps, v or edm; a UNet that is loaded must too.
         ignored_keys: Keys that the files may have in addition; see `load_parts`.
 
@@ -111,6 +114,7 @@ def load_base_weights(
             "experiment=one_step starts from a finished stage 2: weights.supir=FILE, a checkpoint "
             "of experiment=zerosft or a SUPIR file"
         )
+    weights = {**weights, **pick_inputs(stage, weights, runs_dir=runs_dir, resumed={})[0]}
     if isinstance(module, VAEModule):
         path = weights["vae"]
         source = Source(path, "weights.vae", ())
@@ -118,8 +122,8 @@ def load_base_weights(
         used: dict[str, Any] = {} if path is None else {"vae": path}
     else:
         frozen = _frozen_dtype(weights["frozen_dtype"], precision)
-        for stage, key in UNETS.items():
-            if isinstance(module, stage) and weights[key] is not None:
+        for kind, key in UNETS.items():
+            if isinstance(module, kind) and weights[key] is not None:
                 _check_prediction(weights[key], prediction, key=f"weights.{key}")
         loads, used = _loads(module, weights, frozen, ignored_for(prediction))
     reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)

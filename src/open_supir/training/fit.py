@@ -91,20 +91,21 @@ def fit(
     trainer: pl.Trainer,
     *,
     run_dir: Path,
-    about: Mapping[str, Any],
+    config: Mapping[str, Any],
     resumed: str | None,
-    requeue: bool,
 ) -> float | None:
     """Train, write the run's summary, and return the last validation loss or PSNR.
 
     Args:
-        about: First entries of the summary: the experiment and its stage.
+        config: Of the run, for its loggers and summary; `requeue` requeues the Slurm job after a
+            stop signal.
         resumed: The checkpoint to resume from; None validates the untrained module first.
-        requeue: Requeue the Slurm job after a stop signal.
 
     Raises:
         SystemExit: A signal stopped training.
     """
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(config))
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     total = sum(p.numel() for p in module.parameters())
     log.info("%.2fM parameters, of which %.2fM are trained", total / 1e6, trained / 1e6)
@@ -115,7 +116,8 @@ def fit(
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         summary = {
-            **about,
+            "experiment": config["name"],
+            "stage": config["stage"],
             "step": trainer.global_step,
             "seconds": round(seconds, 1),
             "parameters": total,
@@ -130,7 +132,7 @@ def fit(
         if name in metrics:  # it is not if a signal came before the first validation
             words = "%s: %.4f untrained, %.4f after %d steps"
             log.info(words, name, value, metrics[name], trainer.global_step)
-    end_if_interrupted(trainer, requeue=requeue)
+    end_if_interrupted(trainer, requeue=config["requeue"])
     return metrics.get("val/loss", metrics.get("val/psnr"))
 
 

@@ -11,28 +11,18 @@ from open_supir.base.registry import trust
 ARCHITECTURE = ("unet", "control", "connector", "vae", "conditioner", "denoiser")
 
 
-def make_recipe(
-    stage: str,
-    *,
-    architecture: Mapping[str, Any],
-    sampler: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
+def make_recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recipe of a run, and trust the classes that it names.
 
     Args:
-        stage: vae, prior, robust_encoder or supir.
-        architecture: Specs for `build`, by the names in ARCHITECTURE.
-        options: Arguments of RestoreOptions.
+        config: Of the run: its stage, the specs named in ARCHITECTURE, sampler and options.
 
     Raises:
         ValueError: A class is neither ours nor of a plugin.
     """
     recipe: dict[str, Any] = {
-        "stage": stage,
-        "architecture": dict(architecture),
-        "sampler": sampler,
-        "options": options,
+        "architecture": {part: config[part] for part in ARCHITECTURE},
+        **{key: config[key] for key in ("stage", "sampler", "options")},
         "weights": {},  # the base files, once they are loaded
         "commit": _git_commit(),
     }

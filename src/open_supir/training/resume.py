@@ -57,17 +57,18 @@ def resolve_checkpoint(
     return str(path)
 
 
-def is_finished(checkpoint: Path, max_steps: int) -> bool:
-    """Whether a checkpoint's manifest says that it has all steps."""
+def is_finished(checkpoint: Path, max_steps: int, run_dir: Path) -> bool:
+    """Whether a checkpoint's manifest says that it has all steps; then `run_dir` is not kept."""
     step = (read_manifest(checkpoint) or {}).get("step", -1)
     if step < max_steps:
         return False
     log.info("nothing left to do: %s is at step %d, max_steps=%d", checkpoint, step, max_steps)
+    _remove_unused(run_dir)
     return True
 
 
 @rank_zero_only
-def remove_unused(run_dir: Path) -> None:
+def _remove_unused(run_dir: Path) -> None:
     """Remove a run folder that holds only what Hydra writes before a run starts."""
     held = list(run_dir.iterdir()) if run_dir.is_dir() and run_dir != Path.cwd() else []
     if not held or any(path.name != ".hydra" and path.suffix != ".log" for path in held):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -11,15 +12,19 @@ from open_supir.networks import AutoencoderKL, UNet
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 
 
-def check_settings(steps: Mapping[str, int], precision: str | int) -> None:
-    """Check numbers of steps, by their keys, and the trainer's precision.
+STEPS = ("max_steps", "val_every", "save_every")
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Check a run's numbers of steps and its trainer's precision.
 
     Raises:
         ValueError: One is out of its range.
     """
-    for key, number in steps.items():
-        if number < 1:
-            raise ValueError(f"{key}={number}: must be at least 1 optimiser step")
+    for key in STEPS:
+        if config[key] < 1:
+            raise ValueError(f"{key}={config[key]}: must be at least 1 optimiser step")
+    precision = config["trainer"]["precision"]
     if str(precision) not in PRECISIONS:
         raise ValueError(
             f"trainer.precision={precision}: trained parts stay float32; use one of "
