@@ -57,7 +57,7 @@ def read_candidates(unit: Unit, *, keep_keys: bool) -> Iterator[Candidate]:
 
 def _from_file(row: dict[str, Any]) -> Iterator[Candidate]:
     """Yield an image file; before it, its caption file if that cannot be read."""
-    known = {name: row[name] for name in ("key", "source", "licence")}
+    known: dict[str, Any] = {name: row[name] for name in ("key", "source", "licence")}
     path, caption = Path(os.fsdecode(row["path"])), row["caption"]
     if row.get("reason"):
         error = SampleError(row["reason"], row["detail"] or "")

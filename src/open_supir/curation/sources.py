@@ -242,7 +242,7 @@ def _stat(path: Path) -> dict[str, int | None]:
     return {"size": stat.st_size, "mtime": stat.st_mtime_ns}
 
 
-def printable(path: str | bytes) -> str:
+def printable(path: str | bytes | Path) -> str:
     """Return a path as valid UTF-8 text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

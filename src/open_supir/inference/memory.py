@@ -6,6 +6,7 @@ offloading parts from the device, which is slowest and comes last.
 
 import dataclasses
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -119,7 +120,8 @@ def fit(
 
 def widest_in(vae: AutoencoderKL) -> int:
     """Return the autoencoder's largest number of channels at full resolution."""
-    return vae.decoder.up[0].block[0].conv1.in_channels
+    finest: Any = vae.decoder.up[0]
+    return finest.block[0].conv1.in_channels
 
 
 def is_out_of_memory(error: BaseException) -> bool:

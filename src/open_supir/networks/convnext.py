@@ -1,6 +1,7 @@
 """A frozen CLIP ConvNeXt that gives features of several depths; open_clip's model and weights."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class ConvNeXtFeatures(nn.Module):
         Args:
             image: (B, 3, H, W) in [-1, 1]; sides are multiples of 32.
         """
-        trunk, h = self.visual.trunk, ((image + 1) / 2 - self.mean) / self.std
+        trunk, h = self.visual.trunk, ((image + 1) / 2 - self.mean) / self.std  # type: ignore[operator]
         h = trunk.stem(h)  # type: ignore[operator]
         found = []
         for stage in trunk.stages:  # type: ignore[union-attr]
@@ -52,4 +53,4 @@ def frozen_convnext(name: str, weights: str | None) -> ConvNeXtFeatures:
             f"{name}, or take discriminator=prior, which needs none"
         )
     model = open_clip.create_model(name, pretrained=weights, require_pretrained=weights is not None)
-    return ConvNeXtFeatures(model.visual).requires_grad_(False).eval()
+    return ConvNeXtFeatures(cast(nn.Module, model.visual)).requires_grad_(False).eval()

@@ -72,6 +72,8 @@ class OneStepModule(TwoOptimizers, SupirModule):
         ValueError: The sampler is not a one-step one.
     """
 
+    sampler: OneStepSettings  # pyright: ignore[reportIncompatibleVariableOverride]
+
     def __init__(
         self,
         *,

@@ -181,7 +181,7 @@ def _batch(studio: Studio) -> Parts:
         label="Download: the same tree, with records", interactive=False, elem_id="packed"
     )
     parts["captions"] = gr.Dataframe(
-        headers=["image", "caption"], type="array", datatype="str", column_count=(2, "fixed"),
+        headers=["image", "caption"], type="array", datatype="str", column_count=2,
         static_columns=[0], label="Captions: click to write; photo.txt beside photo.jpg is read",
         interactive=True, wrap=True,
         buttons=[], elem_id="captions",
