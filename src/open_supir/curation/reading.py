@@ -66,7 +66,7 @@ def _from_file(row: dict[str, Any]) -> Iterator[Candidate]:
     try:
         caption = caption or caption_beside(path) or None
     except (ValueError, OSError) as error:
-        text = known | {"key": digest("key", row["key"], "caption")}
+        text: dict[str, Any] = known | {"key": digest("key", row["key"], "caption")}
         about = SampleError("caption cannot be read", str(error))
         yield Candidate(
             **text, path=printable(caption_file(path) or path), caption=None, error=about
