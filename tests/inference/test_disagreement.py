@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from open_supir.inference.disagreement import disagreement, encode_map, overlay
+from open_supir.inference.disagreement import disagreement, encode_map
 
 
 def test_disagreement_is_the_deviation_in_levels_where_samples_differ() -> None:
@@ -31,10 +31,3 @@ def test_the_map_holds_levels() -> None:
     levels = torch.tensor([[0.0, 1.2], [7.6, 300.0]])
     pixels = np.asarray(Image.open(io.BytesIO(encode_map(levels))))
     assert pixels.tolist() == [[0, 1], [8, 255]]
-
-
-def test_the_overlay_is_grey_where_samples_agree_and_red_where_they_do_not() -> None:
-    image = torch.rand(3, 1, 2, generator=torch.Generator().manual_seed(0))
-    shown = overlay(image, torch.tensor([[0.0, 16.0]]))
-    torch.testing.assert_close(shown[:, 0, 0], image[:, 0, 0].mean().expand(3))
-    assert shown[:, 0, 1].tolist() == [1, 0, 0]

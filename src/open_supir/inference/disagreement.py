@@ -42,15 +42,3 @@ def encode_map(levels: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(to_uint8(levels[None] / 255)[0].cpu().numpy()).save(file, "png")
     return file.getvalue()
-
-
-def overlay(image: Tensor, levels: Tensor, *, full: float = 16.0) -> Tensor:
-    """Return an image (3, H, W) in [0, 1] in grey, redder the more its samples disagree.
-
-    Args:
-        levels: Its disagreement, (H, W).
-        full: Disagreement, in levels, that is shown as pure red.
-    """
-    grey = image.mean(dim=0, keepdim=True).expand_as(image)
-    red = torch.tensor([1.0, 0.0, 0.0], device=image.device)[:, None, None]
-    return torch.lerp(grey, red.expand_as(image), (levels / full).clamp(0, 1)[None])
