@@ -161,7 +161,7 @@ def test_help_lists_a_commands_own_settings_one_a_line() -> None:
         ("  input=??? ", "an image, or a folder"),
         ("  weights.vae=null ", "base files; null: those that the checkpoint names"),
         ("  captioner=none ", "file, local, none, server"),
-        ("  options.strength=1.0 ", "0 returns the input untouched"),
+        ("  options.strength=null ", "0 returns the input untouched"),
         ("  sampler.tau=??? ", "restoration guidance"),
     ):
         (line,) = [line for line in lines if line.startswith(start)]

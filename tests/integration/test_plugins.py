@@ -98,7 +98,7 @@ OPTIONS = {
         num_res_blocks: ${unet.num_res_blocks}
         head_channels: ${unet.head_channels}
         """,
-    "sampler/one_step.yaml": """
+    "sampler/gained.yaml": """
         defaults: [tiny]
         _target_: my_parts.OneStep
         gain: 0.5
@@ -145,7 +145,7 @@ def composed_with(options: Path, name: str, overrides: list[str]) -> DictConfig:
 def test_parts_from_outside_train_restore_evaluate_and_convert(
     composed_in: Compose, options: Path, workplace: Path, tmp_path: Path
 ) -> None:
-    own = ["connector=gate", "sampler=one_step", "degradation=hazy"]
+    own = ["connector=gate", "sampler=gained", "degradation=hazy"]
     places = [f"runs_dir={tmp_path}", f"run_dir={tmp_path}/run", f"data.root={workplace}/shards",
               f"weights.sdxl={workplace}/prior.safetensors",
               f"weights.shipped={workplace}/robust.safetensors", "data.num_workers=0",

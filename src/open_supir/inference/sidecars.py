@@ -1,5 +1,6 @@
 """XMP files beside photographs, for their results."""
 
+import os
 from collections.abc import Container
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def copied_sidecars(
             (source.with_suffix(suffix), target.with_suffix(suffix)),
             (Path(f"{source}{suffix}"), Path(f"{target}{suffix}")),
         ):
-            if not beside.is_file():
+            if not os.path.isfile(beside):  # also where the name would be too long
                 continue
-            if copy.exists() and copy not in ours:
+            if os.path.lexists(copy) and copy not in ours:
                 notes.append(f"{printable(copy)} was there before and is kept")
                 continue
             packet = beside.read_bytes()
