@@ -251,9 +251,7 @@ def test_halves_of_the_comparison_meet_at_any_width(
         for border in (50, 0, 100):
             browser.type("#viewer input[type=range]", str(border))
             box = browser.box("#viewer .frame")
-            browser.screenshot(tmp_path / "shot.png", box)
-            with Image.open(tmp_path / "shot.png") as shot:
-                shots.append(np.asarray(shot.convert("RGB")).astype(int))
+            shots.append(_still(browser, box, tmp_path / "shot.png"))
         both, right, left = shots
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
         assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.01)
@@ -424,6 +422,20 @@ def _coffee(width: int, height: int) -> Image.Image:
 def _upload(browser: Browser, path: Path) -> None:
     browser.upload("#upload input[type=file]", path)
     browser.wait_for("document.querySelector('#plan').innerText.startsWith('Input')")
+
+
+def _still(browser: Browser, box: dict[str, float], path: Path) -> np.ndarray:
+    """Return a screenshot of a box (H, W, 3) once three in a row are the same."""
+    shots: list[np.ndarray] = []
+
+    def stands() -> bool:
+        browser.screenshot(path, box)
+        with Image.open(path) as shot:
+            shots.append(np.asarray(shot.convert("RGB")).astype(int))
+        return len(shots) > 2 and all(np.array_equal(shots[-1], old) for old in shots[-3:-1])
+
+    wait_for(stands, what="a picture that stands still")
+    return shots[-1]
 
 
 def _is_ready(browser: Browser) -> None:

@@ -240,13 +240,19 @@ def _wire_one_image(parts: Parts, choices: Parts, handlers: Handlers) -> None:
     image.change(take, [image, source], looked, **PRIVATE).then(*plan, **PRIVATE)
     sized = ("preset", "scale", "strength", "num_samples", "format", "bits")
     gr.on([choices[name].change for name in sized], *plan, **PRIVATE)
-    parts["go"].click(begin, None, ready, **PRIVATE).then(
-        restore,
-        [image, parts["caption"], source, parts["past"], *dials],
-        [parts[name] for name in (*result, "past", "history")],
-        api_name="restore",
-        **SHARED,
-    ).then(end, status, ready, **PRIVATE)
+    run = (
+        parts["go"]
+        .click(begin, None, ready, **PRIVATE)
+        .then(
+            restore,
+            [image, parts["caption"], source, parts["past"], *dials],
+            [parts[name] for name in (*result, "past", "history")],
+            api_name="restore",
+            **SHARED,
+        )
+    )
+    for ended in (run.success, run.failure):  # after an error, Gradio does not come to `then`
+        ended(end, status, ready, **PRIVATE)
     parts["ask"].click(describe, asking, [parts["caption"], status], api_name="describe", **SHARED)
     parts["cancel"].click(handlers.stop, **PRIVATE)
     shown = [image, source, *(parts[name] for name in result), *dials]
@@ -261,11 +267,17 @@ def _wire_batch(parts: Parts, choices: Parts, handlers: BatchHandlers) -> None:
     begin, end = (_named(act, parts) for act in (handlers.handlers.begin, handlers.handlers.end))
     listed = [parts["batch"], parts["captions"], status]
     parts["files"].change(take, parts["files"], listed, **PRIVATE)
-    parts["go"].click(begin, None, ready, **PRIVATE).then(
-        restore,
-        [parts["files"], parts["batch"], *choices.values(), parts["captions"]],
-        [parts["packed"], parts["report"], status],
-        api_name="batch",
-        **SHARED,
-    ).then(end, status, ready, **PRIVATE)
+    run = (
+        parts["go"]
+        .click(begin, None, ready, **PRIVATE)
+        .then(
+            restore,
+            [parts["files"], parts["batch"], *choices.values(), parts["captions"]],
+            [parts["packed"], parts["report"], status],
+            api_name="batch",
+            **SHARED,
+        )
+    )
+    for ended in (run.success, run.failure):
+        ended(end, status, ready, **PRIVATE)
     parts["cancel"].click(handlers.handlers.stop, **PRIVATE)

@@ -1,6 +1,6 @@
 """Gradio's components without its own checks of what comes in: errors are ours to say, in Status.
 
-Gradio would write type stubs beside subclasses, so the components are changed one by one.
+Gradio's metaclass would write type stubs beside subclasses, so these are made without it.
 """
 
 from collections.abc import Callable
@@ -31,5 +31,7 @@ def slider(low: float, high: float, **options: Any) -> gr.Slider:
 
 
 def _unchecked(component: Any, preprocess: Callable[[Any], Any]) -> Any:
-    component.preprocess = preprocess
+    kind = type(component)  # not only the instance: sessions build their own from its class
+    changes = {"preprocess": lambda self, value: preprocess(value), "__module__": kind.__module__}
+    component.__class__ = type.__new__(type(kind), kind.__name__, (kind,), changes)
     return component
