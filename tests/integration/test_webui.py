@@ -401,10 +401,10 @@ def test_batch_tab_restores_reports_and_packs(
     browser.wait_for("document.querySelector('#captions').innerText.includes('a red boat')")
     browser.click("#restore_all")
     browser.wait_for("document.querySelector('#report').innerText.includes('cannot be read')")
-    assert "restored" in browser.evaluate("document.querySelector('#report').innerText")
     browser.wait_for(
         "document.querySelector('#batch_status textarea').value.startsWith('done, 1 of 2')"
     )
+    browser.wait_for("document.querySelector('#report').innerText.includes('restored')")
     link = browser.wait_for("document.querySelector('#packed a[href]')?.href")
     with zipfile.ZipFile(io.BytesIO(_opened(link))) as archive:
         assert set(archive.namelist()) == {"photo.png", "photo.png.json"}
