@@ -11,6 +11,7 @@ Run:  python benchmarks/one_step_cost.py         minutes
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def convnext() -> nn.Module:
 
     with torch.device("meta"):
         visual = open_clip.create_model(CONVNEXT, device="meta").visual
-        return ConvNeXtFeatures(visual).bfloat16().requires_grad_(False).eval()
+        return ConvNeXtFeatures(visual).bfloat16().requires_grad_(False).eval()  # type: ignore[arg-type]
 
 
 def heads() -> nn.Module:
@@ -68,7 +69,7 @@ def vgg() -> nn.Module:
     from torchvision.models import vgg16
 
     with torch.device("meta"):
-        return vgg16().features[:30].bfloat16().requires_grad_(False)
+        return vgg16().features[:30].bfloat16().requires_grad_(False)  # type: ignore[index]
 
 
 def main() -> None:
@@ -89,10 +90,12 @@ def main() -> None:
     seen = image.clone().requires_grad_()
     code = z.clone().requires_grad_()
 
+    scorers: Any = judges
+
     def judge(picture: Tensor) -> Tensor:
         maps = features(picture)
         return torch.stack(
-            [head(m.float()).mean() for head, m in zip(judges, maps, strict=False)]
+            [head(m.float()).mean() for head, m in zip(scorers, maps, strict=False)]
         ).sum()
 
     def prior(latent_of: Tensor) -> Tensor:
