@@ -1,4 +1,4 @@
-"""Download weights ahead of use: open-supir download NAME; without a name it lists them.
+"""Download weights ahead of use: open-supir download NAME; no name lists them.
 
 NAME is a short name, or hf://OWNER/REPO/FILE[@REVISION]. Files go to the cache of huggingface_hub
 (HF_HOME), where `checkpoint=NAME` and `weights.*=NAME` find them. A licence without commercial use
