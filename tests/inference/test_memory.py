@@ -6,29 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from open_supir.diffusion import Denoiser, SamplerSettings
+from open_supir.diffusion import SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
 from open_supir.inference.memory import UNET_WIDEST, fit, step_down
-from open_supir.networks import Conditioning, RobustEncoder
+from open_supir.networks import Conditioning
 from open_supir.networks.build import build_on_meta
 from open_supir.networks.sdxl import sdxl_architecture
-from tests.conftest import controlled, randomise
-
-
-@pytest.fixture
-def restorer(unet, vae, conditioner) -> Restorer:
-    network = randomise(controlled(unet))
-    return Restorer(
-        network,
-        Denoiser(),
-        conditioner,
-        randomise(vae),
-        RobustEncoder(vae),
-        sampler=SamplerSettings(num_steps=2, cfg_scale=2.0),
-        size_condition=[128, 128],
-        color_fix="none",
-    )
-
 
 IMAGE = torch.rand(3, 150, 200, generator=torch.Generator().manual_seed(0))
 

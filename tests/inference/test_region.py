@@ -6,27 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from open_supir.diffusion import Denoiser, SamplerSettings
 from open_supir.inference import Restorer
 from open_supir.inference.region import FEATHER, feathered, mask_of, read_mask
-from open_supir.networks import RobustEncoder
-from tests.conftest import controlled, randomise
 
 IMAGE = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def restorer(unet, vae, conditioner) -> Restorer:
-    return Restorer(
-        randomise(controlled(unet)),
-        Denoiser(),
-        conditioner,
-        randomise(vae),
-        RobustEncoder(vae),
-        sampler=SamplerSettings(num_steps=2, cfg_scale=1.0),
-        size_condition=[128, 128],
-        color_fix="none",
-    )
 
 
 def _half() -> torch.Tensor:

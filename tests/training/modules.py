@@ -37,9 +37,9 @@ def batch(size: int = 2) -> Batch:
     )
 
 
-def supir_module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **changed: Any):
-    """Return a stage-2 module; `changed` replaces arguments."""
-    arguments: dict[str, Any] = dict(
+def _stage_2(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner) -> dict[str, Any]:
+    """Return the arguments that stage 2 and its one-step student share."""
+    return dict(
         network=controlled(unet),
         vae=vae,
         robust_encoder=RobustEncoder(vae),
@@ -47,10 +47,16 @@ def supir_module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **cha
         denoiser=Denoiser(),
         noise=TableNoise(),
         degradation=darken,
-        sampler=SamplerSettings(num_steps=2),
         negative_prompt="blurry",
-        val_draws=2,
         optim=OptimSettings(lr=1e-3),
+    )
+
+
+def supir_module(unet: UNet, vae: AutoencoderKL, conditioner: Conditioner, **changed: Any):
+    """Return a stage-2 module; `changed` replaces arguments."""
+    arguments = _stage_2(unet, vae, conditioner) | dict(
+        sampler=SamplerSettings(num_steps=2),
+        val_draws=2,
         recipe={},
     )
     return SupirModule(**{**arguments, **changed})
@@ -74,23 +80,14 @@ def one_step_module(
 ) -> OneStepModule:
     """Return a one-step module; `changed` replaces arguments."""
     widths = {name: WIDTHS[name] for name in ("model_channels", "channel_mult", "num_res_blocks")}
-    arguments: dict[str, Any] = dict(
-        network=controlled(unet),
-        vae=vae,
-        robust_encoder=RobustEncoder(vae),
-        conditioner=conditioner,
-        denoiser=Denoiser(),
-        noise=TableNoise(),
-        degradation=darken,
+    arguments = _stage_2(unet, vae, conditioner) | dict(
         sampler=OneStepSettings(sigma=0.572),
-        negative_prompt="blurry",
         val_draws=1,
         discriminator=PriorDiscriminator(**widths, width=8, noise=TableNoise()),
         perceptual=None,
         loss=OneStepLoss(),
         discriminator_optim=OptimSettings(lr=1e-3),
         snr_samples=4,
-        optim=OptimSettings(lr=1e-3),
         recipe={"sampler": {}},
     )
     return OneStepModule(**{**arguments, **changed})

@@ -52,9 +52,7 @@ class SamplerSettings:
     cfg_interval: tuple[float, float] | None = None  # sigmas with guidance; None guides everywhere
     control_scale: float = 1.0  # strength of control as sigma goes to 0; 0 leaves only the prior
     control_scale_start: float | None = None  # the same at the highest sigma; None: constant
-    sigma_min: float | None = (
-        None  # lowest noise level of karras and exponential; None: the table's
-    )
+    sigma_min: float | None = None  # lowest level of karras and exponential; None: the table's
     tau: float | None = None  # exponent of restoration guidance; larger is weaker, None is off
     # Restoration guidance is off in steps that end at or below this sigma; None: on in every step.
     tau_stop: float | None = 0.05

@@ -140,4 +140,5 @@ class RestoreOptions:
         Files name the sampler's settings `settings`, so that older records still match.
         """
         values = asdict(self)
+        del values["mask"]  # a path; records hold the hash of the file that was used
         return {"settings": values.pop("sampler"), **values}

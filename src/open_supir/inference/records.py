@@ -23,7 +23,7 @@ from open_supir.base.images.read import MAX_PIXELS
 from open_supir.base.images.write import MAX_SIDES, encode_photo, left_out
 from open_supir.base.results import claim, refuse_foreign
 from open_supir.diffusion.samplers import OnStep
-from open_supir.inference.disagreement import LEAST_SAMPLES, disagreement, encode_map
+from open_supir.inference.disagreement import encode_map
 from open_supir.inference.folder import Job
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import resized
@@ -103,8 +103,6 @@ def restore_file(
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
         "notes": [*photo.notes, *left_out(photo, options.format)],
     }
-    if options.num_samples >= LEAST_SAMPLES:
-        inside["disagreement"] = round(float(disagreement(result.samples).mean()), 3)  # levels
     contents = encode_all(photo, result, job.targets, record=inside)
     earlier = claimed(job, overwrite=overwrite)
     beside, notes = _sidecars(photo, result, job, earlier)
@@ -182,8 +180,10 @@ def check_result(size: tuple[int, int], options: RestoreOptions, max_pixels: int
 
 def describe(result: Restoration, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a result was made, as plain values; identical for identical inputs."""
+    levels = result.disagreement
     return {
         "caption": result.caption,
+        "disagreement": None if levels is None else round(float(levels.mean()), 3),
         "prompt": result.prompt,
         "options": _finite(result.options.described()),
         "given_up": [rung.name for rung in result.given_up],
@@ -207,10 +207,10 @@ def encode_all(
         pictures["average"] = result.average
     contents = {
         target: encode_result(photo, picture, options, record={**record, "sample": name})
-        for target, (name, picture) in zip(targets, pictures.items(), strict=False)
+        for target, (name, picture) in zip(targets[: len(pictures)], pictures.items(), strict=True)
     }
-    if len(targets) > len(pictures):
-        contents[targets[-1]] = encode_map(disagreement(result.samples))
+    if result.disagreement is not None:
+        contents[targets[-1]] = encode_map(result.disagreement)
     return contents
 
 

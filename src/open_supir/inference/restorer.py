@@ -5,7 +5,7 @@ Shapes: H W image size, h w latent size. Images are in [0, 1] at the interface, 
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from open_supir.base.devices import best_dtype, find_device, free_cache
-from open_supir.base.dtypes import is_finite, parse_dtype
-from open_supir.base.hub import HF
+from open_supir.base.devices import free_cache
+from open_supir.base.dtypes import is_finite
 from open_supir.base.images import to_signed, to_unit
 from open_supir.base.images.tensors import crop_to, pad_to_multiple
-from open_supir.base.places import located
-from open_supir.base.registry import build
 from open_supir.diffusion import Denoiser, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.diffusion.samplers import OnStep, Randn
 from open_supir.inference.captioner import Captioner, NoCaptioner
-from open_supir.inference.checkpoint import load_networks, read_recipe
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.grain import with_grain
+from open_supir.inference.loading import Loadable
 from open_supir.inference.memory import Rung, fit, is_out_of_memory, step_down
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import (
@@ -56,7 +53,7 @@ log = logging.getLogger(__name__)
 PREVIEW_SIDE = 64  # latent pixels
 
 
-class Restorer:
+class Restorer(Loadable):
     """Restores images one call at a time; only encoded prompts are kept between calls.
 
     Args:
@@ -101,83 +98,6 @@ class Restorer:
         self.latent_factor = latent_factor or vae.downsampling
         self.multiple = self.latent_factor * network.downsampling
         self.prompts = PromptEncoder(self.conditioner, count_tokens)
-
-    @classmethod
-    def from_checkpoint(
-        cls,
-        path: str | Path,
-        *,
-        recipe: Mapping[str, Any] | None = None,
-        weights: Mapping[str, Any] | None = None,
-        captioner: Captioner | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        quantize: str | None = None,
-        ignored_keys: Iterable[str] = (),
-        **options: Any,
-    ) -> "Restorer":
-        """Build a restorer from a stage-2 checkpoint and its recipe.
-
-        Args:
-            path: A training checkpoint of stage supir, or a SUPIR file.
-            recipe: The result of `read_recipe`, if the caller already has it.
-            weights: Base files that replace the recorded ones: sdxl, vae, robust_encoder,
-                loras.
-            captioner, device, dtype: See the class.
-            quantize: "int8" or "fp8" for the UNet's linear weights; None keeps their dtype.
-            ignored_keys: Keys that the files may have in addition; see `load_parts`.
-            options: Fields of `RestoreOptions` that replace the recorded ones.
-
-        Raises:
-            FileNotFoundError: The checkpoint or a base file is missing; the message names it.
-            ValueError: The file is not a stage-2 checkpoint.
-        """
-        recipe = read_recipe(path) if recipe is None else recipe
-        options.setdefault("sampler", build(recipe["sampler"]))
-        restorer = cls(
-            *load_networks(
-                path, recipe=recipe, weights=weights, dtype=dtype, ignored_keys=ignored_keys
-            ),
-            captioner=captioner,
-            device=device,
-            dtype=dtype,
-            **{**recipe["options"], **options},
-        )
-        if quantize is not None:
-            from open_supir.inference.quantization import quantize_weights
-
-            quantize_weights(restorer.network.unet, quantize)
-        return restorer
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        revision: str | None = None,
-        device: torch.device | str = "auto",
-        dtype: torch.dtype | str | None = None,
-        **more: Any,
-    ) -> "Restorer":
-        """Build a restorer from a folder of `convert format=hub`, or a repository OWNER/REPO.
-
-        Args:
-            revision: Branch, tag or commit of the repository.
-            device: See `find_device`.
-            dtype: None is `best_dtype` of the device.
-            more: As in `from_checkpoint`.
-
-        Raises:
-            OSError: The repository or a file of it cannot be had; see `fetch`.
-            ValueError: See `from_checkpoint`.
-        """
-        at = f"@{revision}" if revision else ""
-        folder = Path(name) if Path(name).is_dir() else located(f"{HF}{name}{at}")
-        place = find_device(str(device))
-        precision = dtype or best_dtype(place)
-        if isinstance(precision, str):
-            precision = parse_dtype(precision)
-        return cls.from_checkpoint(folder, device=place, dtype=precision, **more)
 
     @property
     def native_tile(self) -> int:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from open_supir.diffusion.samplers import OnStep
+from open_supir.inference.disagreement import LEAST_SAMPLES, disagreement
 from open_supir.inference.memory import Rung
 from open_supir.inference.options import RestoreOptions
 
@@ -34,6 +36,11 @@ class Restoration:
     def restored(self) -> Tensor:
         """The first sample."""
         return self.samples[0]
+
+    @cached_property
+    def disagreement(self) -> Tensor | None:
+        """How much the samples differ, (H, W) in 8-bit levels; None for one or two of them."""
+        return disagreement(self.samples) if len(self.samples) >= LEAST_SAMPLES else None
 
     @property
     def average(self) -> Tensor:
