@@ -1,5 +1,6 @@
 """Shared by all tests: few threads, fixed seeds, tiny networks."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,16 @@ def few_threads_and_fixed_seed() -> Iterator[None]:
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_end_with_their_test() -> Iterator[None]:
+    """A command that sets up logging writes to the test's captured streams, which close."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
