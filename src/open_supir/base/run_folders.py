@@ -7,6 +7,7 @@ with config.yaml, summary.json, csv/, tensorboard/, checkpoints/, pictures/ and 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.files import write_text
-from open_supir.base.places import CONF, SHIPPED_MODEL, located
+from open_supir.base.places import CONF, DEMO, SHIPPED_MODEL, located
 
 LAST = "checkpoints/last.ckpt"
 
@@ -47,19 +48,23 @@ def run_folder(checkpoint: str | Path) -> Path:
 def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
     """Return a checkpoint's run folder and configuration, which is empty where it lies in none.
 
-    The shipped checkpoint has no run: its results go to a folder below `runs_dir`, and it is used
+    A shipped checkpoint has no run: its results go to a folder below `runs_dir`, and it is used
     with the data and the degradation of the embedded default.
     """
-    if checkpoint != located(SHIPPED_MODEL):
+    if checkpoint.parent != DEMO:
         run = run_folder(checkpoint)
         return run, OmegaConf.create(read_config(run))
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    is_command = GlobalHydra.instance().is_initialized()  # then Hydra has its place already
+    place = nullcontext() if is_command else initialize_config_dir(str(CONF), version_base="1.3")
+    with place:
         usual = compose("train", overrides=["experiment=zerosft"])
     kept = ("data", "degradation")
     trained = {key: OmegaConf.to_container(usual[key], resolve=True) for key in kept}
-    return Path(runs_dir) / "shipped", OmegaConf.create(trained)
+    name = "shipped" if checkpoint == located(SHIPPED_MODEL) else f"shipped_{checkpoint.stem}"
+    return Path(runs_dir) / name, OmegaConf.create(trained)
 
 
 def read_config(run: Path) -> dict[str, Any]:
