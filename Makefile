@@ -34,10 +34,10 @@ eval: $(STAMP)  ## print the metric table of the newest checkpoint
 	$(PY) -m src.evaluate
 
 test: $(STAMP)  ## run the quick tests (about 7 minutes on two cores)
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## run all tests
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)  ## run ruff and the type checker
 	$(PY) -m ruff check src tests benchmarks

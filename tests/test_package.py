@@ -73,7 +73,7 @@ def test_wheel_carries_configuration_and_demo_and_nothing_else(wheel: Path) -> N
         names = set(archive.namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"open_supir/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
-    for name in ("supir_tiny.safetensors", "photos.json"):
+    for name in ("supir_tiny.safetensors", "one_step.safetensors", "photos.json"):
         assert f"open_supir/demo/{name}" in names
     for path in (ROOT / "src/open_supir").rglob("*"):
         if path.is_file() and path.suffix != ".pyc":

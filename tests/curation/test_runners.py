@@ -103,6 +103,7 @@ def _await_end(pids: set[int]) -> None:
     wait_for(lambda: not any(lives(pid) for pid in pids), what="the end of the workers")
 
 
+@pytest.mark.slow
 def test_ray_faults_and_killed_actors_cost_their_unit_a_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

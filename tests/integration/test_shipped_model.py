@@ -1,6 +1,8 @@
 """The tiny model that ships with the code: its size, its reconstructions, what it restores."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from hydra.utils import instantiate
 from torch.utils.data import DataLoader
 
 from open_supir.base.images import read_image, to_signed, to_unit
+from open_supir.base.images.write import write_image
 from open_supir.base.registry import build
 from open_supir.checkpoints import load_parts
+from open_supir.commands.restore import restore
 from open_supir.data.demo import PHOTOS_FILE, photo_folder, write_held_out
 from open_supir.data.pairs import FolderDataset
 from open_supir.data.samples import collate
@@ -20,6 +24,7 @@ from open_supir.inference.model import find_checkpoint
 from open_supir.networks import AutoencoderKL, RobustEncoder
 from open_supir.training.robust_encoder_module import psnr
 from tests.test_configs import CONF, ROOT, plain
+from tests.waiting import PATIENCE
 
 SHIPPED = ROOT / "data/demo/supir_tiny.safetensors"
 
@@ -96,3 +101,38 @@ def test_shipped_checkpoint_restores_without_a_run_and_is_nearer_to_the_truth(
         restored = restorer(to_unit(lq)[0], seed=0).restored
         gains.append(psnr(to_signed(restored[None]), hq) - psnr(lq, hq))
     assert torch.stack(gains).median() > 0.0
+
+
+def test_fast_takes_the_shipped_one_step_version_where_there_is_no_run(tmp_path: Path) -> None:
+    """In one step, whatever the preset says of steps; a named model is sampled in eight."""
+    write_image(tmp_path / "in/a.png", torch.rand(3, 64, 64))
+    found = {}
+    asked = {"picked": ["sampler.control_scale=0.5"], "named": [f"checkpoint={SHIPPED}"]}
+    for name, extra in asked.items():
+        places = [f"input={tmp_path}/in", f"output={tmp_path}/{name}", f"runs_dir={tmp_path}/runs"]
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose("restore", overrides=[*places, "device=cpu", "preset=fast", *extra])
+        assert not restore(cfg)
+        found[name] = json.loads((tmp_path / name / "a.png.json").read_text())
+    assert found["picked"]["model"]["checkpoint"] == "one_step.safetensors"
+    assert found["picked"]["notes"] == [
+        "small: restored at 128 x 128, then reduced to 64 x 64 (min_size)"
+    ]
+    settings = found["picked"]["options"]["settings"]
+    assert settings["num_steps"] == 1 and settings["control_scale"] == 0.5
+    assert found["named"]["options"]["settings"]["num_steps"] == 8
+
+
+def test_the_evaluation_command_measures_the_shipped_model_where_there_is_no_run(
+    tmp_path: Path,
+) -> None:
+    for name in ("hq", "lq"):
+        write_image(tmp_path / name / "a.png", torch.rand(3, 64, 64))
+    asked = ["protocol=folder_pairs", "protocol.hq_folder=hq", "protocol.lq_folder=lq",
+             f"data_root={tmp_path}", "metrics.names=[psnr]", "runs_dir=none"]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "src.evaluate", *asked, f"output={tmp_path}/eval"],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "| restored" in ended.stdout

@@ -63,6 +63,7 @@ def supir_task(folder: Path, ranks: int, *, pictures: bool = False, **options: A
     return code
 
 
+@pytest.mark.slow  # minutes; test_shipped_trainers.py holds the same in its short form
 @pytest.mark.parametrize("strategy", [None, "sharded"])
 def test_stage_2_on_two_ranks_has_the_losses_of_one_process(
     tmp_path: Path, strategy: str | None
