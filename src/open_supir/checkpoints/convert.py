@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.hashes import weights_sha256
 from open_supir.base.hub import is_named, named
-from open_supir.base.places import CONF, located
+from open_supir.base.places import CONF, SHIPPED, located
 from open_supir.checkpoints.export import (
     SDXL_PARTS,
     SUPIR_PARTS,
@@ -241,8 +241,8 @@ def _read(paths: Sequence[str]) -> Input:
         prediction = recipe.get("architecture", {}).get("denoiser", {}).get("prediction", "eps")
         if "unet" in contents.parts and prediction != "eps":
             words["prediction"] = prediction
-        if recipe.get("stage") == "supir":  # how to restore with the file; local paths removed
-            words["recipe"] = json.dumps({k: v for k, v in recipe.items() if k not in OF_FILES})
+        if recipe.get("stage") == "supir":  # how to restore with the file
+            words["recipe"] = json.dumps(_portable(recipe))
             words |= {ENCODER: "clean"} if named.get(ENCODER, "") is None else {}
             weights |= named
         elif named.get("sdxl"):
@@ -252,6 +252,16 @@ def _read(paths: Sequence[str]) -> Input:
     own = ("format", "layout", "control", "connector")  # the writer sets these
     words = {key: value for key, value in words.items() if key not in own}
     return Input({part: parts[part] for part in PARTS if part in parts}, words, weights)
+
+
+def _portable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without local paths; base files that ship with the code stay named."""
+    base = {key: str(recipe.get("weights", {}).get(key)) for key in ("sdxl", ENCODER)}
+    ships = {key: path for key, path in base.items() if path.startswith(SHIPPED)}
+    kept = {key: value for key, value in recipe.items() if key not in OF_FILES}
+    if ships:
+        kept |= {"weights": ships, "fingerprints": recipe.get("fingerprints", {})}
+    return kept
 
 
 def _check_output(output: Path, name: str, overwrite: bool) -> None:

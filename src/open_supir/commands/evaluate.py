@@ -46,7 +46,8 @@ def evaluate(cfg: DictConfig) -> str:
     device = pick_device(cfg.device)
     methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
-    places = {"runs_dir": cfg.runs_dir, "ignored_keys": tuple(cfg.ignored_keys)}
+    places = {key: cfg[key] for key in ("runs_dir", "shipped")}
+    places["ignored_keys"] = tuple(cfg.ignored_keys)
     places["dtype"] = cfg.dtype or best_dtype(device)
     if cfg.checkpoint is not None or not methods:
         model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **places)

@@ -61,7 +61,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
         weights=plain(cfg.weights),
         dtype=cfg.dtype or best_dtype(device),
         ignored_keys=tuple(cfg.ignored_keys),
-        **{key: cfg[key] for key in ("runs_dir", "quantize", "compile")},
+        **{key: cfg[key] for key in ("runs_dir", "shipped", "quantize", "compile")},
     )
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)

@@ -57,6 +57,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     model = Model.find(
         cfg.checkpoint,
         runs_dir=cfg.runs_dir,
+        shipped=cfg.shipped,
         weights=plain(cfg.weights),
         dtype=cfg.dtype or best_dtype(device),
         quantize=cfg.quantize,

@@ -92,7 +92,9 @@ def load_networks(
     networks = _build(recipe["architecture"])
     loads = _loads(path, networks, files, dtype)
     reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
-    _check_fingerprints(recipe.get("fingerprints", {}), loads, reports, asked=weights or {})
+    loaded = zip(loads, reports, strict=True)
+    others = [(load, report) for load, report in loaded if str(load.path) != str(path)]
+    _check_fingerprints(recipe.get("fingerprints", {}), others, asked=weights or {})
     if recipe.get("unet_lora"):
         merge_adapters(path, networks.network.unet)
     return networks
@@ -147,8 +149,7 @@ def _with_two_keys(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _check_fingerprints(
     recorded: Mapping[str, str],
-    loads: Sequence[Load],
-    reports: Sequence[LoadReport],
+    loads: Sequence[tuple[Load, LoadReport]],
     *,
     asked: Mapping[str, str | None],
 ) -> None:
@@ -159,7 +160,7 @@ def _check_fingerprints(
     """
     found = {
         part: (load, text)
-        for load, report in zip(loads, reports, strict=True)
+        for load, report in loads
         for part, text in report.fingerprints.items()
     }
     for part, wanted in recorded.items():
@@ -205,7 +206,8 @@ def _loads(
     files: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> list[Load]:
-    """Return the file each part is loaded from; later loads override earlier ones."""
+    """Return the file each part is loaded from; later loads override earlier ones,
+    and the robust encoder's file need not hold the convolution that it shares with the VAE."""
     network, denoiser, conditioner, vae, robust_encoder = networks
     ignored = ignored_for(denoiser.prediction)
     base: dict[str, nn.Module] = {

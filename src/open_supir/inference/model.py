@@ -25,6 +25,8 @@ from open_supir.networks.switches import Compilation, compile_networks
 
 log = logging.getLogger(__name__)
 
+OF_ANY_SAMPLER = ("control_scale", "tile", "overlap", "tile_batch")  # also of a one-step one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -38,24 +40,35 @@ class Model:
     quantize: str | None = None  # int8 or fp8 for the UNet's linear weights; None keeps their dtype
     compile: Compilation = "off"  # see `compile_networks`
     ignored_keys: tuple[str, ...] = ()  # keys the files may have in addition; see `load_parts`
+    # whether a preset has picked the model: a one-step one then keeps to its single step
+    is_picked: bool = False
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
 
     @classmethod
-    def find(cls, checkpoint: str | None, *, runs_dir: str | Path, **settings: Any) -> "Model":
-        """Return the model of a checkpoint; without one, the newest of `runs_dir` or the shipped.
+    def find(
+        cls,
+        checkpoint: str | None,
+        *,
+        runs_dir: str | Path,
+        shipped: str = SHIPPED_MODEL,
+        **settings: Any,
+    ) -> "Model":
+        """Return the model of a checkpoint; without one, the newest of `runs_dir` or `shipped`.
 
         Args:
             checkpoint: A file; None takes the newest.
+            shipped: A file that ships with the code.
             settings: The other attributes of the class, except `recipe`.
 
         Raises:
             FileNotFoundError: The file does not exist.
             ValueError: The file is not a stage-2 checkpoint.
         """
-        path = find_checkpoint(checkpoint, runs_dir=runs_dir)
-        return cls(checkpoint=path, recipe=read_recipe(path), **settings)
+        path = find_checkpoint(checkpoint, runs_dir=runs_dir, shipped=shipped)
+        is_picked = checkpoint is None and path == located(shipped)
+        return cls(checkpoint=path, recipe=read_recipe(path), is_picked=is_picked, **settings)
 
     def options(self, sampler: Mapping[str, Any], options: Mapping[str, Any]) -> RestoreOptions:
         """Return the given options, completed from the recipe.
@@ -69,6 +82,8 @@ class Model:
             ValueError: A name is unknown, or a value is out of range.
         """
         asked = {name: value for name, value in sampler.items() if value != "???"}
+        if self.is_picked and self.is_one_step:
+            asked = {name: value for name, value in asked.items() if name in OF_ANY_SAMPLER}
         if "_target_" in asked:
             trust(asked)
             self._check_kind(asked)
@@ -157,7 +172,9 @@ class Model:
         return restorer
 
 
-def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
+def find_checkpoint(
+    checkpoint: str | None, *, runs_dir: str | Path, shipped: str = SHIPPED_MODEL
+) -> Path:
     """Return the given checkpoint, else the newest of stage 2, else the one that ships with us.
 
     Raises:
@@ -170,8 +187,9 @@ def find_checkpoint(checkpoint: str | None, *, runs_dir: str | Path) -> Path:
         return path
     newest = newest_checkpoint(runs_dir, stage="supir")
     if newest is None:
-        log.info("checkpoint: the shipped one, because %s holds none of stage 2", runs_dir)
-        return located(SHIPPED_MODEL)
+        words = "checkpoint: the shipped one, %s, because %s holds none of stage 2"
+        log.info(words, located(shipped).name, runs_dir)
+        return located(shipped)
     log.info("checkpoint: the newest of %s, %s", runs_dir, newest)
     return newest
 

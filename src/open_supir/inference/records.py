@@ -91,17 +91,18 @@ def restore_file(
     """
     options = restorer.options
     photo = read_photo(job.source, max_pixels=max_pixels, intent=options.intent)
-    check_result((photo.rgb.shape[-2], photo.rgb.shape[-1]), options, max_output_pixels)
+    size = (photo.rgb.shape[-2], photo.rgb.shape[-1])
+    check_result(size, options, max_output_pixels)
     _make_folder(job.targets[0].parent, output)
     claimed(job, overwrite=overwrite)
     if restorer.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(restorer.device)
-    mask = job.mask and read_mask(job.mask, (photo.rgb.shape[-2], photo.rgb.shape[-1]))
+    mask = job.mask and read_mask(job.mask, size)
     result = restorer(photo.visible, source=job.source, mask=mask, on_step=on_step)
     inside = describe(result, model) | {
         "mask": job.mask and sha256_of(job.mask),
         "input": {"name": job.name, "sha256": sha256_of(job.source)},
-        "notes": [*photo.notes, *left_out(photo, options.format)],
+        "notes": [*photo.notes, *enlarged(size, options), *left_out(photo, options.format)],
     }
     contents = encode_all(photo, result, job.targets, record=inside)
     earlier = claimed(job, overwrite=overwrite)
@@ -118,6 +119,15 @@ def restore_file(
     text = json.dumps(record, indent=1, sort_keys=True)
     write_together({job.record: text.encode(), **contents, **beside})  # record first: see `claim`
     return record
+
+
+def enlarged(size: tuple[int, int], options: RestoreOptions) -> list[str]:
+    """Return a note for an input of this (H, W) if it is restored at another size than it gets."""
+    working, own = options.working_size(*size), options.output_size(*size)
+    if working == own:
+        return []
+    large, small = (f"{width} x {height}" for height, width in (working, own))
+    return [f"small: restored at {large}, then reduced to {small} (min_size)"]
 
 
 def _make_folder(folder: Path, output: Path) -> None:
