@@ -52,6 +52,18 @@ def test_a_trained_student_restores_with_one_evaluation(
             restore(composed_in("restore", *places, own, asked))
 
 
+def test_a_student_with_lora_layers_restores_too(
+    composed_in: Compose, stage_2: Path, tmp_path: Path
+) -> None:
+    asked = ("max_steps=1", "one_step.unet_lora=16", "one_step.sigma=0.5", "data.val_size=1")
+    train(composed_in("train", *SHORT, *asked, f"weights.supir={stage_2}", run="one"))
+    write_image(tmp_path / "in/a.png", torch.rand(3, 64, 64))
+    places = (f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "device=cpu")
+    own = f"checkpoint={tmp_path / 'one/checkpoints/last.ckpt'}"
+    assert not restore(composed_in("restore", *places, own))
+    assert (tmp_path / "out/a.png").is_file()
+
+
 def test_a_student_starts_from_a_stage_2(composed_in: Compose) -> None:
     with pytest.raises(ValueError, match="starts from a finished stage 2: weights.supir=FILE"):
         train(composed_in("train", *SHORT, "weights.supir=null", "weights.robust_encoder=clean"))

@@ -229,7 +229,8 @@ def _unusable_kind(keys: list[str], checkpoint: Checkpoint) -> str:
     unet = _kind_of_unet(keys, checkpoint)
     if unet == "sdxl":
         return ""
-    if 4 * sum(_LORA.search(key) is not None for key in keys) >= len(keys) > 0:
+    is_lora = 4 * sum(_LORA.search(key) is not None for key in keys) >= len(keys) > 0
+    if is_lora and "recipe" not in checkpoint.metadata:  # ours may have LoRA layers of training
         return "lora"
     if keys and set(keys) <= {"clip_l", "clip_g", "emb_params"}:
         return "embedding"
