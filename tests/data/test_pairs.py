@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from open_supir.data.pairs import FolderDataset, PairDataset, collate_pairs
+from open_supir.data.pairs import FolderDataset, PairDataset
 from open_supir.data.samples import collate
 from tests.data.made import pixels
 
@@ -53,7 +53,7 @@ def test_pairs_cut_the_same_place_out_of_both(folder: Path) -> None:
     for i in range(6):
         sample = data[i]
         assert np.array_equal(sample["lq"], 255 - sample["hq"])
-    batch = collate_pairs([data[i] for i in range(2)])
+    batch = collate([data[i] for i in range(2)])
     assert batch["lq"].shape == batch["hq"].shape == (2, 3, 16, 16)
     assert batch["lq"].dtype == torch.uint8
 

@@ -26,7 +26,8 @@ def trainer_with(**attributes: Any) -> Any:
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_should_accumulate=lambda: False))
     defaults: dict[str, Any] = dict(
         global_step=1, global_rank=0, world_size=1, loggers=[Logger()], fit_loop=loop,
-        datamodule=SimpleNamespace(sources={"photos": 0, "face": 0}), checkpoint_callbacks=[],
+        datamodule=SimpleNamespace(all_sources=lambda: {"photos": 0, "face": 0}),
+        checkpoint_callbacks=[],
     )  # fmt: skip
     return SimpleNamespace(**{**defaults, **attributes})
 

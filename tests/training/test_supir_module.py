@@ -6,6 +6,7 @@ import torch
 from open_supir.base.images import to_signed
 from open_supir.diffusion.training_noise import seeded_randn
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.training.trained_parts import lq_of
 from tests.training.modules import batch, darken, supir_module
 
 
@@ -91,3 +92,17 @@ def test_pictures_are_lq_cleaned_restored_and_hq(module) -> None:
     assert list(columns) == ["LQ", "robust encoder", "restored", "HQ"]
     assert all(c.shape == (2, 3, 32, 32) and 0 <= c.min() <= c.max() <= 1 for c in columns.values())
     assert torch.equal((columns["HQ"] * 255).round().byte(), given["hq"])
+
+
+def test_real_pairs_bring_their_own_lq_and_the_others_are_degraded() -> None:
+    """Values: darken halves the contrast and shifts by the seed; a pair's LQ is its file's."""
+    given = batch(3)
+    hq = to_signed(given["hq"])
+    given["lq"] = torch.full_like(given["hq"], 255)
+    given["paired"] = torch.tensor([False, True, False])
+    lq = lq_of(given, hq, darken)
+    expected = 0.5 * hq - torch.arange(3)[:, None, None, None] / 100
+    expected[1] = 1.0
+    assert torch.equal(lq, expected)
+    with pytest.raises(ValueError, match="resize_back"):
+        lq_of(given, hq, lambda images, seeds: images[..., ::2, ::2])

@@ -19,7 +19,7 @@ PATHS = (
     "base", "evaluation", "parameters", "data_root", "report", "study", "outputs", "outputs.*",
     "checkpoints", "checkpoints.*", "spandrel",
     "spandrel.*", "runs", "work", "shards_dir", "caption_cache", "data.root", "data.heldout",
-    "data.heldout_lq", "data.prepare_at", "data.prepared", "data.sources.*.folder",
+    "data.heldout_lq", "data.pairs", "data.prepare_at", "data.prepared", "data.sources.*.folder",
     "data.sources.*.urls",
     "weights.sdxl", "weights.vae", "weights.prior", "weights.supir", "weights.robust_encoder",
     "weights.shipped", "weights.loras", "loras", "captioner.folder", "captioner.model",

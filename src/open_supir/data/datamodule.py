@@ -14,7 +14,8 @@ from open_supir.data.captions import CaptionPolicy, approximate_tokens
 from open_supir.data.counters import LoaderCounters, SkipLimits
 from open_supir.data.dataset import SampleReader, ShardDataset, SourceConfig, check_source
 from open_supir.data.order import BLOCK_SHARDS, CYCLE, StepSampler
-from open_supir.data.pairs import FolderDataset, PairDataset, collate_pairs
+from open_supir.data.pair_source import PAIRS, PairSource
+from open_supir.data.pairs import FolderDataset, PairDataset
 from open_supir.data.plan import DataPlan, make_plan, plan_changes
 from open_supir.data.precomputed import Precomputed, check_policies
 from open_supir.data.samples import Batch, CropPolicy, ImageLimits, collate
@@ -49,6 +50,9 @@ class RestorationDataModule(LightningDataModule):
         prepare_at: The one root that may be made; a mistyped one must not be.
         heldout: Folder of validation photographs, never trained on.
         heldout_lq: Folder of their low-quality partners, which add `lq` to held-out batches.
+        pairs: Folder of real pairs, hq/ and lq/, that are trained on as they are.
+        pairs_share: Share of all training samples that are pairs, in (0, 1).
+        pairs_max_shift: Displacement in pixels above which a pair is left out.
         val_size: Number of validation samples; by default one per photograph.
         val_crop_size: Side of a validation crop in pixels; by default `crop_size`.
         val_batch: Samples per validation batch.
@@ -82,6 +86,9 @@ class RestorationDataModule(LightningDataModule):
         prepare_at: str | Path | None = None,
         heldout: str | Path | None = None,
         heldout_lq: str | Path | None = None,
+        pairs: str | Path | None = None,
+        pairs_share: float = 0.5,
+        pairs_max_shift: float = 2.0,
         val_size: int | None = None,
         val_crop_size: int | None = None,
         val_batch: int = 4,
@@ -117,6 +124,15 @@ class RestorationDataModule(LightningDataModule):
         self.fraction, self.cycle, self.block_shards = fraction, cycle, block_shards
         self.heldout = Path(heldout) if heldout else None
         self.heldout_lq = Path(heldout_lq) if heldout_lq else None
+        self.pairs: PairSource | None = None
+        if pairs is not None:
+            _check_pairs(Path(pairs), heldout, [*self.sources, reader, *precomputed])
+            self.pairs = PairSource(
+                folder=Path(pairs),
+                share=pairs_share,
+                max_shift=pairs_max_shift,
+                min_side=crop_size,
+            )
         self.val_size, self.val_batch, self.val_seed = val_size, val_batch, val_seed
         self.val_crop_size = val_crop_size or crop_size
         self.log_dir = Path(log_dir) if log_dir else None
@@ -129,6 +145,13 @@ class RestorationDataModule(LightningDataModule):
         """Return the policy of each source."""
         common = self.sample_reader.captions
         return [source.captions or common for source in self.sources.values()]
+
+    def all_sources(self) -> dict[str, SourceConfig]:
+        """Return the sources, with that of real pairs if there are any."""
+        if self.pairs is None:
+            return self.sources
+        weight = self.pairs.weight(sum(source.weight for source in self.sources.values()))
+        return {**self.sources, PAIRS: SourceConfig(weight=weight, missing_caption="empty")}
 
     def prepare_data(self) -> None:
         """Make the shards if `root` does not exist; runs in one process per node.
@@ -153,18 +176,19 @@ class RestorationDataModule(LightningDataModule):
                 log.info("source %s: %d samples in %d shards", order.name, order.size, len(shards))
         name = f"bad_samples_rank{self._rank}.jsonl" if self._rank else "bad_samples.jsonl"
         path = self._log_folder() / name
-        self.counters = LoaderCounters(list(self.sources), path=path, limits=self.skip_limits)
+        self.counters = LoaderCounters(list(self.all_sources()), path=path, limits=self.skip_limits)
 
     def _make_plan(self, *, check: bool) -> DataPlan:
         return make_plan(
             self.root,
-            self.sources,
+            self.all_sources(),
             seed=self.seed,
             global_batch=self.global_batch,
             fraction=self.fraction,
             cycle=self.cycle,
             block_shards=self.block_shards,
             check=check,
+            pairs=self.pairs.open() if self.pairs else None,
         )
 
     def check(self) -> None:
@@ -176,7 +200,8 @@ class RestorationDataModule(LightningDataModule):
         """
         if self.reader == "index":
             plan = self._make_plan(check=True)
-            for (name, config), folder in zip(self.sources.items(), plan.folders, strict=True):
+            sources = self.all_sources()
+            for (name, config), folder in zip(sources.items(), plan.folders, strict=True):
                 check_source(name, config, folder, self.sample_reader)
                 folder.close()
         self._heldout_images().check()
@@ -201,7 +226,7 @@ class RestorationDataModule(LightningDataModule):
             if self._saved_accumulation is not None:
                 align_batch_count(self.trainer, self._saved_accumulation)
                 self._saved_accumulation = None
-        configs = list(self.sources.values())
+        configs = list(self.all_sources().values())
         if self.plan is None:
             stream = StreamDataset(
                 [source_urls(self.root, name, config) for name, config in self.sources.items()],
@@ -254,8 +279,7 @@ class RestorationDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the held-out photographs: fixed crops, fixed seeds, the same on every rank."""
         images = self._heldout_images()
-        stack = collate_pairs if isinstance(images, PairDataset) else collate
-        return self._loader(images, batch_size=self.val_batch, collate_fn=stack)
+        return self._loader(images, batch_size=self.val_batch, collate_fn=collate)
 
     def _heldout_images(self) -> FolderDataset | PairDataset:
         if self.heldout is None:
@@ -364,3 +388,18 @@ def _check(
         raise ValueError(f"reader must be index or stream, got {reader!r}")
     if precomputed and reader == "stream":
         raise ValueError("reader=stream cannot read precomputed features; use reader=index")
+
+
+def _check_pairs(pairs: Path, heldout: str | Path | None, names: Sequence[str]) -> None:
+    """Refuse what cannot go with pairs: `names` are those of sources, reader and features."""
+    if heldout is not None and Path(heldout).resolve().is_relative_to(pairs.resolve()):
+        raise ValueError(f"data.heldout={heldout} lies in data.pairs={pairs}, which is trained on")
+    wrong = {
+        PAIRS: f"data.sources.{PAIRS} is the name of their own source; rename it",
+        "stream": "data.reader=stream cannot mix them in; use data.reader=index",
+        "latents": "data.precomputed cannot hold their features; use data.precomputed=[]",
+    }
+    wrong["text"] = wrong["latents"]
+    for name in names:
+        if name in wrong:
+            raise ValueError(f"data.pairs={pairs}: {wrong[name]}")

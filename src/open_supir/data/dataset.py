@@ -16,6 +16,7 @@ from open_supir.base.rng import keyed_hash, keyed_rng
 from open_supir.data.captions import CaptionPolicy, approximate_tokens, choose_caption
 from open_supir.data.counters import LoaderCounters
 from open_supir.data.order import Mixture
+from open_supir.data.pair_source import PairFolder, RawPair
 from open_supir.data.precomputed import Precomputed
 from open_supir.data.samples import (
     CropPolicy,
@@ -71,7 +72,7 @@ class SampleReader:
     count_tokens: Callable[[str], int] = approximate_tokens
 
     def __call__(
-        self, raw: RawSample, name: str, config: SourceConfig, position: int
+        self, raw: RawSample | RawPair, name: str, config: SourceConfig, position: int
     ) -> tuple[Sample, bool]:
         """Make the sample at `position` from `raw`, which comes from source `name`.
 
@@ -81,11 +82,15 @@ class SampleReader:
         Raises:
             SampleError: The stored sample is bad.
         """
-        caption = read_caption(raw.text, config.missing_caption)
-        meta = read_meta(raw.meta)
-        image = open_training_image(raw.image, self.limits)
+        if isinstance(raw, RawPair):
+            caption, meta, policy = raw.caption(), {}, self.crop.for_pairs()
+            image = raw.open()
+        else:
+            caption = read_caption(raw.text, config.missing_caption)
+            meta, policy = read_meta(raw.meta), self.crop
+            image = open_training_image(raw.image, self.limits)
         rng = keyed_rng("sample", self.seed, position)
-        crop = crop_sample(image, self.crop_size, self.crop, rng)
+        crop = crop_sample(image, self.crop_size, policy, rng)
         is_negative = config.is_negative or meta.get("is_negative") is True
         words = choose_caption(
             config.captions or self.captions,
@@ -98,7 +103,7 @@ class SampleReader:
             count_tokens=self.count_tokens,
         )
         sample = Sample(
-            hq=crop.pixels,
+            hq=np.ascontiguousarray(crop.pixels[..., :3]),
             caption=words.text,
             sizes=crop.sizes,
             is_negative=is_negative,
@@ -106,6 +111,8 @@ class SampleReader:
             key=raw.key,
             seed=position_seed(self.seed, position),
         )
+        if isinstance(raw, RawPair):
+            sample["lq"] = np.ascontiguousarray(crop.pixels[..., 3:])
         return sample, words.truncated
 
 
@@ -134,7 +141,7 @@ def read_meta(data: bytes | None) -> dict[str, Any]:
 
 
 def check_source(
-    name: str, config: SourceConfig, folder: ShardFolder, reader: SampleReader
+    name: str, config: SourceConfig, folder: ShardFolder | PairFolder, reader: SampleReader
 ) -> None:
     """Read the first samples of a source under the rules of training.
 
@@ -177,7 +184,7 @@ class ShardDataset(Dataset[Sample]):
     def __init__(
         self,
         mixture: Mixture,
-        folders: Sequence[ShardFolder],
+        folders: Sequence[ShardFolder | PairFolder],
         configs: Sequence[SourceConfig],
         reader: SampleReader,
         counters: LoaderCounters,
@@ -193,6 +200,7 @@ class ShardDataset(Dataset[Sample]):
         self.mixture, self.folders, self.configs = mixture, folders, configs
         self.reader, self.counters, self.shards = reader, counters, shards
         self.precomputed = precomputed
+        self.has_pairs = any(isinstance(folder, PairFolder) for folder in folders)
 
     def __getitem__(self, position: int) -> Sample:
         """Read the sample at `position`, or its first readable replacement.
@@ -219,6 +227,9 @@ class ShardDataset(Dataset[Sample]):
                 last = f"{raw.key}: {describe(error, name, self.reader)}"
                 continue
             self.counters.count_sample(truncated=truncated)
+            if self.has_pairs:  # in every batch, so that all have the same shapes
+                sample["paired"] = "lq" in sample
+                sample.setdefault("lq", np.zeros_like(sample["hq"]))
             return sample
         raise StorageError(
             f"{ATTEMPTS} bad samples in a row at position {position} of source {name!r}: the "

@@ -62,6 +62,11 @@ class OwnPhotos(RestorationDataModule):
         if prepared is None:
             prepared = BELOW / f"{self.photos.resolve().name or 'photos'}-{self._digest()}"
         heldout = heldout or Path(prepared) / HELD_OUT
+        if (pairs := options.get("pairs")) and self.store.heldout_most and _overlap(pairs, root):
+            raise ValueError(
+                f"data.pairs={pairs} and data.root={root} hold the same photographs, and those set "
+                "aside from data.root would be trained on as pairs; name others: data.heldout=DIR"
+            )
         super().__init__(prepared, {POSITIVE: OTHER}, heldout=heldout, **options)
         self.chosen = {"prepared": str(prepared), "heldout": str(heldout)}
 
@@ -145,6 +150,11 @@ def find(root: Path) -> Listing | dict[str, Path]:
     if not listing.images:
         raise ValueError(f"data.root={printable(root)}: {no_images(listing)}")
     return listing
+
+
+def _overlap(one: str | Path, other: str | Path) -> bool:
+    places = [Path(path).expanduser().resolve() for path in (one, other)]
+    return places[0].is_relative_to(places[1]) or places[1].is_relative_to(places[0])
 
 
 def _size(folder: Path) -> int:

@@ -6,11 +6,9 @@ A caption comes from the text file next to the HQ image that has the same name.
 Shapes: B batch, H W crop size; LQ images have the size of their HQ image.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,19 +17,7 @@ from open_supir.base.images.captions import caption_beside
 from open_supir.base.images.tensors import resize_short_side
 from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import position_seed
-from open_supir.data.samples import Batch, Sample, collate
-
-
-class PairSample(Sample):
-    """A Sample with its own low-quality image, (H, W, 3) uint8."""
-
-    lq: np.ndarray
-
-
-class PairBatch(Batch):
-    """A Batch with its own low-quality images, (B, 3, H, W) uint8."""
-
-    lq: Tensor
+from open_supir.data.samples import Sample
 
 
 class FolderDataset(Dataset[Sample]):
@@ -89,7 +75,7 @@ class FolderDataset(Dataset[Sample]):
         return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
 
 
-class PairDataset(Dataset[PairSample]):
+class PairDataset(Dataset[Sample]):
     """Paired folders: HQ images with the LQ images of the same file name (suffixes may differ).
 
     An LQ image of another size (super-resolution benchmarks) is resized to the HQ size.
@@ -124,7 +110,7 @@ class PairDataset(Dataset[PairSample]):
         """Read the captions that will be asked for, as FolderDataset does."""
         self.folder.check()
 
-    def __getitem__(self, index: int) -> PairSample:
+    def __getitem__(self, index: int) -> Sample:
         folder, number = self.folder, index % len(self.lows)
         image = read_image(folder.paths[number])
         height, width = image.shape[-2:]
@@ -132,13 +118,8 @@ class PairDataset(Dataset[PairSample]):
         low = enlarge(resize(read_image(self.lows[number]), (height, width)), folder.size)
         top, left = folder.corner(low, index)
         crop = low[:, top : top + folder.size, left : left + folder.size]
-        return PairSample(**sample, lq=crop.permute(1, 2, 0).contiguous().numpy())
-
-
-def collate_pairs(samples: Sequence[PairSample]) -> PairBatch:
-    """Stack paired samples into a batch."""
-    low = torch.from_numpy(np.stack([s["lq"] for s in samples])).permute(0, 3, 1, 2)
-    return PairBatch(**collate(samples), lq=low)
+        sample["lq"] = crop.permute(1, 2, 0).contiguous().numpy()
+        return sample
 
 
 def enlarge(image: Tensor, size: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 
 from open_supir.data.dataset import SourceConfig
 from open_supir.data.order import BLOCK_SHARDS, CYCLE, Mixture, SourceOrder, nested_fraction
+from open_supir.data.pair_source import PAIRS, PairFolder
 from open_supir.data.shards import ShardEntry, ShardFolder, read_manifest
 from open_supir.data.storage import below
 
@@ -22,7 +23,7 @@ class DataPlan:
     """
 
     mixture: Mixture
-    folders: Sequence[ShardFolder]
+    folders: Sequence[ShardFolder | PairFolder]
     shards: Sequence[np.ndarray]
     settings: Mapping[str, Any]
 
@@ -48,8 +49,9 @@ def make_plan(
     cycle: int = CYCLE,
     block_shards: int = BLOCK_SHARDS,
     check: bool = True,
+    pairs: PairFolder | None = None,
 ) -> DataPlan:
-    """Read the manifests below `root` and plan the order.
+    """Read the manifests below `root` and plan the order; source "pairs" is `pairs`, if given.
 
     Raises:
         FileNotFoundError: A folder or a manifest is missing.
@@ -58,6 +60,11 @@ def make_plan(
     """
     orders, folders, shards = [], [], []
     for name, config in sources.items():
+        if name == PAIRS and pairs is not None:
+            orders.append(SourceOrder(name, [pairs.entries[0].count], block=1, seed=seed))
+            folders.append(pairs)
+            shards.append(np.zeros(1, dtype=np.int64))
+            continue
         path = below(root, config.folder or name)
         entries = _entries(name, path)
         chosen = nested_fraction([entry.name for entry in entries], fraction)

@@ -6,7 +6,7 @@ Shapes: B batch, H W crop size. Pixel arrays are (H, W, 3) uint8 until `collate`
 import io
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
@@ -33,6 +33,8 @@ class Batch(TypedDict):
     source: list[str]
     key: list[str]
     seed: Tensor  # (B,) int64 on the CPU, from (run seed, position)
+    lq: NotRequired[Tensor]  # (B, 3, H, W) uint8: low-quality images of real pairs
+    paired: NotRequired[Tensor]  # (B,) bool: whose lq counts; absent if every one's does
     latents: NotRequired[Tensor]  # (B, z, h, w) of hq, if precomputed
     context: NotRequired[Tensor]  # (B, T, D) of the captions, if precomputed
     pooled: NotRequired[Tensor]  # (B, P), with context
@@ -48,6 +50,8 @@ class Sample(TypedDict):
     source: str
     key: str
     seed: int
+    lq: NotRequired[np.ndarray]  # (H, W, 3) uint8
+    paired: NotRequired[bool]
     latents: NotRequired[Tensor]
     context: NotRequired[Tensor]
     pooled: NotRequired[Tensor]
@@ -78,7 +82,8 @@ class ImageLimits:
 
 
 class TrainingImage(NamedTuple):
-    """An image with a checked header; `rows(top, bottom)` decodes (bottom - top, W, 3) uint8."""
+    """An image with a checked header; `rows(top, bottom)` decodes (bottom - top, W, 3) uint8, of a
+    pair (bottom - top, W, 6)."""
 
     height: int
     width: int
@@ -224,11 +229,15 @@ class CropPolicy:
                 f"size_condition must be actual, constant or mix, got {self.size_condition!r}"
             )
 
+    def for_pairs(self) -> "CropPolicy":
+        """Return the policy of real pairs: shrinking would make their LQ a better one."""
+        return replace(self, native=1.0, area=0.0, whole=0.0, shuffle_channels=0.0)
+
 
 class Crop(NamedTuple):
     """A crop, its size conditioning, and the part of the image that it shows."""
 
-    pixels: np.ndarray  # (size, size, 3) uint8
+    pixels: np.ndarray  # (size, size, 3) uint8, of a pair (size, size, 6)
     sizes: np.ndarray  # (6,) float32
     visible: float  # share of the image's area
     box: tuple[float, float, float, float]  # top, left, height, width in [0, 1], before the flip
@@ -302,6 +311,11 @@ def collate(samples: Sequence[Sample]) -> Batch:
         key=[s["key"] for s in samples],
         seed=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
     )
+    if "lq" in samples[0]:
+        low = default_collate([torch.from_numpy(s.get("lq")) for s in samples])
+        batch["lq"] = low.permute(0, 3, 1, 2)
+    if "paired" in samples[0]:
+        batch["paired"] = torch.tensor([s.get("paired") for s in samples], dtype=torch.bool)
     for name in PRECOMPUTED:
         if name in samples[0]:
             stored = [s[name] for s in samples]  # pyright: ignore[reportTypedDictNotRequiredAccess]

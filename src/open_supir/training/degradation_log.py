@@ -10,6 +10,7 @@ from torch import Tensor
 
 from open_supir.base.images import to_signed
 from open_supir.degradation import DegradationParams, DegradationPipeline
+from open_supir.training.trained_parts import lq_of
 
 
 class DegradationLog(pl.Callback):
@@ -37,13 +38,16 @@ class DegradationLog(pl.Callback):
         degradation = pipeline_of(pl_module)
         if degradation is None or not trainer.is_global_zero:
             return
-        self.seeds.append(batch["seed"])
+        self.seeds.append(degraded_seeds(batch))
         if (batch_idx + 1) % self.every:
             return
-        hq = to_signed(batch["hq"])
-        params = degradation.draw(torch.cat(self.seeds), size=(hq.shape[-2], hq.shape[-1]))
+        seeds = torch.cat(self.seeds)
         self.seeds.clear()
-        lq = degradation(hq, batch["seed"])
+        if not len(seeds):  # real pairs alone
+            return
+        hq = to_signed(batch["hq"])
+        params = degradation.draw(seeds, size=(hq.shape[-2], hq.shape[-1]))
+        lq = lq_of(batch, hq, degradation)
         numbers = params.numbers()
         metrics = {"degradation/not_finite": (~hq.isfinite()).sum() + (~lq.isfinite()).sum()}
         if lq.shape == hq.shape:
@@ -58,6 +62,11 @@ class DegradationLog(pl.Callback):
                     if len(values):
                         logger.experiment.add_histogram(f"degradation/{name}", values, step)
                 logger.experiment.add_text("degradation/shares", as_table(params), step)
+
+
+def degraded_seeds(batch: Mapping[str, Any]) -> Tensor:
+    """Return the seeds of the samples that are degraded: all but real pairs."""
+    return batch["seed"][~batch["paired"].cpu()] if "paired" in batch else batch["seed"]
 
 
 def pipeline_of(module: Any) -> DegradationPipeline | None:

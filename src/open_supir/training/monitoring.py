@@ -127,7 +127,7 @@ class LossBreakdown(pl.Callback):
         self.ranks.join()
         bounds = [0.0, *self.edges, float("inf")]
         bins = [f"sigma/{a:g}-{b:g}" for a, b in zip(bounds, bounds[1:], strict=False)]
-        self._sources = sorted(getattr(trainer.datamodule, "sources", {}))  # type: ignore[attr-defined]
+        self._sources = sorted(getattr(trainer.datamodule, "all_sources", dict)())  # type: ignore[attr-defined]
         sources = [f"source/{name}" for name in self._sources]
         self._names = [*bins, *sources, "negative", "positive"]
         device = pl_module.device

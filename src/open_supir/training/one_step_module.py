@@ -111,7 +111,7 @@ class OneStepModule(TwoOptimizers, SupirModule):
         """Step the generator, then the discriminator; return the generator's losses (B,)."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
-            lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
+            lq = lq_of(batch, hq, self.degradation)  # (B, 3, H, W) in [-1, 1]
             hq = self.degradation.target(hq)
             z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
             cond = self.conditioning(batch)
@@ -177,7 +177,7 @@ class OneStepModule(TwoOptimizers, SupirModule):
         for batch in self._first_batches():
             hq = to_signed(batch["hq"])
             with self.trainer.precision_plugin.val_step_context():
-                z_lq = self.robust_encoder(self.degradation(hq, batch["seed"]))
+                z_lq = self.robust_encoder(lq_of(batch, hq, self.degradation))
                 z = self.vae.encode(self.degradation.target(hq))
             terms = ((z_lq - z).square().mean(), z.square().mean(), torch.ones(()))
             sums += len(hq) * torch.stack([term.double().cpu() for term in terms])

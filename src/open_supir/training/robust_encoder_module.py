@@ -57,7 +57,7 @@ class RobustEncoderModule(TrainedParts):
         """Return the loss of one batch, and the pixel losses (B,) of its samples."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
-            lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
+            lq = lq_of(batch, hq, self.degradation)  # (B, 3, H, W) in [-1, 1]
             hq = self.degradation.target(hq)  # unchanged unless the degradation sharpens
             z = self.vae.encode(hq)  # (B, 4, h, w), scaled
         z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled

@@ -69,7 +69,7 @@ class SupirModule(TrainedParts):
         """Return the loss of one batch, and the losses (B,) and sigmas (B,) of its samples."""
         hq = to_signed(batch["hq"])  # uint8 -> (B, 3, H, W) in [-1, 1]
         with torch.no_grad():
-            lq = self.degradation(hq, batch["seed"])  # (B, 3, H, W) in [-1, 1]
+            lq = lq_of(batch, hq, self.degradation)  # (B, 3, H, W) in [-1, 1]
             z = self.target_latents(batch, hq)  # (B, 4, h, w), scaled
             z_lq = self.robust_encoder(lq)  # (B, 4, h, w), scaled
             cond = self.conditioning(batch)

@@ -114,11 +114,25 @@ class TrainedParts(pl.LightningModule):
 
 
 def lq_of(batch: Any, hq: Tensor, degradation: Any) -> Tensor:
-    """Return a held-out batch's own LQ images (`data.heldout_lq`), else degrade `hq`.
+    """Return the LQ images of a batch: those of real pairs as they are, else `hq` degraded.
 
-    Both are (B, 3, H, W) in [-1, 1].
+    Both are (B, 3, H, W) in [-1, 1]. Held-out batches hold pairs alone (`data.heldout_lq`) or none;
+    in training (`data.pairs`) all are degraded, so that shapes stay, and pairs keep their own.
+
+    Raises:
+        ValueError: The degradation makes images of another size than HQ's.
     """
-    return to_signed(batch["lq"]) if "lq" in batch else degradation(hq, batch["seed"])
+    if "lq" in batch and "paired" not in batch:
+        return to_signed(batch["lq"])
+    lq = degradation(hq, batch["seed"])
+    if "lq" not in batch:
+        return lq
+    if lq.shape != hq.shape:
+        raise ValueError(
+            f"data.pairs needs LQ images of HQ's size, {tuple(hq.shape[-2:])}, and the degradation "
+            f"makes {tuple(lq.shape[-2:])}; set degradation.config.resize_back, e.g. bicubic"
+        )
+    return torch.where(batch["paired"][:, None, None, None], to_signed(batch["lq"]), lq)
 
 
 def _first(names: list[str]) -> str:
