@@ -12,7 +12,7 @@ from open_supir.base.images import read_image, to_uint8
 from open_supir.evaluation import metrics as registry
 from open_supir.evaluation.benchmark import picture_path, run_benchmark
 from open_supir.evaluation.records import Record, read_records
-from open_supir.evaluation.samples import BrokenSample, Sample
+from open_supir.evaluation.samples import BrokenSample, Output, Sample
 
 DO_NOTHING = {"lq": lambda s: s.lq}
 
@@ -313,3 +313,22 @@ def test_set_metric_sees_the_pairs_of_this_run_alone(
     methods = {"lq": restore}
     rows = run_benchmark(_samples(3), methods, ["fid"], settings={"tau": 2}, resume=True, **fixed)
     assert [(r["value"], r["reason"]) for r in rows] == [(2.02, "2 of 3 images")]
+
+
+def test_what_a_method_knows_of_its_picture_is_a_column_and_is_reused(tmp_path: Path) -> None:
+    """Values beside the metrics come with the picture, and from the records when it is kept."""
+    calls: list[str] = []
+
+    def restore(sample: Sample) -> Output:
+        calls.append(sample.name)
+        return Output(sample.lq, {"disagreement": 1.5 + len(calls)})
+
+    given = {"out_dir": tmp_path, "run": "a", "resume": True, "save_images": True}
+    first = run_benchmark(_samples(), {"m": restore}, ["psnr"], **given)
+    assert _by_key(first)["img1", "m", "disagreement"]["value"] == 3.5
+    assert len(first) == 4
+    again = run_benchmark(_samples(), {"m": restore}, ["psnr", "ssim"], **given)  # from pictures
+    third = run_benchmark(_samples(), {"m": restore}, ["psnr", "ssim"], **given)  # from records
+    for records in (again, third):
+        assert _by_key(records)["img1", "m", "disagreement"]["value"] == 3.5 and len(records) == 6
+    assert calls == ["img0", "img1"]

@@ -168,3 +168,17 @@ def test_study_is_made_and_read_by_the_command(composed_in: Compose, tmp_path: P
     assert said.startswith("2 questions") and (tmp_path / "study/preference.html").is_file()
     with pytest.raises(FileNotFoundError, match="no votes_"):
         evaluate(composed_in("evaluate", f"study={tmp_path / 'study'}"))
+
+
+def test_several_samples_add_their_disagreement_and_their_mean(
+    composed_in: Compose, arguments: list[str], tmp_path: Path
+) -> None:
+    """One number a picture, of the row that is sampled; the mean is a row of its own."""
+    several = ["options.num_samples=3", "options.average=true", f"output={tmp_path}"]
+    table = evaluate(composed_in("evaluate", *arguments, *several))
+    records = read_records(tmp_path / "records.jsonl")
+    values = {(r["image"], r["method"], r["metric"]): r["value"] for r in records}
+    for name in {record["image"] for record in records} - {"*"}:
+        assert (values[name, "restored", "disagreement"] or 0) > 0
+        assert values[name, "average", "psnr"] != values[name, "restored", "psnr"]
+    assert "disagreement" in table and "| average |" in table

@@ -18,10 +18,10 @@ from torch import Tensor
 from open_supir.base.images import read_image, to_uint8, to_unit
 from open_supir.base.images.write import write_image
 from open_supir.evaluation.journal import Journal, Values
-from open_supir.evaluation.metrics import Metric, Score, check_weights, select_metrics
+from open_supir.evaluation.metrics import METRICS, Metric, Score, check_weights, select_metrics
 from open_supir.evaluation.provenance import Input, describe_input
 from open_supir.evaluation.records import WHOLE_SET, Record, Status
-from open_supir.evaluation.samples import BrokenSample, Method, Sample, as_json
+from open_supir.evaluation.samples import BrokenSample, Method, Output, Sample, as_json
 from open_supir.evaluation.weights import offline
 
 log = logging.getLogger(__name__)
@@ -229,9 +229,14 @@ def _measure_image(
         done = bool(values) and None not in values.values()
         if done and (not keep or target.is_file()):
             records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
+            records += _own_values(_known_values(known, name, method), name, method, row)
             continue
         ours = any(value is not None for value in values.values())  # the saved picture still holds
         restored = _restore(restore, sample, kept=target if ours else None)
+        if isinstance(restored, Output):
+            own = restored.values or _known_values(known, name, method)
+            records += _own_values(own, name, method, row)
+            restored = restored.image
         if isinstance(restored, str) or not (keep or ours):
             target.unlink(missing_ok=True)  # made with other settings
         if isinstance(restored, str):
@@ -250,14 +255,31 @@ def _measure_image(
     return records
 
 
-def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | str:
+def _known_values(known: Values, name: str, method: str) -> dict[str, float]:
+    """Return the earlier values of a method's own columns."""
+    return {
+        key: value
+        for (image, row, key), value in known.items()
+        if (image, row) == (name, method) and key not in METRICS and value is not None
+    }
+
+
+def _own_values(
+    values: Mapping[str, float], name: str, method: str, row: _RowMaker
+) -> list[Record]:
+    return [row(name, method, key, value, "ok", "") for key, value in values.items()]
+
+
+def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Output | str:
     """Return the restored 8-bit image, or the reason for failure; reuse a kept picture."""
     if kept is not None and kept.is_file():
         with contextlib.suppress(ValueError):  # damaged: restore again
-            return to_unit(read_image(kept)).unsqueeze(0)
+            return Output(to_unit(read_image(kept)).unsqueeze(0))
     try:
         with torch.no_grad():
-            image = restore(sample).detach().float().cpu()
+            made = restore(sample)
+        made = made if isinstance(made, Output) else Output(made)
+        image = made.image.detach().float().cpu()
     except Exception as error:  # one bad image must not end the benchmark
         return f"{type(error).__name__}: {error}"
     expected = sample.lq if sample.hq is None else sample.hq
@@ -265,7 +287,7 @@ def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Tensor | 
         return f"restored image is {_size(image)}, expected {_size(expected)}"
     if not torch.isfinite(image).all():
         return "restored image has NaN or infinite values"
-    return _eight_bit(image)
+    return made._replace(image=_eight_bit(image))
 
 
 def _measure_sets(

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from open_supir.base.files import sha256_of
 from open_supir.base.hashes import weights_sha256
 from open_supir.base.places import located
 from open_supir.evaluation.baselines import digest_folder, folder_outputs, spandrel_models
-from open_supir.evaluation.samples import Method
-from open_supir.inference import Restorer
+from open_supir.evaluation.samples import Method, Output, Sample
+from open_supir.inference import Restoration, Restorer
 from open_supir.inference.captioner import Captioner
 from open_supir.inference.model import Model
 
 # methods by name, and what the values of each depend on
 Methods = tuple[dict[str, Method], dict[str, dict[str, Any]]]
-OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored")
+OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored", "average")
 
 
 def load_methods(
@@ -61,12 +62,40 @@ def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, A
     files |= {"dtype": model.dtype} if model.dtype != "float32" else {}
     loaded: dict[str, Any] = {"checkpoint": weights_sha256(model.checkpoint), **files}
     restored = {**loaded, "captioner": captioner, "options": restorer.options.described()}
+    samples = _Samples(restorer)
     methods: dict[str, Method] = {
         "ordinary_encoder": lambda sample: restorer.clean(sample.lq, robust=False),
         "robust_encoder": lambda sample: restorer.clean(sample.lq),
-        "restored": lambda sample: restorer(sample.lq, source=sample.source).restored,
+        "restored": samples.first,
     }
-    return methods, {"ordinary_encoder": loaded, "robust_encoder": loaded, "restored": restored}
+    settings = {"ordinary_encoder": loaded, "robust_encoder": loaded, "restored": restored}
+    if restorer.options.average:
+        methods["average"], settings["average"] = samples.average, restored
+    return methods, settings
+
+
+class _Samples:
+    """A checkpoint's restorations as rows; those of the last image are kept for the next row."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        self.restorer = restorer
+        self._last: tuple[Sample, Restoration] | None = None
+
+    def first(self, sample: Sample) -> Output:
+        """Return the first restoration, and how much several of them disagree, in levels."""
+        result = self._restored(sample)
+        levels = result.disagreement
+        values = {} if levels is None else {"disagreement": float(levels.mean())}
+        return Output(result.restored, values)
+
+    def average(self, sample: Sample) -> Tensor:
+        """Return the mean of the restorations."""
+        return self._restored(sample).average
+
+    def _restored(self, sample: Sample) -> Restoration:
+        if self._last is None or self._last[0] is not sample:
+            self._last = sample, self.restorer(sample.lq, source=sample.source)
+        return self._last[1]
 
 
 def other_methods(

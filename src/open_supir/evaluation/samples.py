@@ -21,7 +21,14 @@ class Sample(NamedTuple):
     small: Tensor | None = None  # `lq` before the protocol enlarged it; None if it did not
 
 
-Method = Callable[[Sample], Tensor]  # returns the restored image, sized like hq
+class Output(NamedTuple):
+    """A restored image, sized like hq, and what its method knows of it without a reference."""
+
+    image: Tensor  # (1, 3, H, W) in [0, 1]
+    values: Mapping[str, float] = MappingProxyType({})  # by name: columns beside the metrics
+
+
+Method = Callable[[Sample], Tensor | Output]  # a plain tensor is an Output's image
 
 
 @dataclass(frozen=True, kw_only=True)
