@@ -24,7 +24,7 @@ PATHS = (
     "weights.sdxl", "weights.vae", "weights.prior", "weights.supir", "weights.robust_encoder",
     "weights.shipped", "weights.loras", "loras", "captioner.folder", "captioner.model",
     "caption.cache", "prior.path", "negatives.prior.path", "dedup.against",
-    "protocol.hq_folder", "protocol.lq_folder",
+    "protocol.hq_folder", "protocol.lq_folder", "metrics.mask",
     "preference.folders", "preference.folders.*", "preference.lq", "preference.hq",
     "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip

@@ -81,6 +81,7 @@ def evaluate(cfg: DictConfig) -> str:
         save_images=cfg.save_images,
         resume=cfg.resume,
         device=device,
+        mask=cfg.metrics.get("mask"),
     )
 
 

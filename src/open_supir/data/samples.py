@@ -312,10 +312,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
         seed=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
     )
     if "lq" in samples[0]:
-        low = default_collate([torch.from_numpy(s.get("lq")) for s in samples])
-        batch["lq"] = low.permute(0, 3, 1, 2)
+        low = [torch.from_numpy(s.get("lq", s["hq"])) for s in samples]  # every one has its own
+        batch["lq"] = default_collate(low).permute(0, 3, 1, 2)
     if "paired" in samples[0]:
-        batch["paired"] = torch.tensor([s.get("paired") for s in samples], dtype=torch.bool)
+        batch["paired"] = torch.tensor([s.get("paired", False) for s in samples], dtype=torch.bool)
     for name in PRECOMPUTED:
         if name in samples[0]:
             stored = [s[name] for s in samples]  # pyright: ignore[reportTypedDictNotRequiredAccess]

@@ -21,6 +21,7 @@ from open_supir.evaluation.journal import Journal, Values
 from open_supir.evaluation.metrics import METRICS, Metric, Score, check_weights, select_metrics
 from open_supir.evaluation.provenance import Input, describe_input
 from open_supir.evaluation.records import WHOLE_SET, Record, Status
+from open_supir.evaluation.regions import Regions, cut_to
 from open_supir.evaluation.samples import BrokenSample, Method, Output, Sample, as_json
 from open_supir.evaluation.weights import offline
 
@@ -45,6 +46,7 @@ def run_benchmark(
     save_images: bool = False,
     resume: bool = False,
     device: torch.device | str = "cpu",
+    regions: Regions | None = None,
 ) -> list[Record]:
     """Restore every image with every method, measure, and write `out_dir/records.jsonl`.
 
@@ -58,6 +60,7 @@ def run_benchmark(
         border: Pixels cropped from each side before measuring.
         save_images: Keep the restored pictures, and the references as `hq`.
         resume: Reuse values in records.jsonl from the same run, settings and inputs.
+        regions: Where images are measured; None measures all of them.
 
     Returns:
         The records, ordered by image, method and metric.
@@ -67,6 +70,8 @@ def run_benchmark(
     """
     chosen = select_metrics(metrics)
     missing = check_weights([metric.name for metric in chosen])
+    if regions is not None and (whole := [metric.name for metric in chosen if metric.per_set]):
+        raise ValueError(f"metrics.mask: {whole[0]} compares sets of whole images; leave it out")
     own = method_settings or {}
     all_settings = {m: as_json({**(settings or {}), **own.get(m, {})}) for m in methods}
     row = _RowMaker(run=run, settings=all_settings)
@@ -78,7 +83,9 @@ def run_benchmark(
     keep = save_images or bool(sets)
     temporary = keep and not save_images
     with offline(), _picture_folder(out_dir, temporary=temporary) as pictures:
-        records, inputs = _measure_images(images, methods, judge, row, journal, pictures, keep=keep)
+        records, inputs = _measure_images(
+            images, methods, judge, row, journal, pictures, keep=keep, regions=regions
+        )
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
             reused = journal.values_of_set(method, done, inputs)
@@ -138,14 +145,20 @@ class _Judge:
         self._scores: dict[str, Score | str] = {}
 
     def __call__(
-        self, metric: Metric, restored: Tensor, reference: Tensor | None
+        self,
+        metric: Metric,
+        restored: Tensor,
+        reference: Tensor | None,
+        region: Tensor | None = None,
     ) -> tuple[float | None, Status, str]:
-        """Score one image: value, status, reason."""
+        """Score one image, or a region (H, W) of it: value, status, reason."""
         if metric.needs_reference and reference is None:
             return None, "no_reference", f"{metric.name} needs a reference image"
-        restored = self._cut(restored)
         if not metric.needs_reference:
             reference = None
+        if region is not None:
+            restored, reference = cut_to(region, restored, reference)
+        restored = self._cut(restored)
         reference = None if reference is None else self._cut(reference)
         height, width = restored.shape[-2:]
         if min(height, width) < metric.min_side:
@@ -186,6 +199,7 @@ def _measure_images(
     pictures: Path,
     *,
     keep: bool,
+    regions: Regions | None = None,
 ) -> tuple[list[Record], dict[str, Input]]:
     """Measure image by image; return the records, and what is known of each input."""
     records: list[Record] = []
@@ -195,7 +209,9 @@ def _measure_images(
         if isinstance(sample, Sample):
             inputs[name] = describe_input(sample)
         reused = journal.values_of_image(inputs.get(name))
-        records += _measure_image(sample, methods, judge, row, reused, pictures, keep=keep)
+        records += _measure_image(
+            sample, methods, judge, row, reused, pictures, keep=keep, regions=regions
+        )
         log.info("measured %s (%d images so far)", name, number)
         journal.save_sometimes(records, inputs)
     return records, inputs
@@ -210,6 +226,7 @@ def _measure_image(
     pictures: Path,
     *,
     keep: bool,
+    regions: Regions | None = None,
 ) -> list[Record]:
     if isinstance(sample, BrokenSample):
         log.warning("skipping %s: %s", sample.name, sample.reason)
@@ -222,6 +239,12 @@ def _measure_image(
     reference = None if hq is None else _eight_bit(hq)
     if reference is not None and keep:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
+    height, width = (sample.lq if hq is None else hq).shape[-2:]
+    try:
+        region = None if regions is None else regions.of(sample, (height, width))
+    except ValueError as error:
+        broken = BrokenSample(name=name, reason=str(error))
+        return _measure_image(broken, methods, judge, row, known, pictures, keep=keep)
     records: list[Record] = []
     for method, restore in methods.items():
         values = {m.name: known.get((name, method, m.name)) for m in judge.metrics}
@@ -250,7 +273,11 @@ def _measure_image(
             write_image(target, restored[0])
         for metric in judge.metrics:
             value = values[metric.name]
-            result = (value, "ok", "") if value is not None else judge(metric, restored, reference)
+            result = (
+                (value, "ok", "")
+                if value is not None
+                else judge(metric, restored, reference, region)
+            )
             records.append(row(name, method, metric.name, *result))
     return records
 

@@ -23,6 +23,7 @@ from open_supir.evaluation.provenance import (
     write_environment,
 )
 from open_supir.evaluation.records import read_records
+from open_supir.evaluation.regions import Regions
 from open_supir.evaluation.report import write_report
 from open_supir.evaluation.sheet import write_sheet
 from open_supir.evaluation.weights import fetch, fetch_if_reachable
@@ -117,6 +118,7 @@ def evaluate_methods(
     save_images: bool,
     resume: bool,
     device: torch.device,
+    mask: str | None = None,
 ) -> str:
     """Measure methods on a protocol's images, write the report and return its Markdown table.
 
@@ -127,11 +129,15 @@ def evaluate_methods(
         output: Where records, tables and page go.
         degrade: Makes LQ images if the protocol has neither a degradation nor LQ images.
         resume: Reuse records with the same inputs and settings.
+        mask: File or folder of masks: metrics are measured where they are white.
     """
     protocol = protocol.on(data_root, heldout)
     hq, lq = protocol.folders(data_root, heldout)
     used = degrade if protocol.degradation is None and lq is None else None
     settings = {**protocol.settings(), "restore_seed": seed}
+    regions = None if mask is None else Regions(Path(mask))
+    if regions is not None:
+        settings["mask"] = regions.digest()
     if used is not None:
         settings["degradation"] = used.digest
     records = run_benchmark(
@@ -146,6 +152,7 @@ def evaluate_methods(
         save_images=save_images,
         resume=resume,
         device=device,
+        regions=regions,
     )
     environment = describe_environment(
         device,
