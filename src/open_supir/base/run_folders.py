@@ -41,8 +41,9 @@ def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) 
 
 
 def run_folder(checkpoint: str | Path) -> Path:
-    """Return the run folder that a checkpoint lies in."""
-    return Path(checkpoint).parents[1]
+    """Return the run folder that a checkpoint lies in; elsewhere, the checkpoint's own folder."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
