@@ -24,7 +24,7 @@ from open_supir.data.datamodule import prepare_worker
 from open_supir.data.index import TarIndex, row_dtype
 from open_supir.data.order import StepSampler
 from open_supir.data.plan import DataPlan, make_plan
-from open_supir.data.shards import ShardEntry, index_path, save_index, write_manifest
+from open_supir.data.shards import ShardEntry, ShardFolder, index_path, save_index, write_manifest
 
 RANKS, WORKERS, GLOBAL_BATCH, RANKS_PER_NODE = 64, 8, 256, 8
 SAMPLES_PER_SHARD, IMAGE_BYTES = 1000, 500_000
@@ -89,7 +89,9 @@ def look_up(made: DataPlan, worker: int, steps: int, answer: Connection) -> None
     places = [made.mixture.locate(position) for position in positions]
     located = time.process_time()
     for place in places:
-        made.folders[place.source].key(int(made.shards[place.source][place.shard]), place.sample)
+        folder = made.folders[place.source]
+        assert isinstance(folder, ShardFolder)
+        folder.key(int(made.shards[place.source][place.shard]), place.sample)
     found = time.process_time()
     per = 1e6 / len(positions)
     answer.send(((located - start) * per, (found - located) * per))

@@ -14,7 +14,7 @@ from open_supir.data.captions import CaptionPolicy, approximate_tokens
 from open_supir.data.counters import LoaderCounters, SkipLimits
 from open_supir.data.dataset import SampleReader, ShardDataset, SourceConfig, check_source
 from open_supir.data.order import BLOCK_SHARDS, CYCLE, StepSampler
-from open_supir.data.pair_source import PAIRS, PairSource
+from open_supir.data.pair_source import PAIRS, PairSource, check_pairs
 from open_supir.data.pairs import FolderDataset, PairDataset
 from open_supir.data.plan import DataPlan, make_plan, plan_changes
 from open_supir.data.precomputed import Precomputed, check_policies
@@ -126,7 +126,7 @@ class RestorationDataModule(LightningDataModule):
         self.heldout_lq = Path(heldout_lq) if heldout_lq else None
         self.pairs: PairSource | None = None
         if pairs is not None:
-            _check_pairs(Path(pairs), heldout, [*self.sources, reader, *precomputed])
+            check_pairs(Path(pairs), heldout, [*self.sources, reader, *precomputed])
             self.pairs = PairSource(
                 folder=Path(pairs),
                 share=pairs_share,
@@ -388,18 +388,3 @@ def _check(
         raise ValueError(f"reader must be index or stream, got {reader!r}")
     if precomputed and reader == "stream":
         raise ValueError("reader=stream cannot read precomputed features; use reader=index")
-
-
-def _check_pairs(pairs: Path, heldout: str | Path | None, names: Sequence[str]) -> None:
-    """Refuse what cannot go with pairs: `names` are those of sources, reader and features."""
-    if heldout is not None and Path(heldout).resolve().is_relative_to(pairs.resolve()):
-        raise ValueError(f"data.heldout={heldout} lies in data.pairs={pairs}, which is trained on")
-    wrong = {
-        PAIRS: f"data.sources.{PAIRS} is the name of their own source; rename it",
-        "stream": "data.reader=stream cannot mix them in; use data.reader=index",
-        "latents": "data.precomputed cannot hold their features; use data.precomputed=[]",
-    }
-    wrong["text"] = wrong["latents"]
-    for name in names:
-        if name in wrong:
-            raise ValueError(f"data.pairs={pairs}: {wrong[name]}")

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 PAIRS = "pairs"  # name of the source
 BELOW = Path("data/shards/pairs")
 SHARP = 0.25  # peak of a correlation; without detail in common it is below
-COLUMNS = ("name", "hq", "lq", "bytes", "factor", "down", "right", "peak", "reason")
+COLUMNS: Sequence[str] = ("name", "hq", "lq", "bytes", "factor", "down", "right", "peak", "reason")
 Row = dict[str, str]
 
 
@@ -244,3 +244,22 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def check_pairs(pairs: Path, heldout: str | Path | None, names: Sequence[str]) -> None:
+    """Refuse what cannot go with pairs: `names` are those of sources, reader and features.
+
+    Raises:
+        ValueError: Held-out photographs lie among them, or a name does not fit.
+    """
+    if heldout is not None and Path(heldout).resolve().is_relative_to(pairs.resolve()):
+        raise ValueError(f"data.heldout={heldout} lies in data.pairs={pairs}, which is trained on")
+    wrong = {
+        PAIRS: f"data.sources.{PAIRS} is the name of their own source; rename it",
+        "stream": "data.reader=stream cannot mix them in; use data.reader=index",
+        "latents": "data.precomputed cannot hold their features; use data.precomputed=[]",
+    }
+    wrong["text"] = wrong["latents"]
+    for name in names:
+        if name in wrong:
+            raise ValueError(f"data.pairs={pairs}: {wrong[name]}")

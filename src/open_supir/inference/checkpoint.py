@@ -159,9 +159,7 @@ def _check_fingerprints(
         ValueError: A file at the recorded path holds other weights.
     """
     found = {
-        part: (load, text)
-        for load, report in loads
-        for part, text in report.fingerprints.items()
+        part: (load, text) for load, report in loads for part, text in report.fingerprints.items()
     }
     for part, wanted in recorded.items():
         load, text = found.get(part, (None, None))

@@ -100,10 +100,13 @@ def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _write_missing(data: RestorationDataModule, kind: str, columns: Columns, made_by: str) -> int:
     if data.plan is None:
         raise ValueError("precomputing needs data.reader=index, not stream")
+    if data.pairs is not None:
+        raise ValueError("precomputing is for shards: leave out data.pairs")
     written = 0
     for folder, chosen, source in zip(
         data.plan.folders, data.plan.shards, data.sources.values(), strict=True
     ):
+        assert isinstance(folder, ShardFolder)
         for shard in chosen.tolist():
             tar, sha256 = Path(folder.folder) / folder.name(shard), folder.entries[shard].sha256
             if is_current(tar, kind, sha256=sha256, made_by=made_by):
