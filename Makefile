@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(VENV)/bin/uv pip install --quiet --python $(PY) -c constraints.txt -e ".[dev]"
 	@touch $@
 
-train: $(STAMP)  ## train both stages at tiny scale, then print the metric table (about ten minutes)
+train: $(STAMP)  ## train both stages at tiny scale, then print the metric table (about eight minutes)
 	$(PY) -m src.train experiment=robust_encoder
 	$(PY) -m src.train experiment=zerosft
 	$(PY) -m src.evaluate 'checkpoints={shipped: shipped:supir_tiny.safetensors}'
