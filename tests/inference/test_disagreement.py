@@ -20,6 +20,7 @@ def test_disagreement_is_the_deviation_in_levels_where_samples_differ() -> None:
     assert levels.shape == (64, 64)
     assert levels[:, 44:].mean() == pytest.approx(10, rel=0.05)
     assert levels[:, :20].max() == 0
+    assert disagreement([sample[None] for sample in samples]).equal(levels)  # batches of one
 
 
 def test_two_samples_are_too_few() -> None:

@@ -20,7 +20,7 @@ def disagreement(samples: Sequence[Tensor]) -> Tensor:
     It is their standard deviation, root mean square over the channels and a small neighbourhood.
 
     Args:
-        samples: Three or more images (3, H, W) in [0, 1] of one photograph.
+        samples: Three or more images (3, H, W) or (1, 3, H, W) in [0, 1] of one photograph.
 
     Returns:
         (H, W) float32, 0 and above.
@@ -30,7 +30,8 @@ def disagreement(samples: Sequence[Tensor]) -> Tensor:
     """
     if len(samples) < LEAST_SAMPLES:
         raise ValueError(f"expected {LEAST_SAMPLES} samples or more, got {len(samples)}")
-    variance = torch.stack(tuple(samples)).float().var(dim=0).mean(dim=0)
+    images = [sample.reshape(3, *sample.shape[-2:]) for sample in samples]
+    variance = torch.stack(images).float().var(dim=0).mean(dim=0)
     smooth = F.avg_pool2d(
         variance[None], WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
     )
