@@ -1,0 +1,51 @@
+"""Restoring with `compile=regional` gives what restoring without it gives."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_supir.base.places import SHIPPED_MODEL
+from open_supir.inference import Restorer
+from open_supir.inference.model import Model
+from open_supir.networks.switches import compile_networks
+
+SIZES = ((32, 32), (48, 32))  # a second size compiles again
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def photo(size: tuple[int, int]) -> torch.Tensor:
+    return torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def test_traced_restoring_gives_the_same_images() -> None:
+    """The graphs that are captured, run without the compiler's code."""
+    restorer = Restorer.from_checkpoint(SHIPPED_MODEL)
+    eager = [restorer(photo(size), caption="a wall").restored for size in SIZES]
+    assert compile_networks(restorer.network, "regional", backend="aot_eager") > 0
+    for size, expected in zip(SIZES, eager, strict=True):
+        images = restorer(photo(size), caption="a wall").restored
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_compiled_restoring_gives_the_same_images(tmp_path: Path) -> None:
+    made = []
+    for mode in ("off", "regional"):
+        model = Model.find(None, runs_dir=tmp_path, compile=mode, weights={})
+        restorer = model.load(model.options({}, {}), device=torch.device("cpu"))
+        made.append([restorer(photo(size), caption="a wall").restored for size in SIZES])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for eager, compiled in zip(*made, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4)
