@@ -1,6 +1,7 @@
 """Shared by all tests: few threads, fixed seeds, tiny networks."""
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,11 @@ TRUNK: dict[str, Any] = dict(
     vector_dim=40,
     **WIDTHS,
 )
+
+# With ATEN_CPU_CAPABILITY below the CPU's own, torch's bfloat16 attention still asks oneDNN, which
+# then packs for AVX-512 and fails; so oneDNN gets the same limit, before its first use.
+if os.environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2"):
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 
 @pytest.fixture(autouse=True)
