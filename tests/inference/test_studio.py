@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -153,6 +154,24 @@ def test_saved_files_are_named_after_the_upload_and_hold_the_record(studio: Stud
     with Image.open(saved.paths[0]) as image:
         kept = json.loads(image.info["restoration"])
     assert kept["caption"] == saved.record["caption"] == "a cat"
+
+
+def test_three_samples_come_with_a_map_of_what_was_invented(studio: Studio) -> None:
+    options = RestoreOptions(sampler=SETTINGS, num_samples=3)
+    *_, result = studio.run(PHOTO, "a cat", options, threading.Event())
+    assert isinstance(result, Restoration) and result.disagreement is not None
+    saved = studio.save(PHOTO, result, "photo.png")
+    assert Path(saved.paths[-1]).name == "photo.invented.png" and len(saved.paths) == 4
+    assert saved.chosen == "sample 1" and saved.pictures[-1][0] == "invented"
+    levels = np.asarray(Image.open(saved.paths[-1]))
+    assert np.abs(levels - result.disagreement.numpy().clip(0, 255)).max() <= 0.51
+    shown, first = (
+        np.asarray(Image.open(dict(saved.pictures)[name])).astype(int)
+        for name in ("invented", "sample 1")
+    )
+    weight = 0.8 * (result.disagreement.numpy() / 24).clip(0, 1)[..., None]
+    expected = first * (1 - weight) + np.array([224, 28, 71]) * weight
+    assert np.abs(shown - expected).max() <= 2
 
 
 def test_limits_hold_for_the_upload_and_for_the_result(studio: Studio, tmp_path: Path) -> None:

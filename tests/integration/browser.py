@@ -126,6 +126,29 @@ class Browser:
             }})()"""
         )
 
+    def drag(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Drag the mouse over an element that is in view, between shares of its sides."""
+        box = self.box(selector)
+        scrolled = self.evaluate("[scrollX, scrollY]")
+
+        def mouse(kind: str, share: float, buttons: int) -> None:
+            x, y = (
+                box[at] - away + box[side] * (a + share * (b - a))
+                for at, away, side, a, b in zip(
+                    "xy", scrolled, ("width", "height"), start, end, strict=True
+                )
+            )
+            self.call(
+                "Input.dispatchMouseEvent",
+                type=kind, x=x, y=y, button="left", buttons=buttons, clickCount=1,
+            )  # fmt: skip
+
+        mouse("mouseMoved", 0, 0)
+        mouse("mousePressed", 0, 1)
+        for step in range(1, 11):
+            mouse("mouseMoved", step / 10, 1)
+        mouse("mouseReleased", 1, 0)
+
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> None:
         """Write what is seen, or a part of the page, as PNG."""
         part = {} if clip is None else {"clip": clip | {"scale": 1}, "captureBeyondViewport": True}

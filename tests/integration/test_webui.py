@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 
+from open_supir.base.files import sha256_of
 from open_supir.base.images import read_photo
 from open_supir.webui.studio import RUN, Studio
 from tests.integration.browser import CHROMIUM, Browser
@@ -32,6 +34,7 @@ if importlib.util.find_spec("gradio") is None:  # importing it takes seconds: no
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 OWN = "checkpoint default"
 DIALS = [2, 1, 3, 1, "wavelet", "png", "as the input", 2, 1, 1, 0, "sharp", "blurred"]
+WHOLE = (None, "restore it")  # nothing is painted
 STEPS = "input[aria-label='number input for Steps']"
 STATUS, CAPTION = "#status textarea", "#caption textarea"
 
@@ -100,7 +103,7 @@ def _file(path: Path):
 
 def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path) -> None:
     job = _client(url).submit(
-        _file(photo), "a cat", OWN, *DIALS,
+        _file(photo), "a cat", *WHOLE, OWN, *DIALS,
         api_name="/restore",
     )  # fmt: skip
     result = job.result(timeout=PATIENCE)
@@ -112,6 +115,28 @@ def test_restored_image_keeps_alpha_and_holds_its_settings(url: str, photo: Path
         record = json.loads(image.info["restoration"])
     assert record["options"]["seed"] == 3 and record["prompt"].startswith("a cat, sharp")
     assert len(job.outputs()) > 2  # previews came while sampling
+
+
+def test_what_is_painted_is_protected_to_the_bit(url: str, photo: Path, tmp_path: Path) -> None:
+    """The mask comes with the result, and its hash is in the record, as from the command line."""
+    layer = Image.new("RGBA", (30, 20))  # the editor's canvas has a size of its own
+    layer.paste((225, 29, 72, 128), (0, 0, 15, 20))
+    layer.save(tmp_path / "layer.png")
+    painting = {"background": None, "layers": [_file(tmp_path / "layer.png")], "composite": None}
+    result = _client(url).predict(
+        _file(photo), "", painting, "protect it", OWN, 1, 1, 3, 1, "none", "png", *DIALS[6:],
+        api_name="/restore",
+    )  # fmt: skip
+    lists = [part for part in result if isinstance(part, list)]
+    ((image, mask),) = [part for part in lists if "_restored" in Path(str(part[0])).name]
+    assert Path(mask).name == "photo.mask.png"
+    with Image.open(mask) as drawn:
+        assert drawn.getpixel((3, 3)) == 0 and drawn.getpixel((25, 3)) == 255
+    before, after = read_photo(photo).rgb, read_photo(Path(image)).rgb
+    assert torch.equal(after[..., :29], before[..., :29])
+    assert (after - before)[..., 45:].abs().mean() > 0.01
+    with Image.open(image) as picture:
+        assert json.loads(picture.info["restoration"])["mask"] == sha256_of(Path(mask))
 
 
 def test_batch_gives_an_archive_of_the_same_tree_and_one_line_a_file(
@@ -161,7 +186,7 @@ def test_too_many_pixels_are_refused_without_a_traceback(
     Image.new("RGB", (1000, 1000)).save(tmp_path / "big.png")
     with pytest.raises(Exception, match="limit 500000"):
         _client(url).predict(
-            _file(tmp_path / "big.png"), "", OWN,
+            _file(tmp_path / "big.png"), "", *WHOLE, OWN,
             *DIALS, api_name="/restore",
         )  # fmt: skip
     assert "Traceback" not in capfd.readouterr().err
@@ -173,7 +198,7 @@ def test_too_large_files_are_refused(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "big.png").stat().st_size > 2**20
     with pytest.raises(Exception, match="413|(?i:large)"):
         _client(url).predict(
-            _file(tmp_path / "big.png"), "", OWN, *DIALS,
+            _file(tmp_path / "big.png"), "", *WHOLE, OWN, *DIALS,
             api_name="/restore",
         )  # fmt: skip
 
@@ -181,7 +206,7 @@ def test_too_large_files_are_refused(url: str, tmp_path: Path) -> None:
 def test_requests_wait_for_each_other_and_too_many_are_refused(url: str, photo: Path) -> None:
     client, file = _client(url), _file(photo)
     slow = [*DIALS[:7], 25, *DIALS[8:]]
-    jobs = [client.submit(file, "", OWN, *slow, api_name="/restore") for _ in range(6)]
+    jobs = [client.submit(file, "", *WHOLE, OWN, *slow, api_name="/restore") for _ in range(6)]
     ended = [job.exception(timeout=PATIENCE) for job in jobs]
     assert sum(error is None for error in ended) >= 2
     refused = [str(error) for error in ended if error is not None]
@@ -229,6 +254,27 @@ def test_upload_restore_compare_and_download(browser: Browser, url: str, tmp_pat
         "[...new Set(performance.getEntriesByType('resource').map(e => new URL(e.name).host))]"
     )
     assert {host.split(":")[0] for host in hosts if host} <= {"127.0.0.1"}
+
+
+@in_chromium
+def test_a_region_is_painted_on_the_image(browser: Browser, tmp_path: Path) -> None:
+    """A stroke along the lower border; far from it the result is the input."""
+    _coffee(128, 96).save(tmp_path / "coffee.png")
+    _upload(browser, tmp_path / "coffee.png")
+    browser.click("#region button")
+    browser.wait_for("document.querySelector('#painting canvas')?.clientHeight > 100")
+    browser.evaluate("document.querySelector('#painting').scrollIntoView({block: 'center'})")
+    _still(browser, browser.box("#painting"), tmp_path / "shot.png")
+    browser.drag("#painting canvas", (0.4, 0.85), (0.6, 0.85))
+    _restore(browser)
+    links = browser.evaluate("[...document.querySelectorAll('#download a[href]')].map(a => a.href)")
+    images = [Image.open(io.BytesIO(_opened(link))) for link in dict.fromkeys(links)]
+    result, mask = (np.asarray(image.convert("RGB")).astype(int) for image in images)
+    assert 0 < mask.mean() < 100  # a part
+    painted = np.asarray(images[1].resize((128, 96))) > 0
+    change = np.abs(result - np.asarray(_coffee(128, 96)).astype(int)).max(axis=2)
+    assert change[painted].max() > 0
+    assert change[:30].max() == 0 and not painted[:30].any()
 
 
 @in_chromium

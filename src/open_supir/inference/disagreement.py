@@ -11,6 +11,8 @@ from torch import Tensor
 from open_supir.base.images.tensors import to_uint8
 
 LEAST_SAMPLES = 3  # two say too little about a pixel
+STRONG = 24.0  # levels of disagreement that an overlay paints with its full opacity
+OPACITY, RED = 0.8, (0.88, 0.11, 0.28)
 WINDOW = 7  # side in pixels over which the variance is averaged; three samples make it noisy
 
 
@@ -43,3 +45,9 @@ def encode_map(levels: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(to_uint8(levels[None] / 255)[0].cpu().numpy()).save(file, "png")
     return file.getvalue()
+
+
+def overlay(image: Tensor, levels: Tensor) -> Tensor:
+    """Paint an image (3, H, W) in [0, 1] red where its samples disagree, by `levels` (H, W)."""
+    opacity = OPACITY * (levels / STRONG).clamp(0, 1)
+    return torch.lerp(image, image.new_tensor(RED).view(3, 1, 1).expand_as(image), opacity)

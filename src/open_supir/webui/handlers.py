@@ -22,7 +22,8 @@ from open_supir.inference.batch import FILE_ERRORS
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.result import Restoration
 from open_supir.webui.dials import DIALS, with_dials
-from open_supir.webui.studio import Cancelled, Progress, Saved, Studio, photo_size
+from open_supir.webui.painting import Painting, canvas, write_mask
+from open_supir.webui.studio import Cancelled, Progress, Saved, Studio, photo_size, stem_of
 from open_supir.webui.uploads import Source, shown
 from open_supir.webui.viewer import entry, pair, single
 from open_supir.webui.words import duration, planned, size_of, time_left
@@ -44,14 +45,17 @@ class Handlers:
         """Look at a new upload: its size, and a picture that browsers can show."""
         if source and image and source.is_shown_as(image):
             return {"source": source}
+        nothing = {"source": None, "caption": "", "status": "", "painting": None}
         if not image:
-            return {"source": None, "caption": "", "status": ""}
+            return nothing
         try:
-            source = self._source(image, self.studio.read(image, None))
+            photo = self.studio.read(image, None)
+            source = self._source(image, photo)
         except FILE_ERRORS as error:
-            return {"source": None, "caption": "", "status": said(error)}
+            return nothing | {"status": said(error)}
         changes = {} if source.shown == image else {"image": source.shown}
-        return {"source": source, "caption": "", "status": "", **changes}
+        painting = canvas(photo, self._folder())
+        return nothing | {"source": source, "painting": painting} | changes
 
     def plan(self, source: Source | None, preset: str, *values: Any) -> str:
         """Say what will come of the image with the dials as they are."""
@@ -66,9 +70,9 @@ class Handlers:
 
     def restore_one(
         self, request: gr.Request, image: str | None, text: str, source: Source | None,
-        past: list, preset: str, *values: Any,
+        past: list, painting: Painting | None, meaning: str, preset: str, *values: Any,
     ) -> Iterator[Updates]:  # fmt: skip
-        """Restore one image; yield updates."""
+        """Restore one image, or what of it the painting says; yield updates."""
         cancel, start = self.cancels[request.session_hash], time.monotonic()
         failure: list[str] = []
         with failures(failure):
@@ -79,19 +83,20 @@ class Handlers:
             options = self.options(preset, values)
             photo = self.studio.read(path, options)
             yield {"viewer": {}, "status": "reading and cleaning"}
+            mask = write_mask(self._folder() / f"{stem_of(path)}.mask.png", painting, meaning)
             result = None
-            for event in self.studio.run(photo, text or "", options, cancel):
+            for event in self.studio.run(photo, text or "", options, cancel, mask):
                 if isinstance(event, Restoration):
                     result = event
                 else:
                     yield progressed(event)
             assert result is not None  # the last event of a run
-            saved = self.studio.save(photo, result, Path(path).name)
+            saved = self.studio.save(photo, result, Path(path).name, mask)
             status = _done(saved, result, photo, time.monotonic() - start)
             shows = {
                 "viewer": pair(saved.pictures, saved.shown_size, saved.chosen),
                 "status": status,
-                "download": saved.paths,
+                "download": [*saved.paths, *([str(mask)] if mask else [])],
                 "record": saved.record,
                 "caption": result.caption,
             }
@@ -99,6 +104,8 @@ class Handlers:
             label = _label(known.name, preset, options, result.caption)
             kept = {
                 "source": known,
+                "painting": painting,
+                "meaning": meaning,
                 "choices": [preset, *values],
                 "entry": entry(saved.thumb, label),
             }
@@ -111,7 +118,8 @@ class Handlers:
     def again(self, past: list, event: gr.EventData) -> Updates:
         """Show an earlier result again, with its image, caption and settings."""
         old = past[event.index]  # type: ignore[attr-defined]
-        parts = ("viewer", "status", "download", "record", "caption", "source", "choices")
+        parts = ("viewer", "status", "download", "record", "caption", "source", "painting",
+                 "meaning", "choices")  # fmt: skip
         return {"image": old["source"].shown, **{part: old[part] for part in parts}}
 
     def describe(
@@ -158,8 +166,10 @@ class Handlers:
         return with_dials(self.studio.presets[preset], dict(zip(DIALS, values, strict=True)))
 
     def _source(self, path: str, photo: Photo) -> Source:
-        folder = Path(tempfile.mkdtemp(dir=self.studio.folder))
-        return Source(path=path, shown=shown(path, photo, folder), size=photo_size(photo))
+        return Source(path=path, shown=shown(path, photo, self._folder()), size=photo_size(photo))
+
+    def _folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.studio.folder))
 
 
 def progressed(event: Progress) -> Updates:

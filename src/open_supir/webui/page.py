@@ -18,6 +18,7 @@ from open_supir.webui import parts as unchecked
 from open_supir.webui.batches import BatchHandlers
 from open_supir.webui.dials import LABELS, RANGES, dial_values
 from open_supir.webui.handlers import Handlers
+from open_supir.webui.painting import BRUSH, PROTECT, RESTORE
 from open_supir.webui.studio import Studio
 from open_supir.webui.viewer import history, viewer
 
@@ -144,6 +145,14 @@ def _one_image(studio: Studio, examples: list[str]) -> Parts:
     parts["plan"] = gr.HTML(elem_id="plan")
     words = "Caption (empty: the captioner's)" if can else "Caption"
     parts["caption"] = gr.Textbox(label=words, elem_id="caption")
+    with gr.Accordion("Region: paint to protect or restore a part", open=False, elem_id="region"):
+        parts["meaning"] = gr.Radio(
+            [RESTORE, PROTECT], value=RESTORE, label="What is painted", elem_id="meaning"
+        )
+        parts["painting"] = gr.ImageEditor(
+            type="pil", sources=(), transforms=(), layers=False, buttons=[], show_label=False,
+            brush=gr.Brush(colors=[BRUSH], color_mode="fixed"), elem_id="painting",
+        )  # fmt: skip
     with gr.Row():
         parts["go"] = gr.Button("Restore", variant="primary", min_width=90, elem_id="restore")
         parts["ask"] = gr.Button("Describe", interactive=can, min_width=90, elem_id="describe")
@@ -226,8 +235,9 @@ def _wire_one_image(parts: Parts, choices: Parts, handlers: Handlers) -> None:
     parts = parts | {"choices": dials}
     image, source, status = parts["image"], parts["source"], parts["status"]
     ready = [status, parts["go"]]
-    looked = [source, image, parts["caption"], status]
+    looked = [source, image, parts["caption"], status, parts["painting"]]
     asking = [image, source, *dials]
+    region = [parts["painting"], parts["meaning"]]
     result = ["viewer", "status", "download", "record", "caption"]
     take, restore, again = (
         _named(action, parts) for action in (handlers.take, handlers.restore_one, handlers.again)
@@ -245,7 +255,7 @@ def _wire_one_image(parts: Parts, choices: Parts, handlers: Handlers) -> None:
         .click(begin, None, ready, **PRIVATE)
         .then(
             restore,
-            [image, parts["caption"], source, parts["past"], *dials],
+            [image, parts["caption"], source, parts["past"], *region, *dials],
             [parts[name] for name in (*result, "past", "history")],
             api_name="restore",
             **SHARED,
@@ -255,7 +265,7 @@ def _wire_one_image(parts: Parts, choices: Parts, handlers: Handlers) -> None:
         ended(end, status, ready, **PRIVATE)
     parts["ask"].click(describe, asking, [parts["caption"], status], api_name="describe", **SHARED)
     parts["cancel"].click(handlers.stop, **PRIVATE)
-    shown = [image, source, *(parts[name] for name in result), *dials]
+    shown = [image, source, *(parts[name] for name in result), *region, *dials]
     parts["history"].select(again, parts["past"], shown, **PRIVATE)
 
 

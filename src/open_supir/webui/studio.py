@@ -11,13 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from open_supir.base.files import sha256_of
 from open_supir.base.images import Photo, read_photo, resize
+from open_supir.base.images.tensors import size_within
 from open_supir.base.images.write import SUFFIXES, encode_photo, left_out
 from open_supir.diffusion.samplers import Step
 from open_supir.inference.captioner import NoCaptioner
+from open_supir.inference.disagreement import encode_map, overlay
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import CAPTION_SIDE, resized
 from open_supir.inference.records import check_result, describe, encode_result
+from open_supir.inference.region import read_mask
 from open_supir.inference.restorer import Restorer
 from open_supir.inference.result import Restoration
 
@@ -44,8 +48,8 @@ class Progress:
 class Saved:
     """The files of a result, all below the studio's folder."""
 
-    paths: list[str]  # the samples, for download
-    pictures: list[tuple[str, str]]  # names and paths of PNGs to look at: before, cleaned, samples
+    paths: list[str]  # the samples, for download, and the map of what they invented
+    pictures: list[tuple[str, str]]  # names and paths of PNGs to look at, the input first
     chosen: str  # name of the first sample among them
     thumb: str  # a small picture of it
     shown_size: tuple[int, int]  # (H, W) of the pictures
@@ -129,11 +133,19 @@ class Studio:
             return self.restorer.captioner(cleaned)
 
     def run(
-        self, photo: Photo, caption: str, options: RestoreOptions, cancel: threading.Event
+        self,
+        photo: Photo,
+        caption: str,
+        options: RestoreOptions,
+        cancel: threading.Event,
+        mask: Path | None = None,
     ) -> Iterator[Progress | Restoration]:
         """Restore in a thread; yield its progress, then the result.
 
         Closing the iterator early, as when the user leaves, also cancels.
+
+        Args:
+            mask: File that says where to restore; see `read_mask`.
 
         Raises:
             Cancelled: `cancel` was set.
@@ -152,10 +164,11 @@ class Studio:
             try:
                 if cancel.is_set():  # before its turn came
                     raise Cancelled("cancelled")
-                text = caption.strip() or None
+                region = None if mask is None else read_mask(mask, photo_size(photo))
                 result = self.restorer(
-                    photo.visible, caption=text, options=options, on_step=on_step
-                )
+                    photo.visible, caption=caption.strip() or None, mask=region,
+                    options=options, on_step=on_step,
+                )  # fmt: skip
                 events.put(result)
             except Exception as error:  # any error: re-raised below, else the page waits forever
                 events.put(error)
@@ -175,26 +188,28 @@ class Studio:
                 left.set()
                 thread.join()
 
-    def describe_result(self, photo: Photo, result: Restoration, name: str) -> dict[str, Any]:
+    def describe_result(
+        self, photo: Photo, result: Restoration, name: str, mask: Path | None = None
+    ) -> dict[str, Any]:
         """Return the record that is embedded in a result's files."""
         return describe(result, self.model) | {
             "input": {"name": name},
+            "mask": mask and sha256_of(mask),
             "notes": [*photo.notes, *left_out(photo, result.options.format)],
         }
 
-    def save(self, photo: Photo, result: Restoration, name: str) -> Saved:
+    def save(self, photo: Photo, result: Restoration, name: str, mask: Path | None = None) -> Saved:
         """Write the samples for download, and the pictures that the page shows.
 
         The page's pictures are 8-bit PNGs of at most SHOWN_SIDE pixels a side.
         """
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        record = self.describe_result(photo, result, name)
-        stem = "".join(c if c.isalnum() or c in " ._-()" else "_" for c in Path(name).stem)[:80]
+        record = self.describe_result(photo, result, name, mask)
         suffix, paths = SUFFIXES[result.options.format], []
         for number, sample in enumerate(result.samples):
             content = encode_result(photo, sample, result.options, record=record)
             ending = f"_{number + 1}" if number else ""
-            path = folder / f"{stem or 'image'}_restored{ending}{suffix}"
+            path = folder / f"{stem_of(name)}_restored{ending}{suffix}"
             path.write_bytes(content)
             paths.append(str(path))
         pictures = {"before": photo.visible}
@@ -202,26 +217,31 @@ class Studio:
             pictures["cleaned"] = result.cleaned
         for number, sample in enumerate(result.samples, start=1):
             pictures["restored" if len(paths) == 1 else f"sample {number}"] = sample
+        chosen = next(name for name in pictures if name in ("restored", "sample 1"))
+        if result.disagreement is not None:
+            pictures["invented"] = overlay(result.restored, result.disagreement)
+            path = folder / f"{stem_of(name)}.invented.png"
+            path.write_bytes(encode_map(result.disagreement))
+            paths.append(str(path))
         out = (result.restored.shape[-2], result.restored.shape[-1])
-        size = _within(out, SHOWN_SIDE)
+        size = size_within(out, SHOWN_SIDE)
         written = [
             (called, _write_png(folder / f"{called.replace(' ', '_')}.png", picture, size))
             for called, picture in pictures.items()
         ]
-        chosen = written[-len(paths)][0]
-        thumb = _write_png(folder / "thumb.png", result.restored, _within(out, THUMB_SIDE))
+        thumb = _write_png(folder / "thumb.png", result.restored, size_within(out, THUMB_SIDE))
         return Saved(paths, written, chosen, thumb, size, out, record)
-
-
-def _within(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return (H, W), reduced to at most `side`."""
-    scale = min(1.0, side / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _write_png(path: Path, picture: Tensor, size: tuple[int, int]) -> str:
     path.write_bytes(encode_photo(Photo(rgb=resize(picture, size).clamp(0, 1)), format="png"))
     return str(path)
+
+
+def stem_of(name: str) -> str:
+    """Return an upload's name without suffix and odd characters, for files that are made of it."""
+    stem = "".join(c if c.isalnum() or c in " ._-()" else "_" for c in Path(name).stem)[:80]
+    return stem or "image"
 
 
 def photo_size(photo: Photo) -> tuple[int, int]:

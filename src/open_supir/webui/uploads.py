@@ -14,6 +14,7 @@ from open_supir.base.files import printable
 from open_supir.base.images import Photo, resize
 from open_supir.base.images.kinds import START_BYTES, kind_of
 from open_supir.base.images.listing import no_images, walk_images
+from open_supir.base.images.tensors import size_within
 from open_supir.base.images.write import encode_photo
 from open_supir.inference.captioner import FileCaptioner
 
@@ -72,9 +73,7 @@ def shown(path: str, photo: Photo, folder: Path) -> str:
     with open(path, "rb") as file:
         if kind_of(file.read(START_BYTES)) in BROWSERS_SHOW:
             return path
-    height, width = photo.rgb.shape[-2:]
-    scale = min(1.0, PREVIEW_SIDE / max(height, width))
-    size = max(1, round(height * scale)), max(1, round(width * scale))
+    size = size_within((photo.rgb.shape[-2], photo.rgb.shape[-1]), PREVIEW_SIDE)
     picture = folder / f"preview_{secrets.token_hex(8)}.jpg"
     small = resize(photo.rgb, size).clamp(0, 1)
     alpha = None if photo.alpha is None else resize(photo.alpha, size).clamp(0, 1)

@@ -74,6 +74,12 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return out if image.ndim == 4 else out[0]
 
 
+def size_within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return (H, W), reduced so that neither is larger than `side`."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def resize_short_side(image: Tensor, side: int) -> Tensor:
     """Resize (..., 3, H, W) so that its shorter side is `side`, keeping the aspect ratio."""
     height, width = image.shape[-2:]
