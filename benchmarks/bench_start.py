@@ -1,4 +1,4 @@
-"""How long commands take to start: importing `restore`, its help, and a dry run.
+"""How long commands take to start: importing `restore`, its help, and its first sampling step.
 
 Run: python benchmarks/bench_start.py [--repeats 5] [--checkout DIR]
 Prints the best wall and processor time of several runs with a warm cache. `--checkout` measures
@@ -18,13 +18,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 IMPORT = "import open_supir.commands.restore"
+# The command itself, which ends where the networks are called for the first time
+FIRST_STEP = """
+import os, runpy, sys
+from open_supir.networks import ControlledUNet
+ControlledUNet.forward = lambda *_, **__: os._exit(0)
+sys.argv[0] = "src/restore.py"
+runpy.run_module("src.restore", run_name="__main__", alter_sys=True)
+os._exit(1)
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--checkout", type=Path, default=ROOT)
-    parser.add_argument("--checkpoint", type=Path, help="a stage-2 checkpoint, for the dry run")
+    parser.add_argument("--checkpoint", type=Path, help="a stage-2 checkpoint; default: shipped")
     given = parser.parse_args()
     root = given.checkout.resolve()
     python = [sys.executable]
@@ -38,13 +47,11 @@ def main() -> None:
     print(f"{machine}; Python {platform.python_version()}, {', '.join(versions)}")
     print(f"\n| start | wall s | processor s |\n|{'---|' * 3}")
     with tempfile.TemporaryDirectory() as folder:
-        if given.checkpoint:
-            (Path(folder) / "in").mkdir()
-            write_photo(Path(folder) / "in/photo.png")
-            commands["restore dry_run=true"] = [
-                *python, "-m", "src.restore", f"input={folder}/in", f"output={folder}/out",
-                f"checkpoint={given.checkpoint.resolve()}", "dry_run=true", "device=cpu",
-            ]  # fmt: skip
+        (Path(folder) / "in").mkdir()
+        write_photo(Path(folder) / "in/photo.png")
+        first = [*python, "-c", FIRST_STEP, f"input={folder}/in", f"output={folder}/out"]
+        first += [f"checkpoint={given.checkpoint.resolve()}"] if given.checkpoint else []
+        commands["restore, to the first sampling step"] = [*first, "device=cpu"]
         for name, command in commands.items():
             runs = [measured(command, root) for _ in range(given.repeats + 1)][1:]
             wall, processor = (min(values) for values in zip(*runs, strict=True))
