@@ -28,10 +28,11 @@ def main() -> None:
 def usage(known: list[str]) -> str:
     """Return the help text: the first docstring line of each command."""
     lines = ["usage: open-supir COMMAND key=value ...", "", "commands:"]
+    width = max(map(len, known)) + 2
     for name in known:
         tree = ast.parse((COMMANDS / f"{name}.py").read_text(encoding="utf-8"))
         first = (ast.get_docstring(tree) or "").partition("\n")[0]
-        lines.append(f"  {name:12s}{first}")
+        lines.append(f"  {name:{width}s}{first}")
     return "\n".join([*lines, "", "settings of a command: open-supir COMMAND --help"])
 
 

@@ -5,7 +5,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
+from open_supir.base.images.jpeg_quality import jpeg_quality
+from open_supir.curation.jpeg_files import strip_metadata
 from tests.data.made import encoded, jpeg, pixels
 
 

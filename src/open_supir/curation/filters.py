@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from open_supir.base.images.jpeg_quality import jpeg_quality
 from open_supir.base.images.read import read_pixels
-from open_supir.curation.jpeg_files import jpeg_quality, strip_metadata
+from open_supir.curation.jpeg_files import strip_metadata
 from open_supir.curation.measures import measure, perceptual_hash
 from open_supir.curation.reading import Candidate, read_candidates
 from open_supir.curation.sources import file_digest, printable

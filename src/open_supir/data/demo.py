@@ -96,6 +96,13 @@ def photo_folder() -> Path:
     return Path(spec.origin).parent / "data"
 
 
+def clean_photos() -> list[Path]:
+    """Return the photographs of scikit-image that the demo shards are made from."""
+    manifest = json.loads(PHOTOS_FILE.read_text(encoding="utf-8"))
+    names = (entry["file"] for part in ("train", "held_out") for entry in manifest[part])
+    return [photo_folder() / name for name in dict.fromkeys(names)]
+
+
 def folder_entries(folder: str | Path, count: int) -> list[dict[str, Any]]:
     """Return entries for the photographs below a folder, as in photos.json.
 

@@ -70,6 +70,11 @@ def _constants() -> dict[str, Tensor]:
     }
 
 
+def dct_matrix(device: torch.device) -> Tensor:
+    """Return the orthonormal (8, 8) DCT, float32; `m @ block @ m.T` transforms a block."""
+    return _constant("dct", device)
+
+
 def jpeg_tables(quality: Tensor) -> Tensor:
     """Return libjpeg's (B, 2, 64) quantisation tables, luma and chroma, for (B,) qualities.
 

@@ -95,6 +95,21 @@ def draw_histogram(values: np.ndarray, edges: Sequence[tuple[str, float]]) -> st
     return _svg(figure)
 
 
+def draw_shares(title: str, values: Mapping[str, np.ndarray]) -> str:
+    """Draw cumulative distributions: the share of each label's values that is not larger."""
+    figure, axes = _axes(4.2, 2.9)
+    for index, (label, given) in enumerate(values.items()):
+        ranked = np.sort(given)
+        shares = np.arange(1, len(ranked) + 1) / len(ranked)
+        dash = DASHES[index % len(DASHES)]
+        axes.step(ranked, shares, dash, where="post", color=COLORS[index], label=label)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel("share")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower left", ncols=len(values), fontsize=8, frameon=False)
+    return _svg(figure)
+
+
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Return the mean of the last `width` values at each point, or of fewer at the start."""
     sums = np.cumsum([0.0, *values])

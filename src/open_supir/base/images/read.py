@@ -146,7 +146,7 @@ def read_photo(path: Path, *, max_pixels: int = MAX_PIXELS, intent: Intent = "pe
         FileNotFoundError: There is no such file, or a link leads nowhere or in circles.
         ValueError: It is not a readable image, is too large, or holds values that are not colours.
     """
-    pixels = _read_file(path, max_pixels, intent)
+    pixels = read_file_pixels(path, max_pixels, intent)
     rgb, alpha = _tensor(pixels.colour).expand(3, -1, -1), None
     if pixels.alpha is not None and pixels.alpha.min() < np.iinfo(pixels.alpha.dtype).max:
         alpha = _tensor(pixels.alpha)
@@ -171,7 +171,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """
     path = Path(path)
     try:
-        pixels = _read_file(path, max_pixels)
+        pixels = read_file_pixels(path, max_pixels)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such image file: {path}") from error
     except ValueError as error:
@@ -179,7 +179,8 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return torch.from_numpy(pixels.over_white().copy()).permute(2, 0, 1).contiguous()
 
 
-def _read_file(path: Path, max_pixels: int, intent: Intent = "perceptual") -> Pixels:
+def read_file_pixels(path: Path, max_pixels: int, intent: Intent = "perceptual") -> Pixels:
+    """Decode a file as `read_pixels` does; raises as `read_photo` does."""
     try:
         size = path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte

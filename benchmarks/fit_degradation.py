@@ -1,0 +1,184 @@
+"""Whether `src.fit_degradation` finds known ranges again, from 60 images each.
+
+Ten presets are drawn, mild to strong. Half of a folder's photographs are degraded by each preset
+and written as files: as real JPEGs (even numbers), or as PNGs of which the quality must be found
+in the pixels (odd). The other half are the clean pictures. Criteria, set before the run:
+
+- an end is found if it is within 25 % of the truth, or the truth is within the fit's 90 % interval;
+- KS p > 0.01 for each statistic, on held-out images that the preset makes of the clean half (so
+  that only the degradation differs), and, as a harder case, of the other half; the true preset is
+  the control, which fails where content or chance does;
+- the fit is nearer to held-out images than supir_q: the mean Wasserstein distance.
+
+Run:  python benchmarks/fit_degradation.py photos=DIR [count=10] [images=2000] [output=FILE.md]
+"""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from open_supir.base.files import write_text
+from open_supir.base.images import list_images
+from open_supir.base.places import CONF
+from open_supir.base.rng import keyed_rng
+from open_supir.degradation.config import DegradationConfig
+from open_supir.degradation.fit import Comparison, Fit, FitSettings, compare, fit_ranges
+from open_supir.degradation.fit_bank import degrade
+from open_supir.degradation.fit_crops import CleanPictures, Photographs, read_photographs
+from open_supir.degradation.fit_ranges import SEARCHED, Ranges
+from open_supir.degradation.statistics import NAMES
+from open_supir.reports.tables import markdown_table
+
+SIDE, PIXELS, IMAGES = 128, 10**8, 60
+NEAR, LEAST_P = 0.25, 0.01
+RANGES = (*SEARCHED, "jpeg")
+Row = list[str]
+
+
+def preset(number: int, count: int) -> Ranges:
+    """Draw the preset of that number; strength rises with it."""
+    rng, t = keyed_rng("fit presets", number), (number + 0.5) / count
+
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
+
+    blur, most = between(0.2, 0.6) + 0.5 * t, 1 - 0.4 * t * between(0.5, 1)
+    sigma, poisson = 1 + 4 * t * between(0.5, 1.5), 0.05 + 0.3 * t * between(0.5, 1.5)
+    best = between(88, 97) - 15 * t
+    return Ranges(
+        blur=(blur, blur + between(0.4, 1) + 1.2 * t),
+        down=(most - between(0.2, 0.35), most),
+        sigma=(sigma, sigma + (3 + 20 * t) * between(0.6, 1.4)),
+        poisson=(poisson, poisson + (0.2 + 1.5 * t) * between(0.6, 1.4)),
+        jpeg=(best - between(10, 25) - 20 * t, best),
+        gaussian_prob=between(0.35, 0.75),
+        gray_prob=between(0.2, 0.8),
+        jpeg_prob=1.0,
+    ).rounded()
+
+
+def write_files(folder: Path, truth: Ranges, clean: CleanPictures, *, seed: int) -> Photographs:
+    """Write degraded images as JPEG or PNG, and read them as the command does."""
+    real = seed % 2 == 0
+    made = Ranges(**(vars(truth) | {"jpeg_prob": 0.0})) if real else truth
+    images, _ = degrade(made.config(), clean.crops(IMAGES, seed=seed), seed=seed)
+    rng = keyed_rng("fit qualities", seed)
+    for number, image in enumerate(images):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        if real:
+            quality = round(float(rng.uniform(*truth.jpeg)))
+            picture.save(folder / f"{number:02d}.jpg", quality=quality, subsampling="4:2:0")
+        else:
+            picture.save(folder / f"{number:02d}.png")
+    return read_photographs(list_images(folder), side=SIDE, seed=0, max_pixels=PIXELS)
+
+
+def held_out(truth: Ranges, clean: CleanPictures, *, seed: int) -> Photographs:
+    """Return new images of a preset."""
+    crops, quality = degrade(truth.config(), clean.crops(IMAGES, seed=seed), seed=seed)
+    return Photographs(names=[], crops=crops, quality=quality, sources=Counter(), skipped=Counter())
+
+
+def ends_found(truth: Ranges, fit: Fit) -> dict[str, list[tuple[bool, bool]]]:
+    """Return for each range and end whether it is within 25 %, and whether in the interval."""
+    found = {}
+    for name in RANGES:
+        pairs = zip(getattr(truth, name), getattr(fit.ranges, name), fit.ends[name], strict=True)
+        found[name] = [
+            (abs(got - true) <= NEAR * true, bool(low <= true <= high))
+            for true, got, (low, high) in pairs
+        ]
+    return found
+
+
+def rows_of(number: int, truth: Ranges, fit: Fit) -> list[Row]:
+    """Return a row for each range of a preset."""
+    rows, found = [], ends_found(truth, fit)
+    for name in RANGES:
+        true, got = getattr(truth, name), getattr(fit.ranges, name)
+        sure = [f"{low:.3g} to {high:.3g}" for low, high in fit.ends[name]]
+        said = ["25 %" if near else "interval" if inside else "**no**"
+                for near, inside in found[name]]  # fmt: skip
+        rows.append([str(number), name, f"{true[0]:.3g} to {true[1]:.3g}",
+                     f"{got[0]:.3g} to {got[1]:.3g}", *sure, *said])  # fmt: skip
+    return rows
+
+
+def failed(comparison: Comparison) -> list[str]:
+    """Return the statistics with p at or below the limit."""
+    return [name for name, p in zip(NAMES, comparison.p, strict=True) if p <= LEAST_P]
+
+
+def standard() -> DegradationConfig:
+    """Return the preset supir_q."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return instantiate(compose("degrade", overrides=["degradation=supir_q"]).degradation).config
+
+
+def summary(found: Sequence[dict[str, list[tuple[bool, bool]]]]) -> list[Row]:
+    """Count the ends of each range over all presets."""
+    rows = []
+    for name in RANGES:
+        ends = [end for one in found for end in one[name]]
+        near, either = sum(n for n, _ in ends), sum(n or i for n, i in ends)
+        rows.append([name, str(len(ends)), str(near), str(either)])
+    return rows
+
+
+def main() -> None:
+    """Run all presets and write the tables."""
+    torch.set_num_threads(1)
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    count, images = int(options.get("count", "10")), int(options.get("images", "2000"))
+    output = Path(options.get("output", "benchmarks/results/fit_degradation_tables.md"))
+    paths = list_images(options["photos"])
+    theirs = CleanPictures(paths[1::2], side=SIDE, max_pixels=PIXELS)
+    clean = CleanPictures(paths[::2], side=SIDE, max_pixels=PIXELS)
+    before, rows, found, tests, times = standard(), [], [], [], []
+    for number in range(count):
+        truth, settings = preset(number, count), FitSettings(images=images, seed=number)
+        with tempfile.TemporaryDirectory() as folder:
+            given = write_files(Path(folder), truth, theirs, seed=number)
+        start = time.perf_counter()
+        fit = fit_ranges(given, clean, settings)
+        times.append(time.perf_counter() - start)
+        row, presets = [str(number)], (fit.ranges.config(), truth.config(), before)
+        for content in (clean, theirs):
+            new = held_out(truth, content, seed=1000 + number)
+            ours, control, other = (compare(c, new, clean, settings) for c in presets)
+            row += [", ".join(failed(ours)) or "none", ", ".join(failed(control)) or "none"]
+            row += [f"{c.distance.mean():.2f}" for c in (ours, control, other)]
+        rows += rows_of(number, truth, fit)
+        found.append(ends_found(truth, fit))
+        tests.append(row)
+        print(*rows[-len(RANGES) :], row, f"{times[-1]:.0f} s", sep="\n", flush=True)
+        write_text(output, tables(rows, found, tests, times))
+
+
+def tables(rows: list[Row], found: list, tests: list[Row], times: list[float]) -> str:
+    """Return all tables as Markdown."""
+    heads = ["p <= 0.01: fit", "true", "distance: fit", "true", "supir_q"]
+    wide = [row[:1] + row[1:6] for row in tests], [row[:1] + row[6:] for row in tests]
+    nearer = [sum(float(r[c]) < float(r[c + 2]) for r in tests) for c in (3, 8)]
+    ends = ["low, 90 %", "high, 90 %", "low found", "high found"]
+    return "\n\n".join([
+        markdown_table(["range", "ends", "within 25 %", "or in the interval"], summary(found)),
+        f"Nearer than supir_q: {nearer[0]} of {len(tests)} (contents of the clean half), "
+        f"{nearer[1]} of {len(tests)} (of the other half). A fit took {np.mean(times):.0f} s.",
+        "Held-out images, contents of the clean half:", markdown_table(["preset", *heads], wide[0]),
+        "Of the other half:", markdown_table(["preset", *heads], wide[1]),
+        markdown_table(["preset", "range", "true", "fit", *ends], rows),
+    ]) + "\n"  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
