@@ -20,8 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.training_cost import MFU, RATES, FusedAttention, networks  # noqa: E402
+from benchmarks.training_cost import MFU, RATES, networks  # noqa: E402
 from open_supir.networks.conditioner import Conditioning  # noqa: E402
+from open_supir.rehearsal.counted import FusedAttention  # noqa: E402
 from open_supir.training.discriminators import spatial_head  # noqa: E402
 
 CONVNEXT = "convnext_xxlarge"

@@ -9,23 +9,21 @@ Run:  python benchmarks/training_cost.py             a minute
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from open_supir.base.registry import build  # noqa: E402
 from open_supir.networks import ControlledUNet  # noqa: E402
-from open_supir.networks.conditioner import Conditioning  # noqa: E402
 from open_supir.networks.switches import checkpoint_activations  # noqa: E402
+from open_supir.rehearsal.counted import flops_of, network_cost  # noqa: E402
 
 MFU = 0.45  # share of the rate below that a good training step of this kind reaches
 RATES = {"RTX 4090": 165.0, "RTX A6000": 155.0, "H200": 790.0}  # bf16 TFLOP/s
@@ -35,25 +33,6 @@ SETUPS = (  # name, device, devices, GB of each
     ("1 x H200", "H200", 1, 141),
     ("64 x RTX A6000", "RTX A6000", 64, 48),
 )
-
-
-class FusedAttention(torch.autograd.Function):
-    """Attention's products, without keeping what a fused kernel recomputes."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the shape of softmax(q k) v."""
-        out = (q @ k.mT) @ v
-        ctx.save_for_backward(q, k, v, out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients' shapes: five products."""
-        q, k, v, _ = ctx.saved_tensors
-        weights = q @ k.mT
-        inner = grads[0] @ v.mT
-        return inner @ k, inner.mT @ q, weights.mT @ grads[0]
 
 
 def networks(depth: str) -> tuple[ControlledUNet, Any]:
@@ -70,43 +49,10 @@ def networks(depth: str) -> tuple[ControlledUNet, Any]:
         return network, part("vae").bfloat16().requires_grad_(False)
 
 
-def step_cost(network: ControlledUNet, crop: int) -> tuple[float, float]:
-    """Return TFLOP and GB kept for gradients of forward and backward of one sample."""
-    latent = crop // 8
-    with torch.device("meta"):
-        z = torch.empty(1, 4, latent, latent)
-        t = torch.zeros(1, dtype=torch.long)
-        cond = Conditioning(torch.empty(1, 77, 2048), torch.empty(1, 2816))
-    own = {id(p) for p in network.parameters()}
-    kept: dict[int, Tensor] = {}  # alive until counted, so that no id is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        if id(tensor) not in own and id(tensor._base) not in own:
-            kept[id(tensor if tensor._base is None else tensor._base)] = tensor
-        return tensor
-
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = network(z, t, cond, z)
-        out.sum().backward()
-    shapes = sum(t.numel() * t.element_size() for t in kept.values())
-    network.zero_grad()
-    return counter.get_total_flops() / 1e12, shapes / 1e9
-
-
-def encode_cost(vae: Any, crop: int) -> float:
-    """Return TFLOP of one encode."""
-    image = torch.empty(1, 3, crop, crop, device="meta", dtype=torch.bfloat16)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        vae.encode(image)
-    return counter.get_total_flops() / 1e12
-
-
 def main() -> None:
     """Print counts, then estimates for some machines."""
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     steps, batch = int(options.get("steps", "40000")), int(options.get("batch", "256"))
-    F.scaled_dot_product_attention = FusedAttention.apply  # type: ignore[assignment]
     depths = options.get("depth", "half,full").split(",")
     crops = [int(crop) for crop in options.get("crop", "512,1024").split(",")]
     print("| adaptor | crop | checkpointing | TFLOP a sample | with both encodes | kept, GB |")
@@ -120,10 +66,12 @@ def main() -> None:
         frozen += sum(p.numel() for p in vae.parameters()) + 34_200_000 + 817_700_000  # E_dr, text
         sizes[depth] = (trained / 1e9, frozen / 1e9)
         for crop in crops:
-            encodes = 2 * encode_cost(vae, crop)
+            image = torch.empty(1, 3, crop, crop, device="meta", dtype=torch.bfloat16)
+            encodes = 2 * flops_of(partial(vae.encode, image)) / 1e12
             for mode in ("none", "transformer", "full"):
                 checkpoint_activations(network, mode)  # type: ignore[arg-type]
-                flops, kept = step_cost(network, crop)
+                forward, backward, kept_bytes = network_cost(network, crop // 8, 2048, 2816)
+                flops, kept = (forward + backward) / 1e12, kept_bytes / 1e9
                 costs[depth, crop, mode] = (flops + encodes, kept)
                 row = f"{flops:.2f} | {flops + encodes:.2f} | {kept:.2f}"
                 print(f"| {depth} | {crop} | {mode} | {row} |", flush=True)

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "training": {"networks", "diffusion", "degradation", "data", "checkpoints"},
     "inference": {"networks", "diffusion", "checkpoints"},
+    "rehearsal": {"training", "inference", "networks", "diffusion", "reports"},
     "evaluation": {"degradation", "data", "inference", "reports"},
     "curation": {"data", "inference", "reports"},
     "webui": {"data", "diffusion", "inference"},

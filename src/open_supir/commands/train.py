@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,6 +11,7 @@ from open_supir.base.cli import command, plain
 from open_supir.base.options import choices
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
+from open_supir.rehearsal.dry_run import check_rehearsable, dry_run_training
 from open_supir.training.base_weights import load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
 from open_supir.training.fit import check_data, fit, make_ready, open_folder, start_process
@@ -28,7 +30,16 @@ def main(cfg: DictConfig) -> float | None:
     if OmegaConf.is_missing(cfg, "name"):
         known = ", ".join(choices("experiment"))
         raise ValueError(f"set an experiment, e.g. experiment=zerosft; known: {known}")
-    return train(cfg)
+    return rehearse(cfg) if cfg.dry_run else train(cfg)
+
+
+def rehearse(cfg: DictConfig) -> None:
+    """Print what the run would cost; needs no weights, data or GPU."""
+    check_settings(plain(cfg))
+    check_rehearsable(plain(cfg))
+    with torch.device("meta"):
+        module: TrainedParts = instantiate(cfg.module, recipe={}, _convert_="all")
+    print(dry_run_training(module, plain(cfg)))
 
 
 def train(cfg: DictConfig) -> float | None:

@@ -1,0 +1,52 @@
+"""Cards: does it fit, and how long does it take at a stated share of the card's rate."""
+
+from dataclasses import dataclass
+
+from open_supir.training.monitoring import PEAK_TFLOPS
+
+GB = 10**9
+# memory in GB -> a card of that size, whose rate counts
+CARDS = {24: "RTX 4090", 48: "RTX A6000", 80: "H100", 141: "H200"}
+USABLE = 0.95  # share of the memory; the rest is for CUDA itself and fragmentation
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card by its memory.
+
+    Raises:
+        ValueError: No card of that size is known.
+    """
+
+    memory: int  # GB
+
+    def __post_init__(self) -> None:
+        if self.memory not in CARDS:
+            known = ", ".join(map(str, CARDS))
+            raise ValueError(f"device_memory={self.memory}: known are {known} (GB)")
+
+    @property
+    def usable(self) -> float:
+        """Bytes that tensors may take."""
+        return self.memory * GB * USABLE
+
+    def seconds(self, flops: float, mfu: float) -> float:
+        """Return how long these operations take at the share `mfu` of the bf16 rate."""
+        return flops / (PEAK_TFLOPS[CARDS[self.memory]] * 1e12 * mfu)
+
+    def fits(self, micro_batch: int, peak: float, a_crop: float) -> str:
+        """Say whether a step fits, else how many crops would.
+
+        Args:
+            peak: Bytes at `micro_batch` crops.
+            a_crop: Bytes of each crop.
+        """
+        if peak <= self.usable:
+            return "yes"
+        crops = int(micro_batch - (peak - self.usable) / a_crop) if a_crop else 0
+        return f"micro_batch={2 ** (crops.bit_length() - 1)}" if crops > 0 else "no"
+
+
+def cards(memory: int | None) -> list[Card]:
+    """Return the card of that size in GB, or all."""
+    return [Card(size) for size in (CARDS if memory is None else (memory,))]

@@ -1,0 +1,123 @@
+"""The rehearsal of training: simulated, and counted on meta.
+
+Simulating registers an accelerator for good, so it runs in a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from open_supir.rehearsal.counted import count_training
+from open_supir.rehearsal.dry_run import check_rehearsable
+from open_supir.rehearsal.training import TrainingPlan
+from open_supir.rehearsal.training_report import parameters
+from open_supir.training.flops import step_flops
+from tests.test_configs import ROOT, composed, plain
+
+GIB = 2**30
+PARTS = ("unet", "vae", "control", "connector")
+
+
+def dry_run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """Rehearse by the command line, where there are no GPU, weights or data; return the report."""
+    report = folder / "report.json"
+    command = [sys.executable, "-m", "src.train", "dry_run=true", f"report={report}"]
+    places = [f"runs_dir={folder / 'runs'}", "data.root=nowhere", "weights.sdxl=nowhere"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, *places, *overrides], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(report.read_text())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return dry_run(tmp_path_factory.mktemp("dry"), "experiment=zerosft", "optim.kind=adamw")
+
+
+def counted_flops(batch: int) -> float:
+    cfg = composed("train", "experiment=zerosft")
+    found = step_flops({part: plain(cfg, part) for part in PARTS}, stage="supir", crop=64)
+    assert found is not None
+    return batch * sum(found)
+
+
+def test_memory_between_steps_is_that_of_parameters_and_adam(tiny: dict[str, Any]) -> None:
+    """float32 parameters, two float32 averages of the trained ones; allocations round up."""
+    if tiny["how"] != "simulated":
+        pytest.skip(tiny["how"])
+    every = sum(part["all"] for part in tiny["parameters"].values())
+    trained = sum(part["trained"] for part in tiny["parameters"].values())
+    assert tiny["static"] == pytest.approx(4 * every, rel=0.02)
+    state = tiny["resident"] - tiny["static"]
+    assert state == pytest.approx(8 * trained, rel=0.03)
+    peaks = [max(p["peak"] for p in tiny[step].values()) for step in ("first", "later")]
+    assert peaks[1] - peaks[0] == pytest.approx(state, rel=0.03)  # the peak is before the update
+
+
+def test_simulated_operations_are_those_counted_elsewhere(tiny: dict[str, Any]) -> None:
+    """Against Lightning's count for the MFU, which leaves out the backward pass's recomputation
+    of fused attention.
+    """
+    if tiny["how"] != "simulated":
+        pytest.skip(tiny["how"])
+    phases = tiny["later"]
+    assert list(phases) == [
+        "copy",
+        "degrade",
+        "encodes",
+        "text",
+        "forward",
+        "backward",
+        "optimiser",
+    ]
+    flops = sum(phases[name]["flops"] for name in ("encodes", "forward", "backward"))
+    assert flops == pytest.approx(counted_flops(8), rel=0.05)
+    assert phases["backward"]["launches"] > 300 and phases["text"]["launches"] > 50
+
+
+def test_a_step_between_two_log_points_waits_for_nothing(tiny: dict[str, Any]) -> None:
+    assert {name: p["waits"] for name, p in tiny["later"].items() if p["waits"]} == {}
+
+
+def test_count_on_meta_agrees_with_the_simulation(tiny: dict[str, Any]) -> None:
+    """The sum leaves out what lives for a moment."""
+    cfg = composed("train", "experiment=zerosft", "optim.kind=adamw")
+    with torch.device("meta"):
+        module = instantiate(cfg.module, recipe={}, _convert_="all")
+    assert parameters(module) == tiny["parameters"]
+    plan = TrainingPlan(crop=64, micro_batch=8, autocast=None, frozen=torch.float32)
+    cost = count_training(module, plan)
+    assert cost.flops == pytest.approx(counted_flops(8), rel=0.05)
+    if tiny["how"] == "simulated":
+        peak = max(p["peak"] for p in tiny["later"].values())
+        assert 0.75 * peak < cost.peak(cost.later) < 1.1 * peak
+
+
+def test_other_stages_are_refused() -> None:
+    config = {"name": "vae", "module": {"_target_": "open_supir.training.VAEModule"}}
+    with pytest.raises(ValueError, match="experiment=vae"):
+        check_rehearsable(config)
+
+
+@pytest.mark.slow
+def test_full_size_meets_the_recorded_figures(tmp_path: Path) -> None:
+    """Figures of an independent prototype, for 16 crops of 512 at half depth: within 5 %."""
+    report = dry_run(tmp_path, "experiment=zerosft", "scale=sdxl", "trainer.devices=1",
+                     "data.global_batch=16", "device_memory=141")  # fmt: skip
+    if report["how"] != "simulated":
+        pytest.skip(report["how"])
+    peaks = [max(p["peak"] for p in report[step].values()) for step in ("first", "later")]
+    found = [report["static"], report["resident"], *peaks]
+    assert [value / GIB for value in found] == pytest.approx([9.3, 14.9, 30.2, 35.8], rel=0.05)
+    assert report["flops"] / 1e12 == pytest.approx(101.6, rel=0.05)
+    launches = {name: report["later"][name]["launches"] for name in ("text", "forward", "backward")}
+    assert launches == pytest.approx({"text": 1030, "forward": 2967, "backward": 2364}, rel=0.05)
