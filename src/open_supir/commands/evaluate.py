@@ -34,6 +34,8 @@ def evaluate(cfg: DictConfig) -> str:
     from open_supir.evaluation.preference import run_study
     from open_supir.inference.model import Model
 
+    if cfg.dry_run:
+        return rehearse(cfg)
     METRICS.update({m.name: m for m in instantiate(cfg.metrics.get("own", []), _convert_="all")})
     if cfg.report is not None:
         return steps.rebuild(Path(cfg.report), cfg.output)
@@ -83,6 +85,19 @@ def evaluate(cfg: DictConfig) -> str:
         device=device,
         mask=cfg.metrics.get("mask"),
     )
+
+
+def rehearse(cfg: DictConfig) -> str:
+    """Return what restoring the protocol's images, or images of `sizes`, would cost on a GPU."""
+    from hydra.utils import instantiate
+
+    from open_supir.rehearsal.restoring_report import SETTINGS, dry_run_restoring, read_sizes
+
+    protocol = instantiate(cfg.protocol, _convert_="all")
+    sizes = plain(cfg.sizes) or (None if protocol.crop is None else [protocol.crop])
+    paths = [] if sizes or not cfg.data_root else protocol.inputs(Path(cfg.data_root))
+    config = {key: plain(cfg[key]) for key in SETTINGS}
+    return dry_run_restoring(config, read_sizes(sizes, paths))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ A bad file is reported in one line. Under torchrun, each process takes its share
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +34,20 @@ def restore(cfg: DictConfig) -> list[str]:
     """
     from open_supir.inference.processes import this_process  # imports torch: too slow for --help
 
+    if cfg.dry_run and cfg.sizes is not None:
+        rehearse(cfg)
+        return []
     require(cfg, "input", "output")
     with this_process() as process:
         return process.gathered(_restore_share(cfg, process))
+
+
+def rehearse(cfg: DictConfig, paths: Sequence[Path] = ()) -> None:
+    """Print what restoring these files, or images of `sizes`, would cost on a GPU."""
+    from open_supir.rehearsal.restoring_report import SETTINGS, dry_run_restoring, read_sizes
+
+    config = {key: plain(cfg[key]) for key in SETTINGS}
+    print(dry_run_restoring(config, read_sizes(plain(cfg.sizes), paths)))
 
 
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
@@ -74,6 +86,8 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     problems = photos.problems if process.rank == 0 else []
     if cfg.dry_run or not left:
         log.info("%d to restore, %d already done", len(left), len(jobs) - len(left + failed))
+        if cfg.dry_run and left and process.rank == 0:
+            rehearse(cfg, [job.source for job in left])
         return problems + failed
 
     check_writable(output)

@@ -94,6 +94,16 @@ class Protocol:
                 raise FileNotFoundError(f"protocol {self.name}: {path} does not exist{hint}")
         return paths[0], paths[1]
 
+    def inputs(self, root: Path) -> list[Path]:
+        """Return the files below `root` that are restored, or that LQ images are made of.
+
+        Raises:
+            FileNotFoundError: A folder does not exist.
+        """
+        hq, lq = self.folders(root)
+        folder = lq or hq
+        return [] if folder is None else list_images(folder)[: self.limit]
+
 
 def load_samples(
     protocol: Protocol,

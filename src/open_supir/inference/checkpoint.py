@@ -14,7 +14,7 @@ from open_supir.base.registry import build
 from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.adapters import merge_adapters
 from open_supir.checkpoints.hub_folder import base_of
-from open_supir.checkpoints.identify import DESCRIPTIONS, CheckpointInfo
+from open_supir.checkpoints.identify import DESCRIPTIONS
 from open_supir.checkpoints.load import WORDS, Load, LoadReport, ignored_for, load_all
 from open_supir.checkpoints.loras import lora_files
 from open_supir.diffusion import Denoiser
@@ -89,7 +89,7 @@ def load_networks(
             f"{path} holds no robust encoder and names none; set weights.robust_encoder=FILE: a "
             "stage-1 checkpoint or a complete SUPIR file (or clean: the ordinary encoder)"
         )
-    networks = _build(recipe["architecture"])
+    networks = build_networks(recipe["architecture"])
     loads = _loads(path, networks, files, dtype)
     reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
     loaded = zip(loads, reports, strict=True)
@@ -117,7 +117,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     info = inspect_checkpoint(path, key="checkpoint")
     recipe: Any = json.loads(info.metadata.get("recipe", "null"))
     if recipe is None and {"control", "connector"} <= set(info.parts):
-        recipe = _released_recipe(info)
+        recipe = released_recipe(control=info.control, connector=info.connector)
     if not isinstance(recipe, dict) or recipe.get("stage") != "supir":
         stage = f" of stage {recipe['stage']}" if isinstance(recipe, dict) else ""
         raise ValueError(
@@ -171,8 +171,9 @@ def _check_fingerprints(
         log.warning("%s (a copy in another precision differs too)", what)
 
 
-def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
-    architecture = sdxl_architecture(control=info.control, connector=info.connector)
+def released_recipe(**options: str) -> dict[str, Any]:
+    """Return the recipe of a released file; `options` are those of `sdxl_architecture`."""
+    architecture = sdxl_architecture(**options)
     return {
         "stage": "supir",
         "architecture": architecture | {"denoiser": {"_target_": "open_supir.diffusion.Denoiser"}},
@@ -181,7 +182,7 @@ def _released_recipe(info: CheckpointInfo) -> dict[str, Any]:
     }
 
 
-def _build(architecture: Mapping[str, Any]) -> Networks:
+def build_networks(architecture: Mapping[str, Any]) -> Networks:
     """Build the networks; all but connector and denoiser on the meta device."""
     network = ControlledUNet(
         build_on_meta(architecture["unet"]),

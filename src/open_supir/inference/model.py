@@ -18,7 +18,7 @@ from open_supir.checkpoints.loras import lora_files
 from open_supir.diffusion.one_step import OneStepSettings
 from open_supir.inference.caption_cache import CachedCaptioner
 from open_supir.inference.captioner import Captioner
-from open_supir.inference.checkpoint import read_recipe
+from open_supir.inference.checkpoint import read_recipe, released_recipe
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.restorer import Restorer
 from open_supir.networks.switches import Compilation, compile_networks
@@ -69,6 +69,12 @@ class Model:
         path = find_checkpoint(checkpoint, runs_dir=runs_dir, shipped=shipped)
         is_picked = checkpoint is None and path == located(shipped)
         return cls(checkpoint=path, recipe=read_recipe(path), is_picked=is_picked, **settings)
+
+    @classmethod
+    def released(cls, *, dtype: str) -> "Model":
+        """Return the released networks without their files, for rehearsals."""
+        recipe = released_recipe()
+        return cls(checkpoint=Path("SUPIR"), recipe=recipe, weights={}, dtype=dtype)
 
     def options(self, sampler: Mapping[str, Any], options: Mapping[str, Any]) -> RestoreOptions:
         """Return the given options, completed from the recipe.
