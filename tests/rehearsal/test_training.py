@@ -51,16 +51,19 @@ def counted_flops(batch: int) -> float:
 
 
 def test_memory_between_steps_is_that_of_parameters_and_adam(tiny: dict[str, Any]) -> None:
-    """float32 parameters, two float32 averages of the trained ones; allocations round up."""
+    """float32 parameters, two float32 averages of the trained ones; allocations round up.
+
+    The degradation's tables stay on the device after the first step: some 5 MB.
+    """
     if tiny["how"] != "simulated":
         pytest.skip(tiny["how"])
     every = sum(part["all"] for part in tiny["parameters"].values())
     trained = sum(part["trained"] for part in tiny["parameters"].values())
     assert tiny["static"] == pytest.approx(4 * every, rel=0.02)
     state = tiny["resident"] - tiny["static"]
-    assert state == pytest.approx(8 * trained, rel=0.03)
+    assert 8 * trained < state < 8 * trained + 8e6
     peaks = [max(p["peak"] for p in tiny[step].values()) for step in ("first", "later")]
-    assert peaks[1] - peaks[0] == pytest.approx(state, rel=0.03)  # the peak is before the update
+    assert peaks[1] - peaks[0] == pytest.approx(8 * trained, rel=0.03)  # both before the update
 
 
 def test_simulated_operations_are_those_counted_elsewhere(tiny: dict[str, Any]) -> None:

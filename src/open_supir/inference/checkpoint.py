@@ -178,7 +178,8 @@ def released_recipe(**options: str) -> dict[str, Any]:
         "stage": "supir",
         "architecture": architecture | {"denoiser": {"_target_": "open_supir.diffusion.Denoiser"}},
         "weights": {},
-        **RELEASED,
+        "sampler": {"_target_": SAMPLER, **RELEASED["sampler"]},
+        "options": RELEASED["options"],
     }
 
 

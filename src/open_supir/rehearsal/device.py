@@ -9,7 +9,7 @@ available.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from open_supir.networks import layers
 
 FLASH_HEADS = 256  # widest head of the flash kernel
 _engine_runs = False
@@ -48,16 +51,29 @@ def pretended_gpu(*, backward: bool) -> Iterator[None]:
             run = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
             for owner in (torch.autograd, torch.autograd.graph):
                 replace(owner, "_engine_run_backward", _noting(run))
+            replace(layers, "checkpoint", _checkpoint)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
 
 
 def engine_asks() -> bool:
-    """Return whether autograd's engine asks for a device, and no recomputed forward pass does.
+    """Return whether autograd's engine is at work, and recomputes no checkpointed layer."""
+    return _engine_runs
 
-    The engine works outside of autocast; checkpointed layers are recomputed inside.
-    """
-    return _engine_runs and not torch.is_autocast_enabled("cuda")
+
+@contextmanager
+def _engine(runs: bool) -> Iterator[None]:
+    global _engine_runs
+    before, _engine_runs = _engine_runs, runs
+    try:
+        yield
+    finally:
+        _engine_runs = before
+
+
+def _checkpoint(*args: Any, **kwargs: Any) -> Any:
+    """Recompute as in a forward pass, not as the engine."""
+    return checkpoint(*args, context_fn=lambda: (nullcontext(), _engine(False)), **kwargs)
 
 
 @cache
@@ -92,12 +108,8 @@ def _answer_for_the_driver() -> None:
 
 def _noting(run: Callable[..., Any]) -> Callable[..., Any]:
     def noted(*args: Any, **kwargs: Any) -> Any:
-        global _engine_runs
-        before, _engine_runs = _engine_runs, True
-        try:
+        with _engine(True):
             return run(*args, **kwargs)
-        finally:
-            _engine_runs = before
 
     return noted
 

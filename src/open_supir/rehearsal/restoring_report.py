@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 # settings of the commands that a dry run reads
-SETTINGS = ("checkpoint", "runs_dir", "shipped", "weights", "sampler", "options", "dtype", "scale",
-            "device_memory", "mfu", "report")  # fmt: skip
+SETTINGS = (
+    "checkpoint", "runs_dir", "shipped", "weights", "sampler", "options", "dtype",
+    "architecture", "device_memory", "mfu", "report",
+)  # fmt: skip
 MOST = 6  # sizes that are rehearsed; images in between count as the next larger one
 Sizes = Counter[tuple[int, int]]  # (h, w) in pixels
 
@@ -60,7 +62,7 @@ def dry_run_restoring(config: Mapping[str, Any], sizes: Sizes) -> str:
         config: `SETTINGS` of `src.restore` or `src.evaluate`.
 
     Raises:
-        ValueError: A card or a scale is unknown.
+        ValueError: A card or an architecture is unknown.
         NotPretended: This torch cannot pretend to have a GPU.
     """
     model = _model(config)
@@ -115,10 +117,11 @@ def restoring_table(rows: Sequence[Mapping[str, Any]], *, dtype: str, mfu: float
 
 def _model(config: Mapping[str, Any]) -> Model:
     dtype = config["dtype"] or "bfloat16"
-    if config["scale"] == "sdxl":
+    if config["architecture"] == "sdxl":
         return Model.released(dtype=dtype)
-    if config["scale"] is not None:
-        raise ValueError(f"scale={config['scale']}: known are sdxl, and null for the checkpoint's")
+    if config["architecture"] is not None:
+        found = config["architecture"]
+        raise ValueError(f"architecture={found}: known are sdxl, and null for the checkpoint's")
     places = {key: config[key] for key in ("runs_dir", "shipped")}
     return Model.find(config["checkpoint"], weights=config["weights"], dtype=dtype, **places)
 
