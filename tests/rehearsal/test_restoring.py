@@ -50,6 +50,13 @@ def test_work_grows_with_the_image(rows: list[dict[str, Any]]) -> None:
     assert rows[1]["seconds"]["24"] == pytest.approx(rows[1]["flops"] / (165e12 * 0.4))
 
 
+def test_waits_are_told_with_their_line(rows: list[dict[str, Any]]) -> None:
+    """The result is read from the device once, where it is finished."""
+    waits = rows[0]["stages"]["finish"]["waits"]
+    read = {place: n for place, n in waits.items() if place.startswith("copy to the host")}
+    assert list(read.values()) == [1] and "inference/pixels.py:" in next(iter(read))
+
+
 def test_ladder_decides_by_the_memory_given(rows: list[dict[str, Any]]) -> None:
     """64 x 64 with less memory than the weights take: everything is tiled."""
     model = Model.find(SHIPPED_MODEL, runs_dir="", weights={})

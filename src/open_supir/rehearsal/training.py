@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from open_supir.networks import Conditioner
@@ -125,9 +125,10 @@ def _step(
         batch = make_batch(plan.crop, plan.micro_batch, meter)
     is_mixed = plan.autocast is not None
     with torch.autocast("cuda", dtype=plan.autocast or torch.bfloat16, enabled=is_mixed):
-        loss: Tensor = module.training_step(batch, 0)["loss"]
+        result: Any = module.training_step(batch, 0)
     with meter.inside("backward"):
-        loss.backward()
+        result["loss"].backward()
+    del result
     with meter.inside("optimiser"):
         trained = [p for p in module.parameters() if p.requires_grad]
         if plan.clip:
