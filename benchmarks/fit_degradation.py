@@ -13,6 +13,7 @@ in the pixels (odd). The other half are the clean pictures. Criteria, set before
 Run:  python benchmarks/fit_degradation.py photos=DIR [count=10] [images=2000] [output=FILE.md]
 """
 
+import dataclasses
 import sys
 import tempfile
 import time
@@ -69,7 +70,7 @@ def preset(number: int, count: int) -> Ranges:
 def write_files(folder: Path, truth: Ranges, clean: CleanPictures, *, seed: int) -> Photographs:
     """Write degraded images as JPEG or PNG, and read them as the command does."""
     real = seed % 2 == 0
-    made = Ranges(**(vars(truth) | {"jpeg_prob": 0.0})) if real else truth
+    made = dataclasses.replace(truth, jpeg_prob=0.0) if real else truth
     images, _ = degrade(made.config(), clean.crops(IMAGES, seed=seed), seed=seed)
     rng = keyed_rng("fit qualities", seed)
     for number, image in enumerate(images):

@@ -9,6 +9,7 @@ replacement: the medians are the result, and the spread says how certain each en
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -110,7 +111,9 @@ def fit_ranges(photographs: Photographs, clean: CleanPictures, settings: FitSett
         known = {"jpeg": jpeg, "jpeg_prob": jpeg_prob}
         again.append(search(distance, **known, seed=seed + number, start=best, rounds=_AGAIN))
     middle = {name: np.median([getattr(r, name) for r in again], axis=0) for name in _FITTED}
-    found = {k: tuple(v.tolist()) if v.ndim else float(v) for k, v in middle.items()}
+    found: dict[str, Any] = {
+        k: tuple(v.tolist()) if v.ndim else float(v) for k, v in middle.items()
+    }
     jpeg, jpeg_prob = jpeg_range(qualities)
     return Fit(
         ranges=Ranges(**found, jpeg=jpeg, jpeg_prob=jpeg_prob).rounded(),
@@ -168,5 +171,5 @@ def compare(
         crops=crops,
         values=values,
         distance=np.array([wasserstein_distance(a, b) for a, b in pairs]) / scale,
-        p=np.array([ks_2samp(a, b).pvalue for a, b in pairs]),
+        p=np.array([ks_2samp(a, b)[1] for a, b in pairs]),
     )

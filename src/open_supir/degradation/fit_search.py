@@ -130,8 +130,10 @@ def search(
             a, b = sorted(low + (high - low) * x[2 * i : 2 * i + 2])
             b = min(max(b, a + NARROWEST), high)
             found[name] = (float(np.exp(min(a, b - NARROWEST))), float(np.exp(b)))
-        shares = {"gaussian_prob": float(x[-2]), "gray_prob": float(x[-1])}
-        return Ranges(**found, **shares, jpeg=jpeg, jpeg_prob=jpeg_prob)
+        return Ranges(
+            **found, gaussian_prob=float(x[-2]), gray_prob=float(x[-1]),
+            jpeg=jpeg, jpeg_prob=jpeg_prob,
+        )  # fmt: skip
 
     bounds = [(0.0, 1.0)] * (2 * len(names) + 2)
     rng = keyed_rng("fit search", seed)
@@ -146,8 +148,9 @@ def search(
         first[:40] = (np.array(here) + steps).clip(0, 1)
         first[0] = np.clip(here, 0, 1)
     found = differential_evolution(
-        lambda x: distance(ranges_of(x)), bounds, init=first, maxiter=rounds, tol=1e-4,
-        mutation=(0.4, 0.9), recombination=0.8, polish=False, rng=rng,
+        lambda x: distance(ranges_of(x)), bounds,
+        init=first,  # type: ignore[arg-type]  # an array of candidates is taken, too
+        maxiter=rounds, tol=1e-4, mutation=(0.4, 0.9), recombination=0.8, polish=False, rng=rng,
     )  # fmt: skip
     return ranges_of(found.x)
 

@@ -129,7 +129,7 @@ def _crops(
     photographs: Photographs, comparisons: Mapping[str, Comparison], folder: Path
 ) -> PictureGrid:
     count = min(ROWS, len(photographs.crops))
-    columns = {YOURS: photographs.crops} | {n: c.crops for n, c in reversed(comparisons.items())}
+    columns = {YOURS: photographs.crops} | {n: c.crops for n, c in list(comparisons.items())[::-1]}
     rows = []
     for number in range(count):
         row = []
