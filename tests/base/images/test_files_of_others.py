@@ -57,6 +57,21 @@ def test_white_is_the_largest_value_of_a_depth(tmp_path: Path, bits: int, model:
     assert np.array_equal(levels(tmp_path / "a.tif"), expected)
 
 
+@pytest.mark.parametrize("bits", range(1, 8))
+@pytest.mark.parametrize("model", ["miniswhite", "minisblack", "rgb"])
+def test_depths_below_eight_bits_come_out_as_eight(tmp_path: Path, bits: int, model: str) -> None:
+    if bits == 1 and model == "rgb":
+        pytest.skip("tifffile does not write it")
+    full = 2**bits - 1
+    pixels = RANDOM.integers(0, full + 1, (*SIZE, 3) if model == "rgb" else SIZE, dtype=np.uint8)
+    pixels.flat[:2] = 0, full
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=model, bitspersample=bits)
+    light = (full - pixels if model == "miniswhite" else pixels) / full
+    expected = np.rint(light * 255).reshape(*SIZE, -1)
+    assert np.array_equal(levels(tmp_path / "a.tif", 255), expected)
+    assert read_photo(tmp_path / "a.tif").bits == 8
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("extra", [["unspecified"], ["unspecified", "unassalpha"]])
 def test_an_unspecified_channel_is_no_transparency(

@@ -323,3 +323,15 @@ def test_exiftool_finds_no_fault(tmp_path: Path, kind: str, format: str, bits: i
     record = tags.get("PNG:Restoration") or tags["XMP-opensupir:Restoration"]
     assert record == RECORD or json.loads(record) == RECORD
     assert tags["IFD0:Artist"] == ARTIST.decode() and tags["XMP-xmp:Rating"] == 5
+
+
+def test_names_in_a_turned_avif_are_kept_to_the_byte(tmp_path: Path) -> None:
+    """The container turns it, its EXIF does not, so that Pillow would write the block anew."""
+    ascii_name, path = b"A" * len(ARTIST), tmp_path / "a.avif"
+    block = Image.Exif()
+    block[0x0112], block[0x013B] = 6, ascii_name.decode()
+    Image.new("RGB", (9, 6), "red").save(path, exif=block.tobytes())
+    path.write_bytes(path.read_bytes().replace(ascii_name, ARTIST))
+    photo = read_photo(path)
+    assert photo.rgb.shape == (3, 9, 6)
+    assert ARTIST + b"\0" in photo.metadata.exif

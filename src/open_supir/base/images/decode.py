@@ -196,13 +196,17 @@ def _jxl(data: bytes, check_size: CheckSize) -> Raster:
 
 
 def _deep_tiff(data: bytes, check_size: CheckSize) -> Raster | None:
-    """Decode a TIFF of more than 8 bits or with extra channels; None for others."""
+    """Decode a TIFF of a depth that Pillow does not read, or with extra channels; None for others.
+
+    Depths below 8 bits come out as 8, those above as 16.
+    """
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page: Any = file.pages.first
         colours = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, SEPARATED: 4}.get(page.photometric)
-        if page.bitspersample <= 8 and not (page.extrasamples and colours):
+        plain = (1, 2, 4, 8) if page.samplesperpixel == 1 else (8,)
+        if page.bitspersample in plain and not (page.extrasamples and colours):
             return None
         check_size(page.imagelength, page.imagewidth)
         if colours is None or page.samplesperpixel < colours or page.imagedepth != 1:
@@ -257,11 +261,13 @@ def full_scale(pixels: np.ndarray, bits: int) -> np.ndarray:
         raise ValueError(f"pixels of type {pixels.dtype} are not supported")
     if bits in (8, 16):
         return pixels
+    if bits < 8:
+        return _scaled(pixels, 255 / (2**bits - 1), np.uint8)
     return _scaled(pixels, 65535 / (2**bits - 1))
 
 
-def _scaled(pixels: np.ndarray, factor: float) -> np.ndarray:
-    out = np.empty(pixels.shape, dtype=np.uint16)
+def _scaled(pixels: np.ndarray, factor: float, dtype: type = np.uint16) -> np.ndarray:
+    out = np.empty(pixels.shape, dtype=dtype)
     for row, values in enumerate(pixels):  # no copy of the whole in 64 bits
         out[row] = np.rint(values.astype(np.float64) * factor)
     return out

@@ -56,7 +56,7 @@ def of_image(image: Image.Image) -> Metadata:
     comment = info.get("comment")
     if isinstance(comment, bytes) and comment.strip(b"\0"):
         texts[COMMENT] = _decoded(comment.strip(b"\0"))
-    block = _bytes(info.get("exif")) or profiles.get("exif") or profiles.get("app1") or b""
+    block = _block_of(image) or profiles.get("exif") or profiles.get("app1") or b""
     resources = _bytes(profiles.get("iptc") or profiles.get("8bim"))
     photoshop = info.get("photoshop")
     iptc = photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else None
@@ -69,6 +69,17 @@ def of_image(image: Image.Image) -> Metadata:
             texts={key: str(value) for key, value in texts.items()},
         )
     )
+
+
+def _block_of(image: Image.Image) -> bytes:
+    """Return the EXIF block as the file has it.
+
+    Pillow writes an AVIF's anew where it differs from the container in how to turn the image,
+    and letters beyond ASCII do not survive that; its decoder still has the block.
+    """
+    if image.format == "AVIF" and hasattr(image, "_decoder"):
+        return _bytes(image._decoder.get_info()[4])
+    return _bytes(image.info.get("exif"))
 
 
 def of_tiff(data: bytes) -> Metadata:
