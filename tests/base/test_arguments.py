@@ -122,3 +122,10 @@ def _keys(node: Any, prefix: str) -> set[str]:
     if not isinstance(node, dict):
         return {prefix}
     return {prefix}.union(*(_keys(v, f"{prefix}.{k}".lstrip(".")) for k, v in node.items()))
+
+
+@pytest.mark.parametrize("name", ["Photos (1)", "Family, 1980", "[scans]", "R&B", "a=b", "1980"])
+@pytest.mark.parametrize("key", ["options.mask", "runner.logs", "callbacks.best.dirpath"])
+def test_paths_in_groups_are_taken_as_typed(key: str, name: str) -> None:
+    (argument,) = as_typed([f"{key}={name}"], "restore")
+    assert OverridesParser.create().parse_override(argument).value() == name
