@@ -77,8 +77,9 @@ def _block_of(image: Image.Image) -> bytes:
     Pillow writes an AVIF's anew where it differs from the container in how to turn the image,
     and letters beyond ASCII do not survive that; its decoder still has the block.
     """
-    if image.format == "AVIF" and hasattr(image, "_decoder"):
-        return _bytes(image._decoder.get_info()[4])
+    decoder: Any = getattr(image, "_decoder", None)
+    if image.format == "AVIF" and decoder is not None:
+        return _bytes(decoder.get_info()[4])
     return _bytes(image.info.get("exif"))
 
 
