@@ -125,7 +125,7 @@ def _keys(node: Any, prefix: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["Photos (1)", "Family, 1980", "[scans]", "R&B", "a=b", "1980"])
-@pytest.mark.parametrize("key", ["options.mask", "runner.logs", "callbacks.best.dirpath"])
+@pytest.mark.parametrize("key", ["clean", "options.mask", "runner.logs", "callbacks.best.dirpath"])
 def test_paths_in_groups_are_taken_as_typed(key: str, name: str) -> None:
     (argument,) = as_typed([f"{key}={name}"], "restore")
     assert OverridesParser.create().parse_override(argument).value() == name

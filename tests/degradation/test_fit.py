@@ -186,6 +186,7 @@ def test_mistakes_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for words, said in (
         (["output=mine"], "a preset's file ends in .yaml"),
         (["output=mine.yaml", "fit.images=5"], "fit.images must be at least 100, got 5"),
+        (["output=mine.yaml", "side=8"], "side=8: crops need at least 64 pixels"),
         (["output=mine.yaml", f"input={folder / '00.jpg'}"], "1 photographs; .* at least 8"),
     ):
         monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # a command sets it

@@ -13,6 +13,7 @@ from open_supir.inference.model import Model
 from open_supir.networks.switches import compile_networks
 
 SIZES = ((32, 32), (48, 32))  # a second size compiles again
+ROUNDING = 1e-4  # float32 sums in another order, over all steps; a fortieth of a level
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def test_traced_restoring_gives_the_same_images() -> None:
     assert compile_networks(restorer.network, "regional", backend="aot_eager") > 0
     for size, expected in zip(SIZES, eager, strict=True):
         images = restorer(photo(size), caption="a wall").restored
-        torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(images, expected, rtol=0, atol=ROUNDING)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
@@ -48,4 +49,4 @@ def test_compiled_restoring_gives_the_same_images(tmp_path: Path) -> None:
         made.append([restorer(photo(size), caption="a wall").restored for size in SIZES])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for eager, compiled in zip(*made, strict=True):
-        torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-4)
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=ROUNDING)

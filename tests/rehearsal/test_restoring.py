@@ -93,6 +93,8 @@ def test_cards_fit_what_is_below_their_share() -> None:
     assert card.fits(2, 30e9, 1e9) == "no"
     with pytest.raises(ValueError, match="24, 48, 80, 141"):
         Card(32)
+    with pytest.raises(ValueError, match="mfu=0"):
+        Card(24, 0)
 
 
 @pytest.mark.slow

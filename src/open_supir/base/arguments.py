@@ -26,7 +26,7 @@ PATHS = (
     "caption.cache", "prior.path", "negatives.prior.path", "dedup.against",
     "protocol.hq_folder", "protocol.lq_folder", "metrics.mask",
     "preference.folders", "preference.folders.*", "preference.lq", "preference.hq",
-    "options.mask", "runner.logs", "callbacks.*.dirpath", "logger.*.save_dir",
+    "clean", "options.mask", "runner.logs", "callbacks.*.dirpath", "logger.*.save_dir",
     "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 TEXTS = (

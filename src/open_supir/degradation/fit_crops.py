@@ -20,6 +20,7 @@ from open_supir.base.images.read import read_file_pixels
 from open_supir.base.rng import keyed_rng
 from open_supir.degradation.fit_bank import NO_QUALITY
 from open_supir.degradation.jpeg_traces import last_quality
+from open_supir.degradation.statistics import SMALLEST
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ def read_photographs(
     """Take a crop of each photograph; a bad or small one is logged, counted and left out.
 
     Raises:
-        ValueError: None is left.
+        ValueError: None is left, or `side` is too small to measure.
     """
+    if side < SMALLEST:
+        raise ValueError(f"side={side}: crops need at least {SMALLEST} pixels a side")
     names, crops, quality = [], [], []
     sources: Counter[str] = Counter()
     skipped: Counter[str] = Counter()

@@ -15,24 +15,27 @@ class Card:
     """A card by its memory.
 
     Raises:
-        ValueError: No card of that size is known.
+        ValueError: No card of that size is known, or `mfu` is no share.
     """
 
     memory: int  # GB
+    mfu: float = 0.4  # share of the card's bf16 rate that is reached
 
     def __post_init__(self) -> None:
         if self.memory not in CARDS:
             known = ", ".join(map(str, CARDS))
             raise ValueError(f"device_memory={self.memory}: known are {known} (GB)")
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu={self.mfu}: expected a share above 0, at most 1, such as 0.4")
 
     @property
     def usable(self) -> float:
         """Bytes that tensors may take."""
         return self.memory * GB * USABLE
 
-    def seconds(self, flops: float, mfu: float) -> float:
-        """Return how long these operations take at the share `mfu` of the bf16 rate."""
-        return flops / (PEAK_TFLOPS[CARDS[self.memory]] * 1e12 * mfu)
+    def seconds(self, flops: float) -> float:
+        """Return how long these operations take."""
+        return flops / (PEAK_TFLOPS[CARDS[self.memory]] * 1e12 * self.mfu)
 
     def fits(self, micro_batch: int, peak: float, a_crop: float) -> str:
         """Say whether a step fits, else how many crops would.
@@ -47,6 +50,6 @@ class Card:
         return f"micro_batch={2 ** (crops.bit_length() - 1)}" if crops > 0 else "no"
 
 
-def cards(memory: int | None) -> list[Card]:
+def cards(memory: int | None, mfu: float) -> list[Card]:
     """Return the card of that size in GB, or all."""
-    return [Card(size) for size in (CARDS if memory is None else (memory,))]
+    return [Card(size, mfu) for size in (CARDS if memory is None else (memory,))]

@@ -38,7 +38,7 @@ def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
         config: Of the run.
 
     Raises:
-        ValueError: The global batch cannot be split so, or a card is unknown.
+        ValueError: The global batch cannot be split so, a card is unknown, or `mfu` is no share.
     """
     trainer, data = config["trainer"], config["data"]
     strategy = trainer["strategy"]

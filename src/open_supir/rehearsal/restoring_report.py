@@ -68,7 +68,7 @@ def dry_run_restoring(config: Mapping[str, Any], sizes: Sizes) -> str:
     model = _model(config)
     options = model.options(config["sampler"], config["options"])
     memory, mfu = config["device_memory"], config["mfu"]
-    known = cards(memory)
+    known = cards(memory, mfu)
     chosen = spread(sizes)
     costs = rehearse_restoring(
         build_networks(model.recipe["architecture"]),
@@ -77,7 +77,7 @@ def dry_run_restoring(config: Mapping[str, Any], sizes: Sizes) -> str:
         dtype=parse_dtype(model.dtype),
         device_memory=None if memory is None else memory * GB,
     )
-    rows = [_row(cost, chosen[cost.size], options, known, mfu) for cost in costs]
+    rows = [_row(cost, chosen[cost.size], options, known) for cost in costs]
     write_report({"how": "simulated", "dtype": model.dtype, "mfu": mfu, "rows": rows},
                  config["report"])  # fmt: skip
     return restoring_table(rows, dtype=model.dtype, mfu=mfu)
@@ -127,7 +127,7 @@ def _model(config: Mapping[str, Any]) -> Model:
 
 
 def _row(
-    cost: RestoringCost, images: int, options: RestoreOptions, known: Sequence[Card], mfu: float
+    cost: RestoringCost, images: int, options: RestoreOptions, known: Sequence[Card]
 ) -> dict[str, Any]:
     flops = cost.flops * options.num_samples
     return {
@@ -142,7 +142,7 @@ def _row(
         "waits": sum(phase.waits.total() for phase in cost.stages.values()),
         "stages": {name: phase.plain() for name, phase in cost.stages.items()},
         "seconds": {
-            str(card.memory): card.seconds(flops, mfu) if cost.peak <= card.usable else None
+            str(card.memory): card.seconds(flops) if cost.peak <= card.usable else None
             for card in known
         },
     }

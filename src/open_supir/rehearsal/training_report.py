@@ -34,7 +34,11 @@ def report_training(
 
     Returns:
         Values for `training_tables` and JSON; memory in bytes.
+
+    Raises:
+        ValueError: A card is unknown, or `mfu` is no share.
     """
+    known = cards(device_memory, mfu)
     sizes = parameters(module)
     trained = sum(part["trained"] for part in sizes.values())
     cost, how = _cost(module, plan)
@@ -48,7 +52,7 @@ def report_training(
         less += (held - less) * (1 - 1 / ranks) * changed["sharded"]
         peak = max(cost.peak(cost.first), cost.peak(cost.later)) + extra - less
         a_crop = max(0, peak - (cost.resident + extra - less)) / plan.micro_batch
-        fits = {str(c.memory): c.fits(plan.micro_batch, peak, a_crop) for c in cards(device_memory)}
+        fits = {str(c.memory): c.fits(plan.micro_batch, peak, a_crop) for c in known}
         return {"change": name, "by": by, "peak": int(peak), "a_crop": int(a_crop), "fits": fits}
 
     rows = [row("as configured", cost, how)]
@@ -61,9 +65,7 @@ def report_training(
         if ranks > 1 and not sharded:
             rows.append(row("trainer=sharded", cost, "computed", sharded=True))
     micro_steps = max_steps * global_batch / (plan.micro_batch * ranks)
-    seconds = {
-        str(c.memory): c.seconds(cost.flops * micro_steps, mfu) for c in cards(device_memory)
-    }
+    seconds = {str(c.memory): c.seconds(cost.flops * micro_steps) for c in known}
     return {
         "how": how,
         "plan": {k: str(v) if "torch" in str(v) else v for k, v in asdict(plan).items()},
