@@ -1,5 +1,7 @@
 """The registry and the search for weight files."""
 
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -120,6 +122,22 @@ def test_luma_metrics_differ_from_rgb_metrics() -> None:
     # MSE 0.1**2 / 3 in RGB; (0.1 * 24.966 / 255)**2 in Y
     assert values["psnr"] == pytest.approx(24.771, abs=1e-3)
     assert values["psnr_y"] == pytest.approx(40.184, abs=2e-3)
+
+
+def test_pyiqa_leaves_transformers_llama_to_captioners() -> None:
+    """In a process of its own: what is replaced stays so. MS-SSIM is found by importing all."""
+    code = """
+import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from open_supir.evaluation.metrics import METRICS
+METRICS["ms_ssim"].build(torch.device("cpu"))
+import pyiqa.archs
+from transformers.models.llama import modeling_llama
+assert pyiqa.archs._ALL_ARCH_IMPORTED, "found otherwise: this test tests nothing"
+assert modeling_llama.LlamaDecoderLayer is LlamaDecoderLayer
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", ["ms_ssim", "fsim", "gmsd", "vif"])

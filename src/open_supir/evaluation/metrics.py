@@ -10,6 +10,7 @@ a value. A `SetScore`, for metrics of whole sets, takes two folders of PNG files
 
 import contextlib
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -128,8 +129,29 @@ def create_pyiqa(metric_id: str, device: torch.device, **options: Any):
     with offline(), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         import pyiqa
 
-        with _timm_without_download():
+        with _timm_without_download(), _llama_as_it_is(metric_id):
             return pyiqa.create_metric(metric_id, device=device, **options)
+
+
+@contextlib.contextmanager
+def _llama_as_it_is(metric_id: str) -> Iterator[None]:
+    """Keep pyiqa from importing what replaces transformers' Llama for the whole process.
+
+    To find some names, such as that of MS-SSIM, it imports all its metrics; after that no LLaVA
+    captioner could be built. A metric that needs the replacement still makes it.
+    """
+    names = [n for n in _REPLACE_LLAMA if n not in metric_id and _arch(n) not in sys.modules]
+    for name in names:
+        sys.modules[_arch(name)] = None  # type: ignore[assignment]  # importing it fails
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[_arch(name)]
+
+
+def _arch(name: str) -> str:
+    return f"pyiqa.archs.{name}_arch"
 
 
 @contextlib.contextmanager
@@ -159,6 +181,7 @@ def _installed(package: str, licence: str) -> str:
 _PYIQA = _installed("pyiqa", "PolyForm Noncommercial")
 _TORCHMETRICS = _installed("torchmetrics", "Apache-2.0")
 _OWN = "own formula"
+_REPLACE_LLAMA = ("qalign", "compare2score")  # pyiqa's, see `_llama_as_it_is`
 _ALEXNET = torchvision_file("alexnet-owt-7be5be79.pth")
 _VGG16 = torchvision_file("vgg16-397923af.pth")
 _CLIP_RN50 = WeightFile(
