@@ -13,8 +13,8 @@ from open_supir.base.rng import keyed_rng
 from open_supir.data.samples import (
     CropPolicy,
     ImageLimits,
-    Sample,
     SampleError,
+    TrainingSample,
     array_image,
     collate,
     crop_sample,
@@ -232,7 +232,7 @@ def test_crop_policy_refuses_bad_values(options: dict) -> None:
 
 
 def test_collate_gives_the_batch_of_the_contract() -> None:
-    sample = Sample(
+    sample = TrainingSample(
         hq=coordinates(64, 64),
         caption="c",
         sizes=np.arange(6, dtype=np.float32),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from open_supir.base.images.write import write_image
 from open_supir.evaluation.metrics import select_metrics
-from open_supir.evaluation.protocols import Protocol, image_seed, load_samples
+from open_supir.evaluation.protocols import Protocol, load_samples, seed_of
 from open_supir.evaluation.samples import BrokenSample
 from open_supir.evaluation.synthetic import FixedDegradation
 
@@ -41,7 +41,7 @@ def test_degraded_samples_are_cropped_and_seeded_by_name(tmp_path: Path) -> None
     protocol = _protocol(crop=16, seed=3)
     ((name, lq, hq, source, how, small),) = load_samples(protocol, hq=tmp_path, degrade=degrade)
     assert source == tmp_path / "sub/a.png" and how == {"factor": 0.5} and small is None
-    assert name == "sub/a" and seeds == [image_seed(3, "sub/a")]
+    assert name == "sub/a" and seeds == [seed_of(3, "sub/a")]
     assert torch.equal(hq, image[..., 4:20, 2:18])
     assert torch.equal(lq, (hq * 0.5 * 255).round() / 255)
 

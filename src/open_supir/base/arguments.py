@@ -1,4 +1,4 @@
-"""Paths and texts on the command line, taken as people type them.
+"""Paths and texts on the command line, without quoting for Hydra.
 
 Hydra reads a value by a grammar in which `Family, 1980` is a sweep, `1980` a number and `R&B` an
 error. For the keys below, the rest of the argument is the value. Quoted values and null are left to

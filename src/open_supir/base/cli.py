@@ -1,4 +1,4 @@
-"""How every command starts: Hydra, with mistakes answered in one line.
+"""Starting a command: Hydra, with users' mistakes reported in one line.
 
 Paths and texts are taken as typed (see `arguments`), a mistyped key is refused with the keys that
 exist, and an error is one line and exit status 1 (see `failures`). Set HYDRA_FULL_ERROR=1 for the

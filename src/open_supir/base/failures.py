@@ -1,4 +1,4 @@
-"""What a command says when it fails: one line, and where the traceback is if that says little."""
+"""The message of a command that fails: one line, and where the traceback is if that is needed."""
 
 import itertools
 import logging
@@ -94,7 +94,7 @@ def unknown_key(key: str, config_name: str, overrides: list[str]) -> str:
 
 
 def _follow(node: Any, names: list[str]) -> tuple[list[str], Any]:
-    """Return how far a path of names goes into nested dicts, and what is there."""
+    """Return how many names of a path exist in nested dicts, and the value there."""
     for count, name in enumerate(names):
         if not isinstance(node, dict) or name not in node:
             return names[:count], node

@@ -18,7 +18,7 @@ TWICE = "folder is read already"
 def walk(
     root: Path, skip: Skip, *, follow_links: bool = True, is_left_out: IsLeftOut | None = None
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder from `root` down, with the sorted names of what is in it but folders.
+    """Yield each folder from `root` down, with the sorted names of its entries except folders.
 
     Names may be links that lead nowhere, pipes, and anything else that is no folder.
 

@@ -1,4 +1,4 @@
-"""SHA-256 of weight files, remembered: hashing 7 GB takes longer than reading what is needed of it.
+"""SHA-256 of weight files, cached: hashing 7 GB takes longer than reading the parts in use.
 
 A file that changes without a change of its size or time is not noticed; loading checks values, and
 checkpoints have fingerprints of their frozen parts.

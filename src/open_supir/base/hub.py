@@ -65,7 +65,7 @@ def short_names(conf: Path) -> dict[str, Named]:
 
 
 def is_named(text: str, conf: Path) -> bool:
-    """Say whether a text names a file of the hub; a local file of that name takes precedence."""
+    """Return whether a text names a file of the hub; a local file of that name takes precedence."""
     if text.startswith(HF):
         return True
     return bool(_SHORT.fullmatch(text)) and text in _table(conf) and not Path(text).exists()
@@ -123,7 +123,7 @@ def fetch(wanted: Named) -> Path:
 
 
 def push(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Upload a folder to a repository of the hub, which is made if need be; returns its address.
+    """Upload a folder to a repository of the hub, creating it if necessary; return its address.
 
     Raises:
         PermissionError: The token may not write there.

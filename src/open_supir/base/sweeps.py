@@ -51,5 +51,5 @@ def bare(override: str) -> str:
 
 
 def in_order(path: Path) -> list[str | int]:
-    """Return a sort key by which 2_x comes before 10_x."""
+    """Return a sort key that puts 2_x before 10_x."""
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", path.name)]

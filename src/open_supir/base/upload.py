@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16  # bytes; valid for every dtype
-Place = tuple[int, torch.dtype, torch.Size]
+Slot = tuple[int, torch.dtype, torch.Size]
 
 
 def upload(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -21,7 +21,7 @@ def upload(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor
     return unpack(buffer.to(device, non_blocking=True), places)
 
 
-def pack(tensors: dict[str, Tensor], *, pinned: bool) -> tuple[Tensor, dict[str, Place]]:
+def pack(tensors: dict[str, Tensor], *, pinned: bool) -> tuple[Tensor, dict[str, Slot]]:
     """Pack tensors into one uint8 buffer; return it, and each tensor's offset, dtype and shape."""
     places, end = {}, 0
     for name, tensor in tensors.items():
@@ -34,7 +34,7 @@ def pack(tensors: dict[str, Tensor], *, pinned: bool) -> tuple[Tensor, dict[str,
     return buffer, places
 
 
-def unpack(buffer: Tensor, places: dict[str, Place]) -> dict[str, Tensor]:
+def unpack(buffer: Tensor, places: dict[str, Slot]) -> dict[str, Tensor]:
     """Return views of a packed buffer."""
     views = {}
     for name, (start, dtype, shape) in places.items():

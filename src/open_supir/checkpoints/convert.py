@@ -49,7 +49,7 @@ FORMATS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 FOLDERS = ("diffusers", "hub")  # formats that are a folder
 
 
-class Input(NamedTuple):
+class MergedInput(NamedTuple):
     """The combined contents of the input files."""
 
     parts: dict[str, PartTensors]  # part -> tensors by our names
@@ -110,7 +110,7 @@ def convert(
     return output
 
 
-def _with_encoder(given: Input) -> Input:
+def _with_encoder(given: MergedInput) -> MergedInput:
     """Add the robust encoder that a training checkpoint records, if the files hold none."""
     if ENCODER in given.parts or given.metadata.get(ENCODER) == "clean":
         return given
@@ -125,7 +125,7 @@ def _with_encoder(given: Input) -> Input:
     return _with(given, {ENCODER: added[ENCODER]})
 
 
-def _with_base(given: Input) -> Input:
+def _with_base(given: MergedInput) -> MergedInput:
     """Add the parts of SDXL, from the files that a training checkpoint records."""
     for key, parts in (("vae", ("vae",)), ("sdxl", SDXL_PARTS)):
         path = given.weights.get(key)
@@ -150,8 +150,8 @@ def _named_base(base: str | None) -> str | None:
     return named(base, CONF).address if base and is_named(base, CONF) else None
 
 
-def _with_loras(given: Input, loras: Sequence[LoraFile]) -> Input:
-    """Merge LoRAs into the base, and say so in the metadata."""
+def _with_loras(given: MergedInput, loras: Sequence[LoraFile]) -> MergedInput:
+    """Merge LoRAs into the base, and record them in the metadata."""
     if not loras:
         return given
     if "unet" not in given.parts:
@@ -164,7 +164,7 @@ def _with_loras(given: Input, loras: Sequence[LoraFile]) -> Input:
     return given._replace(parts=merged.parts, metadata=given.metadata | words)
 
 
-def _with(given: Input, added: Mapping[str, PartTensors]) -> Input:
+def _with(given: MergedInput, added: Mapping[str, PartTensors]) -> MergedInput:
     parts = {**given.parts, **added}
     return given._replace(parts={part: parts[part] for part in PARTS if part in parts})
 
@@ -178,7 +178,9 @@ def _parts_of(path: str, what: str) -> Mapping[str, PartTensors]:
     return read_contents(open_checkpoint(path, key="input")).parts
 
 
-def _metadata(settings: Mapping[str, Any], given: Input, wanted: Sequence[str]) -> dict[str, str]:
+def _metadata(
+    settings: Mapping[str, Any], given: MergedInput, wanted: Sequence[str]
+) -> dict[str, str]:
     """Return the output's metadata: base, licence, and the user's own entries."""
     words = dict(given.metadata)
     if ENCODER in wanted:
@@ -213,7 +215,7 @@ def _base_words(wanted: str | None, recorded: str | None) -> dict[str, str]:
     return words | {"base_license": licence or UNSTATED}
 
 
-def _read(paths: Sequence[str]) -> Input:
+def _read(paths: Sequence[str]) -> MergedInput:
     """Return the contents of all files; parts of a later file replace those of an earlier one."""
     parts: dict[str, PartTensors] = {}
     words: dict[str, str] = {}
@@ -251,7 +253,7 @@ def _read(paths: Sequence[str]) -> Input:
         words = words | held if "control" in contents.parts else held | words
     own = ("format", "layout", "control", "connector")  # the writer sets these
     words = {key: value for key, value in words.items() if key not in own}
-    return Input({part: parts[part] for part in PARTS if part in parts}, words, weights)
+    return MergedInput({part: parts[part] for part in PARTS if part in parts}, words, weights)
 
 
 def _portable(recipe: Mapping[str, Any]) -> dict[str, Any]:

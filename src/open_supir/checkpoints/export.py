@@ -33,7 +33,7 @@ SDXL_PARTS = ("unet", "vae", "clip_l", "clip_g")
 SUPIR_PARTS = ("control", "connector", "robust_encoder")
 SHARED = "robust_encoder.quant_conv."  # the VAE's; official files hold it once
 
-_WEIGHT_FILES = {
+_FILE_NAMES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
@@ -131,7 +131,7 @@ def export_diffusers(
         by_folder.setdefault(folder, {})[name] = entry
     words = {"layout": "diffusers", **_control_words(parts, metadata), **metadata}
     for folder, tensors in by_folder.items():
-        file = _WEIGHT_FILES.get(folder, "diffusion_pytorch_model.safetensors")
+        file = _FILE_NAMES.get(folder, "diffusion_pytorch_model.safetensors")
         write_safetensors(root / folder / file, tensors, words)
     shapes = {key: entry[0].shape for key, entry in stored.items()}
     configs = component_configs(shapes, shape, head_channels=head_channels)

@@ -28,7 +28,7 @@ _PREFIXES = (
     ("conditioner.embedders.1.model.", "clip_g."),
 )
 _CLIP_L = "conditioner.embedders.0.transformer."
-_HF_TEXT = "text_model."
+HF_TEXT = "text_model."
 
 # Prefixes as redistributed files shorten them, and in full.
 _BARE = (
@@ -151,7 +151,7 @@ def hf_to_open_clip(key: str) -> str | None:
     """
     if key == "text_projection.weight":
         return "text_projection:transposed"
-    key = key.removeprefix(_HF_TEXT)
+    key = key.removeprefix(HF_TEXT)
     if match := _BLOCK.fullmatch(key):
         name = _HF_BLOCK_TO_OPEN_CLIP.get(match[2])
         return None if name is None else f"transformer.resblocks.{match[1]}.{name}"
@@ -166,7 +166,7 @@ def open_clip_to_hf(name: str) -> str:
     table, inner = (_OPEN_CLIP_BLOCK_TO_HF, match[2]) if match else (_OPEN_CLIP_TO_HF, name)
     if inner not in table:
         raise KeyError(f"text tower tensor {name!r} has no name in transformers' layout")
-    return _HF_TEXT + (f"encoder.layers.{match[1]}." if match else "") + table[inner]
+    return HF_TEXT + (f"encoder.layers.{match[1]}." if match else "") + table[inner]
 
 
 def official_pieces(name: str) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def ignored_for(prediction: str) -> tuple[str, ...]:
 
 
 def prediction_of(path: str | Path, *, key: str = "") -> str:
-    """Return what a base file's UNet predicts, eps, v or edm; eps where the file says nothing.
+    """Return what a base file's UNet predicts: eps, v or edm; eps where the file does not tell.
 
     It says so in its metadata, in a training checkpoint's recipe, or by an empty key.
 

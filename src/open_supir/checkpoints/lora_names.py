@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 
 from open_supir.checkpoints.diffusers_names import UNetShape, diffusers_pieces, to_diffusers
+from open_supir.checkpoints.keymaps import HF_TEXT
 
 # Our parts -> prefixes of their layers, before names with dots and with underscores.
 PREFIXES = {
@@ -16,7 +17,6 @@ PREFIXES = {
     "clip_l": (("text_encoder.",), "lora_te1_"),
     "clip_g": (("text_encoder_2.",), "lora_te2_"),
 }
-_HF_TEXT = "text_model."
 
 _PAIR = re.compile(
     r"(.+)\.(?:lora_(down|up|mid|A|B)(?:\.default)?|lora(?:_linear_layer)?\.(down|up))\.weight"
@@ -27,7 +27,7 @@ _AB = {"A": "down", "B": "up"}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Return the layer that a stored key belongs to, and what it is of it; None for other keys.
+    """Return a stored key's layer and its role in it; None for other keys.
 
     It is down, up or mid (of a factorised convolution), alpha, dora_scale (as LyCORIS has it) or
     magnitude (as peft has it).
@@ -62,7 +62,7 @@ def layer_names(names: Iterable[str]) -> dict[str, str]:
                 continue
             stem = to_diffusers(piece, shape).partition("/")[2].removesuffix(".weight")
             # LDM's block numbers; text layers also without the wrapper that transformers 5 dropped
-            other = inner.removesuffix(".weight") if part == "unet" else stem.removeprefix(_HF_TEXT)
+            other = inner.removesuffix(".weight") if part == "unet" else stem.removeprefix(HF_TEXT)
             for layer in (stem, other):
                 found |= {f"{prefix}{layer}": piece for prefix in dotted}
                 found[underscored + layer.replace(".", "_")] = piece

@@ -1,4 +1,4 @@
-"""LoRA files: low-rank changes of a base's weights, merged into them while they are read.
+"""LoRA files: low-rank changes of a base's weights, merged while the base is read.
 
 A layer's weight W becomes W + s B A, where B (out, r) and A (r, in) are the file's tensors and s is
 the wanted scale times alpha / r (arXiv:2106.09685); LoCon does the same for convolutions. DoRA then
@@ -284,7 +284,7 @@ def _check_fit(
 
 
 def _factors(checkpoint: Checkpoint, layers: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
-    """Return alpha / rank by layer; 1 where the file says nothing, as all programs take it."""
+    """Return alpha / rank by layer; 1 where the file gives none, as in all programs."""
     said = json.loads(checkpoint.metadata.get(_PEFT, "{}"))
     factors = {}
     for layer, keys in layers.items():

@@ -37,7 +37,7 @@ class PartTensors(Mapping[str, Tensor]):
         )
 
     def changed(self, name: str, stored: Tensor) -> Tensor:
-        """Return what becomes of a stored tensor; here, itself."""
+        """Return the tensor to use for a stored one; here, itself."""
         return stored
 
     def __iter__(self) -> Iterator[str]:

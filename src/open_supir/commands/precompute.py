@@ -18,7 +18,7 @@ from open_supir.checkpoints.load import ignored_for
 from open_supir.checkpoints.loras import lora_files
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.networks import AutoencoderKL, Conditioner
-from open_supir.training.precompute import write_latents, write_text
+from open_supir.training.precompute import write_latents, write_text_features
 
 
 @command("train")
@@ -44,7 +44,7 @@ def precompute(cfg: DictConfig) -> int:
     if "text" in kinds:
         conditioner: Conditioner = _frozen(cfg.conditioner, device)
         _load(cfg, "sdxl", {"clip_l": conditioner.clip_l, "clip_g": conditioner.clip_g})
-        written += write_text(data, conditioner, device)
+        written += write_text_features(data, conditioner, device)
     return written
 
 

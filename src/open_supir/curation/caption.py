@@ -31,7 +31,7 @@ ROWS = pa.schema(
 RETRY_SECONDS = 1.0
 
 
-class Caption:
+class Captioning:
     """Processes the units of the caption step."""
 
     def __init__(

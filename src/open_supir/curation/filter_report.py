@@ -34,7 +34,7 @@ THUMBNAIL = 112  # pixels
 SHOWN = 200  # listed files that could not be stored
 
 
-class Stored(NamedTuple):
+class StoredImages(NamedTuple):
     """Location and scores of every stored image."""
 
     units: list[str]
@@ -95,7 +95,7 @@ def _skipped(root: Path, units: Sequence[str]) -> list[tuple[str, str, str | Non
     return [(r["path"], r["reason"], r["detail"]) for r in rows if r["reason"] is not None]
 
 
-def _load(root: Path, units: list[str]) -> Stored:
+def _load(root: Path, units: list[str]) -> StoredImages:
     numbers, indexes = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     scores: dict[str, list[np.ndarray]] = {}
     for number, stored in enumerate(stored_rows(root, units, MEASURES, scores=True)):
@@ -108,11 +108,11 @@ def _load(root: Path, units: list[str]) -> Stored:
     unit, index = np.concatenate(numbers), np.concatenate(indexes)
     joined = {name: np.concatenate(parts) for name, parts in scores.items()}
     whole = {name: values for name, values in joined.items() if len(values) == len(unit)}
-    return Stored(units, unit, index, whole)
+    return StoredImages(units, unit, index, whole)
 
 
 def _score_blocks(
-    root: Path, stored: Stored, name: str, edges: Sequence[tuple[str, float]]
+    root: Path, stored: StoredImages, name: str, edges: Sequence[tuple[str, float]]
 ) -> Iterator[Block]:
     """Yield a score's histogram, and the pictures nearest to each threshold on both sides."""
     yield Heading(name)
@@ -140,7 +140,7 @@ def _score_blocks(
             yield ContactSheet(pictures, good=word == "passed")
 
 
-def _picture(root: Path, stored: Stored, number: int, value: float) -> tuple[str, str]:
+def _picture(root: Path, stored: StoredImages, number: int, value: float) -> tuple[str, str]:
     """Return the thumbnail of a stored image, and its score and key."""
     folder = unit_folder(root, "filter", stored.units[stored.unit[number]])
     done = read_done(folder)

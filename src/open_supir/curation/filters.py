@@ -19,7 +19,7 @@ from open_supir.base.images.read import read_pixels
 from open_supir.curation.jpeg_files import strip_metadata
 from open_supir.curation.measures import measure, perceptual_hash
 from open_supir.curation.reading import Candidate, read_candidates
-from open_supir.curation.sources import file_digest, printable
+from open_supir.curation.sources import file_digest, utf8_of
 from open_supir.curation.step_settings import FilterSettings
 from open_supir.curation.tables import write_rows
 from open_supir.curation.thresholds import MEASURES
@@ -78,7 +78,7 @@ class Filter:
                 decoded = decode(candidate.data, self.limits)
                 pieces = list(self._pieces(candidate, decoded, row))
             except SampleError as error:
-                detail = printable(error.detail)  # it may name a file
+                detail = utf8_of(error.detail)  # it may name a file
                 rows.append(row | {"reason": error.reason, "detail": detail})
                 continue
             for sample, piece in pieces:

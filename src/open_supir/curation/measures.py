@@ -57,11 +57,6 @@ def laplacian(luma: np.ndarray) -> np.ndarray:
     return edges
 
 
-def laplacian_variance(luma: np.ndarray) -> float:
-    """Return the variance of the Laplacian of (H, W) int16 luma."""
-    return _variance(laplacian(luma))
-
-
 def focus(edges: np.ndarray, *, tile: int = TILE, share: float = SHARPEST) -> float:
     """Return the variance of a Laplacian (h, w) in the tile that `share` of all tiles exceed.
 

@@ -44,7 +44,7 @@ def _short(value: float | None) -> str:
 
 
 def say_outcome(settings: Any, root: Path, filtered: Sequence[Mapping[str, Any]]) -> str:
-    """Return the result of a run in words: kept, refused and why, where it is, what comes next.
+    """Describe a run's result: images kept, refused and why, where they are, what to run next.
 
     Args:
         settings: Of the pipeline.

@@ -21,7 +21,7 @@ from open_supir.curation.steps import CaptionStep, FilterStep, NegativeStep, Sco
 from open_supir.curation.thresholds import MEASURES, Thresholds
 from open_supir.curation.work import (
     DONE,
-    Step,
+    CurationStep,
     Unit,
     alone,
     digest,
@@ -260,7 +260,7 @@ class Pipeline:
     def _filtered(self) -> list[tuple[str, dict[str, Any]]]:
         return self._ready(self.settings.filter, self.listed)
 
-    def _ready(self, step: Step, units: Sequence[Unit]) -> list[tuple[str, dict[str, Any]]]:
+    def _ready(self, step: CurationStep, units: Sequence[Unit]) -> list[tuple[str, dict[str, Any]]]:
         """Return the `done.json` of every unit, except those that failed in this run.
 
         Raises:
@@ -291,7 +291,7 @@ class Pipeline:
     def _inputs(self, done: dict[str, Any]) -> dict[str, Any]:
         return {"root": str(self.root), "shard": done["statistics"]["shard"]}
 
-    def _do(self, step: Step, units: Sequence[Unit], *, here: bool = False) -> None:
+    def _do(self, step: CurationStep, units: Sequence[Unit], *, here: bool = False) -> None:
         """Do the remaining units of a step."""
         left = [unit for unit in units if not is_done(self.root, step, unit)]
         if not left:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from open_supir.curation.runners import ATTEMPTS, OpenError, Outcome, describe, open_step, try_unit
-from open_supir.curation.work import Step, Unit
+from open_supir.curation.work import CurationStep, Unit
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RayRunner:
                 f"attempts >= 1, got {self.num_workers} and {self.attempts}"
             )
 
-    def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+    def run(self, step: CurationStep, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it completes; see Runner.
 
         Raises:
@@ -133,7 +133,7 @@ class RayRunner:
 class Actor:
     """Runs in Ray's workers."""
 
-    def __init__(self, step: Step, root: str) -> None:
+    def __init__(self, step: CurationStep, root: str) -> None:
         self.step, self.root = step, Path(root)
         self.process: Any = None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from open_supir.base.images.captions import caption_beside, caption_file, decode_text
 from open_supir.base.images.listing import IMAGE_SUFFIXES
-from open_supir.curation.sources import printable
+from open_supir.curation.sources import utf8_of
 from open_supir.curation.tables import read_rows
 from open_supir.curation.work import Unit, digest
 from open_supir.data.index import SIZE_LIMITS, index_tar
@@ -61,22 +61,20 @@ def _from_file(row: dict[str, Any]) -> Iterator[Candidate]:
     path, caption = Path(os.fsdecode(row["path"])), row["caption"]
     if row.get("reason"):
         error = SampleError(row["reason"], row["detail"] or "")
-        yield Candidate(**known, path=printable(row["path"]), caption=None, error=error)
+        yield Candidate(**known, path=utf8_of(row["path"]), caption=None, error=error)
         return
     try:
         caption = caption or caption_beside(path) or None
     except (ValueError, OSError) as error:
         text: dict[str, Any] = known | {"key": digest("key", row["key"], "caption")}
         about = SampleError("caption cannot be read", str(error))
-        yield Candidate(
-            **text, path=printable(caption_file(path) or path), caption=None, error=about
-        )
+        yield Candidate(**text, path=utf8_of(caption_file(path) or path), caption=None, error=about)
     yield _image(row, path, caption)
 
 
 def _image(row: dict[str, Any], path: Path, caption: str | None) -> Candidate:
     known = {name: row[name] for name in ("key", "source", "licence")}
-    known["path"] = printable(row["path"])
+    known["path"] = utf8_of(row["path"])
     try:
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait
@@ -119,7 +117,7 @@ def _from_tar(row: dict[str, Any], keep_keys: bool) -> Iterator[Candidate]:
             continue  # img2dataset's own files, such as statistics
         yield Candidate(
             key=digest("key", row["key"], reason, name),
-            path=f"{printable(row['path'])}::{name}",
+            path=f"{utf8_of(row['path'])}::{name}",
             source=row["source"],
             licence=None,
             caption=None,
@@ -138,7 +136,7 @@ def _from_sample(raw: RawSample, row: dict[str, Any], key: str) -> Candidate:
     licence = meta.get("licence") or meta.get("license") or row["licence"]
     return Candidate(
         key=key,
-        path=f"{printable(row['path'])}::{raw.key}",
+        path=f"{utf8_of(row['path'])}::{raw.key}",
         source=str(meta.get("source") or row["source"]),
         licence=None if licence is None else str(licence),
         caption=caption,

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from open_supir.curation.work import Process, Step, Unit, run_unit
+from open_supir.curation.work import CurationStep, Process, Unit, run_unit
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Outcome:
 class Runner(Protocol):
     """Does the units of a step, in any order."""
 
-    def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+    def run(self, step: CurationStep, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it completes.
 
         A unit that fails, or whose worker dies, is retried; the others continue.
@@ -65,7 +65,7 @@ class LocalRunner:
                 f"{self.num_workers}, {self.num_gpus} and {self.attempts}"
             )
 
-    def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+    def run(self, step: CurationStep, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it completes; see Runner."""
         if self.num_workers == 0:
             yield from self._run_here(step, units, root)
@@ -88,7 +88,7 @@ class LocalRunner:
     def _gpu(self, number: int) -> int | None:
         return number % self.num_gpus if self.num_gpus else None
 
-    def _run_here(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+    def _run_here(self, step: CurationStep, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         process = open_step(step)
         for unit in units:
             attempt, error = 1, try_unit(process, step, unit, root)
@@ -123,7 +123,7 @@ class _Worker:
     """A worker process at the other end of a pipe."""
 
     def __init__(
-        self, context: Any, step: Step, root: Path, *, gpu: int | None, threads: int
+        self, context: Any, step: CurationStep, root: Path, *, gpu: int | None, threads: int
     ) -> None:
         self.context, self.arguments = context, (step, root, gpu, threads, os.getpid())
         self.start()
@@ -164,7 +164,7 @@ class _Worker:
 
 def _serve(
     connection: Connection,
-    step: Step,
+    step: CurationStep,
     root: Path,
     gpu: int | None,
     threads: int,
@@ -198,7 +198,7 @@ def _leave_with(starter: int) -> None:
         time.sleep(0.2)
 
 
-def open_step(step: Step, threads: int | None = None) -> Process:
+def open_step(step: CurationStep, threads: int | None = None) -> Process:
     """Load what a step needs; `threads`, if given, limits torch's threads.
 
     Raises:
@@ -214,7 +214,7 @@ def open_step(step: Step, threads: int | None = None) -> Process:
     return process
 
 
-def try_unit(process: Process, step: Step, unit: Unit, root: Path) -> str | None:
+def try_unit(process: Process, step: CurationStep, unit: Unit, root: Path) -> str | None:
     """Do a unit; return its error, or None. One bad unit never ends a run."""
     try:
         run_unit(process, step, unit, root)

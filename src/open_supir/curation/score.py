@@ -14,7 +14,7 @@ from open_supir.curation.thresholds import Thresholds, stored_rows
 from open_supir.curation.work import Unit, digest, read_done, unit_folder
 
 
-class Score:
+class Scoring:
     """Processes the units of the score step; reuses earlier scores."""
 
     def __init__(self, settings: ScoreSettings) -> None:

@@ -92,7 +92,7 @@ class ShardLayoutStep:
         return {"samples": len(places), "shards": contents, "captions": words}
 
     def _places(self, root: Path, units: list[str]) -> np.ndarray:
-        """Return where each row goes, (N,) int64, by a hash of its key.
+        """Return the place of each row, (N,) int64, by a hash of its key.
 
         Raises:
             ValueError: A key occurs twice.

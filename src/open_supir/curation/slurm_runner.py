@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from open_supir.curation.runners import ATTEMPTS, OpenError, Outcome, describe, open_step, try_unit
-from open_supir.curation.work import Step, Unit, is_done
+from open_supir.curation.work import CurationStep, Unit, is_done
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class SlurmRunner:
                 f"runner needs jobs and attempts >= 1, got {self.jobs} and {self.attempts}"
             )
 
-    def run(self, step: Step, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
+    def run(self, step: CurationStep, units: Sequence[Unit], root: Path) -> Iterator[Outcome]:
         """Yield the outcome of every unit once its job has ended; see Runner.
 
         Raises:
@@ -57,7 +57,7 @@ class SlurmRunner:
             if self.at_once is not None:
                 executor.update_parameters(slurm_array_parallelism=self.at_once)
             shares = [left[n :: self.jobs] for n in range(min(self.jobs, len(left)))]
-            jobs = executor.map_array(Job(step, root), shares)
+            jobs = executor.map_array(SlurmJob(step, root), shares)
             log.info("%s: %d jobs submitted, logs in %s", step.name, len(jobs), self.logs)
             failed: list[Unit] = []
             errors: dict[str, str] = {}
@@ -107,10 +107,10 @@ def _errors(job: Any) -> dict[str, str]:
     return results
 
 
-class Job:
+class SlurmJob:
     """The callable run by each job; submitit requeues preempted jobs."""
 
-    def __init__(self, step: Step, root: Path) -> None:
+    def __init__(self, step: CurationStep, root: Path) -> None:
         self.step, self.root = step, root
 
     def __call__(self, units: Sequence[Unit]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What comes in: folders of images, folders of tars, Parquet lists of paths, split into units.
+"""Inputs: folders of images, folders of tars, Parquet lists of paths, split into units.
 
 The listing is written once and kept, so a resumed run sees the same units without walking through
 millions of files again. `rescan` looks again: new files go into new units, and a changed file
@@ -154,7 +154,7 @@ def _make_listing(
 
 
 def _write_unit(folder: Path, name: str, kind: str, rows: Sequence[Row]) -> tuple[str, str, str]:
-    """Write the rows of a unit; return what listing.json says of it."""
+    """Write the rows of a unit; return its entry in listing.json."""
     path = folder / f"{name}.parquet"
     with replacing(path) as temporary:
         write_rows(temporary, rows, INPUT_ROWS)
@@ -173,7 +173,7 @@ def _list_input(source: str, path: Path, settings: InputSettings) -> Iterator[tu
         yield from (("files", row) for row in _listed_in_table(path, common))
         return
     for kind, file, reason in _files(path, [Path(e).resolve() for e in settings.exclude]):
-        name = file.name if file == path else printable(file.relative_to(path))
+        name = file.name if file == path else utf8_of(file.relative_to(path))
         why = dict(zip(("reason", "detail"), reason, strict=False))
         yield kind, {**common, "path": os.fsencode(file), "name": name, **_stat(file), **why}
 
@@ -229,7 +229,7 @@ def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
         given = {n: str(value) for n, value in row.items() if value is not None}
         if american := given.pop("license", None):
             given.setdefault("licence", american)
-        place = {"path": os.fsencode(file), "name": printable(name)}
+        place = {"path": os.fsencode(file), "name": utf8_of(name)}
         yield {**common, **given, **place, **_stat(file)}
 
 
@@ -242,7 +242,7 @@ def _stat(path: Path) -> dict[str, int | None]:
     return {"size": stat.st_size, "mtime": stat.st_mtime_ns}
 
 
-def printable(path: str | bytes | Path) -> str:
+def utf8_of(path: str | bytes | Path) -> str:
     """Return a path as valid UTF-8 text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 

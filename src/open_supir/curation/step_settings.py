@@ -50,7 +50,7 @@ class FilterSettings:
             )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         return asdict(self)
 
     def fit(self, picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
@@ -106,7 +106,7 @@ class ScoreSettings:
             raise ValueError(f"score.metrics: {', '.join(hidden)} are measured by the filter")
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         return {"metrics": list(self.metrics), "scorer": dict(self.scorer.about)}
 
 
@@ -130,7 +130,7 @@ class CaptionSettings:
             )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         about = None if self.captioner is None else dict(self.captioner.about)
         return {
             "captioner": about,
@@ -159,5 +159,5 @@ class NegativeSettings:
             )
 
     def settings(self) -> Mapping[str, Any]:
-        """Return all that decides the output."""
+        """Return everything that determines the output."""
         return {**vars(self), "prior": dict(self.prior.about)}

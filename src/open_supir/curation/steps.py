@@ -28,9 +28,9 @@ class ScoreStep(ScoreSettings):
 
     def open(self) -> Process:
         """Load the metrics; return the function that processes a unit."""
-        from open_supir.curation.score import Score
+        from open_supir.curation.score import Scoring
 
-        return Score(self)
+        return Scoring(self)
 
 
 class CaptionStep(CaptionSettings):
@@ -40,9 +40,9 @@ class CaptionStep(CaptionSettings):
 
     def open(self) -> Process:
         """Load the captioner; return the function that processes a unit."""
-        from open_supir.curation.caption import Caption
+        from open_supir.curation.caption import Captioning
 
-        return Caption(self)
+        return Captioning(self)
 
 
 class NegativeStep(NegativeSettings):

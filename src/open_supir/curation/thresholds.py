@@ -93,7 +93,7 @@ def column(table: pa.Table, name: str) -> np.ndarray:
     return table.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-class Stored(NamedTuple):
+class UnitRows(NamedTuple):
     """The rows of one unit's stored images, in the order of its tar, with their scores."""
 
     unit: str
@@ -102,7 +102,7 @@ class Stored(NamedTuple):
 
 def stored_rows(
     root: Path, units: Sequence[str], columns: Sequence[str], *, scores: bool
-) -> Iterator[Stored]:
+) -> Iterator[UnitRows]:
     """Yield the rows stored by the filter, unit by unit; `scores` adds the score step's columns."""
     for unit in units:
         table = read_table(
@@ -112,7 +112,7 @@ def stored_rows(
         path = unit_folder(root, "score", unit) / "rows.parquet"
         if scores and path.is_file():
             table = _joined(table, read_table(path))
-        yield Stored(unit, table)
+        yield UnitRows(unit, table)
 
 
 def _joined(table: pa.Table, scores: pa.Table) -> pa.Table:

@@ -41,7 +41,7 @@ class Unit:
 Process = Callable[[Unit, Path], Mapping[str, Any]]
 
 
-class Step(Protocol):
+class CurationStep(Protocol):
     """What is done to each unit. Steps are cheap to create; `open` loads what the work needs."""
 
     @property
@@ -83,7 +83,7 @@ def digest_all(parts: Iterable[str]) -> str:
     return state.hexdigest()
 
 
-def unit_key(step: Step, unit: Unit) -> str:
+def unit_key(step: CurationStep, unit: Unit) -> str:
     """Return the key that `done.json` must contain for the unit to count as done."""
     return digest(VERSION, step.name, dict(step.settings()), unit.content)
 
@@ -102,13 +102,13 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "key" in content else None
 
 
-def is_done(root: Path, step: Step, unit: Unit) -> bool:
+def is_done(root: Path, step: CurationStep, unit: Unit) -> bool:
     """Return whether the unit is finished, with the same inputs and settings."""
     done = read_done(unit_folder(root, step.name, unit.name))
     return done is not None and done["key"] == unit_key(step, unit)
 
 
-def run_unit(process: Process, step: Step, unit: Unit, root: Path) -> None:
+def run_unit(process: Process, step: CurationStep, unit: Unit, root: Path) -> None:
     """Do one unit, unless it is already done.
 
     Raises:

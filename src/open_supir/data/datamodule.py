@@ -147,7 +147,7 @@ class RestorationDataModule(LightningDataModule):
         return [source.captions or common for source in self.sources.values()]
 
     def all_sources(self) -> dict[str, SourceConfig]:
-        """Return the sources, with that of real pairs if there are any."""
+        """Return the sources, including that of real pairs if there are any."""
         if self.pairs is None:
             return self.sources
         weight = self.pairs.weight(sum(source.weight for source in self.sources.values()))

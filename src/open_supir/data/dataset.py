@@ -21,8 +21,8 @@ from open_supir.data.precomputed import Precomputed
 from open_supir.data.samples import (
     CropPolicy,
     ImageLimits,
-    Sample,
     SampleError,
+    TrainingSample,
     crop_sample,
     open_training_image,
 )
@@ -73,7 +73,7 @@ class SampleReader:
 
     def __call__(
         self, raw: RawSample | RawPair, name: str, config: SourceConfig, position: int
-    ) -> tuple[Sample, bool]:
+    ) -> tuple[TrainingSample, bool]:
         """Make the sample at `position` from `raw`, which comes from source `name`.
 
         Returns:
@@ -102,7 +102,7 @@ class SampleReader:
             box=crop.box,
             count_tokens=self.count_tokens,
         )
-        sample = Sample(
+        sample = TrainingSample(
             hq=np.ascontiguousarray(crop.pixels[..., :3]),
             caption=words.text,
             sizes=crop.sizes,
@@ -178,8 +178,8 @@ def describe(error: SampleError, source: str, reader: SampleReader) -> str:
     return f"{error} ({hint})" if hint else str(error)
 
 
-class ShardDataset(Dataset[Sample]):
-    """Map-style dataset over endless positions: `dataset[position]` is a Sample."""
+class ShardDataset(Dataset[TrainingSample]):
+    """Map-style dataset over endless positions: `dataset[position]` is a TrainingSample."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class ShardDataset(Dataset[Sample]):
         self.precomputed = precomputed
         self.has_pairs = any(isinstance(folder, PairFolder) for folder in folders)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int) -> TrainingSample:
         """Read the sample at `position`, or its first readable replacement.
 
         Raises:
@@ -220,7 +220,7 @@ class ShardDataset(Dataset[Sample]):
                 if self.precomputed:
                     stored = self.precomputed[place.source]
                     found = stored.read(shard, place.sample, sample["caption"])
-                    sample = cast(Sample, {**sample, **found})
+                    sample = cast(TrainingSample, {**sample, **found})
             except SampleError as error:
                 where = {"shard": folder.name(shard), "key": raw.key, "position": position}
                 self.counters.count_skip(place.source, error, where)

@@ -17,9 +17,9 @@ import numpy as np
 
 BLOCK = 512
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,128}")
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+MEMBER_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # The kind of a member by its suffix, and the maximum size of each kind in bytes.
-KINDS = dict.fromkeys(IMAGE_SUFFIXES, "image") | {"txt": "text", "json": "meta"}
+KINDS = dict.fromkeys(MEMBER_SUFFIXES, "image") | {"txt": "text", "json": "meta"}
 SIZE_LIMITS = {"image": 32 << 20, "text": 16 << 10, "meta": 64 << 10}
 MAX_NAME_RECORD = 16 << 10
 MAX_EXAMPLES = 5

@@ -1,4 +1,4 @@
-"""OwnPhotos: training from a folder of one's own photographs, or from what `src.curate` wrote."""
+"""OwnPhotos: training from a folder of photographs, or from the output of `src.curate`."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from open_supir.base.files import printable, remove_leftovers
 from open_supir.base.folders import walk
-from open_supir.base.images.listing import Listing, no_images, walk_images
+from open_supir.base.images.listing import ImageListing, no_images, walk_images
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.dataset import SourceConfig
 from open_supir.data.photo_store import HELD_OUT, POSITIVE, Report, StoreSettings, store_photos
@@ -58,7 +58,7 @@ class OwnPhotos(RestorationDataModule):
         self.store = StoreSettings(**store)
         if heldout is not None and not Path(heldout).is_relative_to(prepared or BELOW):
             self.store = replace(self.store, heldout_most=0)
-        self._found: Listing | dict[str, Path] | None = None
+        self._found: ImageListing | dict[str, Path] | None = None
         if prepared is None:
             prepared = BELOW / f"{self.photos.resolve().name or 'photos'}-{self._digest()}"
         heldout = heldout or Path(prepared) / HELD_OUT
@@ -71,7 +71,7 @@ class OwnPhotos(RestorationDataModule):
         self.chosen = {"prepared": str(prepared), "heldout": str(heldout)}
 
     @property
-    def found(self) -> Listing | dict[str, Path]:
+    def found(self) -> ImageListing | dict[str, Path]:
         """The image files, or the folders of shards by source."""
         if self._found is None:
             self._found = find(self.photos)
@@ -127,7 +127,7 @@ class OwnPhotos(RestorationDataModule):
             )
 
 
-def find(root: Path) -> Listing | dict[str, Path]:
+def find(root: Path) -> ImageListing | dict[str, Path]:
     """Return the folders of shards that `src.curate` wrote to `root`, by source, or else the image
     files below it.
 

@@ -186,7 +186,7 @@ class PairSource:
         return facts
 
 
-class Decoded(NamedTuple):
+class DecodedPair(NamedTuple):
     """A pair (3, H, W) uint8, LQ enlarged to HQ's size, and by how much it was."""
 
     hq: Tensor
@@ -194,7 +194,7 @@ class Decoded(NamedTuple):
     factor: int
 
 
-def read_pair(hq: Path, lq: Path) -> Decoded:
+def read_pair(hq: Path, lq: Path) -> DecodedPair:
     """Decode a pair and enlarge LQ to the size of HQ, by the cubic that the project uses.
 
     Raises:
@@ -209,7 +209,7 @@ def read_pair(hq: Path, lq: Path) -> Decoded:
     if (height, width) != (factor * small_height, factor * small_width):
         sizes = f"hq {width}x{height}, lq {small_width}x{small_height}"
         raise SampleError("sizes differ", f"{sizes}; expected equal ones, or a whole factor")
-    return Decoded(high, resize(low, (height, width)), factor)
+    return DecodedPair(high, resize(low, (height, width)), factor)
 
 
 def match_names(folder: Path) -> dict[str, tuple[Path | None, Path | None]]:

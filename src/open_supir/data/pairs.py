@@ -17,10 +17,10 @@ from open_supir.base.images.captions import caption_beside
 from open_supir.base.images.tensors import resize_short_side
 from open_supir.base.rng import keyed_rng
 from open_supir.data.dataset import position_seed
-from open_supir.data.samples import Sample
+from open_supir.data.samples import TrainingSample
 
 
-class FolderDataset(Dataset[Sample]):
+class FolderDataset(Dataset[TrainingSample]):
     """Fixed crops of the images in a folder, each with a fixed seed.
 
     Sample i shows image i modulo the number of images: the first crop of an image is its centre,
@@ -46,17 +46,17 @@ class FolderDataset(Dataset[Sample]):
         for path in self.paths[: self.count]:
             caption_beside(path)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         path = self.paths[index % len(self.paths)]
         return self.make_sample(path, read_image(path), index)
 
-    def make_sample(self, path: Path, image: Tensor, index: int) -> Sample:
+    def make_sample(self, path: Path, image: Tensor, index: int) -> TrainingSample:
         """Make a sample of a crop of a (3, H, W) uint8 image, with its actual size conditioning."""
         original = image.shape[-2:]
         image = enlarge(image, self.size)
         top, left = self.corner(image, index)
         crop = image[:, top : top + self.size, left : left + self.size]
-        return Sample(
+        return TrainingSample(
             hq=crop.permute(1, 2, 0).contiguous().numpy(),
             caption=caption_beside(path),
             sizes=np.array([*original, top, left, self.size, self.size], dtype=np.float32),
@@ -75,7 +75,7 @@ class FolderDataset(Dataset[Sample]):
         return int(rng.integers(spare[0] + 1)), int(rng.integers(spare[1] + 1))
 
 
-class PairDataset(Dataset[Sample]):
+class PairDataset(Dataset[TrainingSample]):
     """Paired folders: HQ images with the LQ images of the same file name (suffixes may differ).
 
     An LQ image of another size (super-resolution benchmarks) is resized to the HQ size.
@@ -110,7 +110,7 @@ class PairDataset(Dataset[Sample]):
         """Read the captions that will be asked for, as FolderDataset does."""
         self.folder.check()
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         folder, number = self.folder, index % len(self.lows)
         image = read_image(folder.paths[number])
         height, width = image.shape[-2:]

@@ -27,7 +27,7 @@ from PIL import Image
 from open_supir.base.files import printable, temporary_name, write_text
 from open_supir.base.images import read_image
 from open_supir.base.images.captions import caption_beside
-from open_supir.base.images.listing import Listing
+from open_supir.base.images.listing import ImageListing
 from open_supir.data.captions import fit_storage
 from open_supir.data.dataset import read_meta
 from open_supir.data.jpeg_rows import encode_jpeg
@@ -86,8 +86,8 @@ class Loaded(NamedTuple):
     stored: bytes | None = None
 
 
-class Candidate(NamedTuple):
-    """An image that may be stored: its name, what its place in the order hangs on, how to load."""
+class PhotoCandidate(NamedTuple):
+    """An image that may be stored: its name, the key of its place in the order, how to load it."""
 
     name: str
     key: str
@@ -116,7 +116,7 @@ class Report:
 
 
 def store_photos(
-    target: Path, root: Path, found: Listing | dict[str, Path], settings: StoreSettings
+    target: Path, root: Path, found: ImageListing | dict[str, Path], settings: StoreSettings
 ) -> Report:
     """Write positive/ (and the other sources), heldout/ and skipped.csv, all or nothing.
 
@@ -132,7 +132,7 @@ def store_photos(
     report, temporary = Report(), temporary_name(target)
     try:
         temporary.mkdir(parents=True)
-        if isinstance(found, Listing):
+        if isinstance(found, ImageListing):
             candidates = _files(root, found, settings, report)
             _store(temporary, candidates, settings, report)
         else:
@@ -153,8 +153,8 @@ def store_photos(
 
 
 def _files(
-    root: Path, listing: Listing, settings: StoreSettings, report: Report
-) -> list[Candidate]:
+    root: Path, listing: ImageListing, settings: StoreSettings, report: Report
+) -> list[PhotoCandidate]:
     """Return the image files, each content once; count the others."""
     seen: dict[str, Path] = {}
     for path in listing.images:
@@ -171,7 +171,7 @@ def _files(
     for path, reason, detail in listing.refusals():
         report.skipped.append((printable(path), reason, detail))
     return [
-        Candidate(
+        PhotoCandidate(
             printable(path.relative_to(root)), key, partial(_load_file, path, settings, report)
         )
         for key, path in seen.items()
@@ -192,12 +192,14 @@ def _load_file(path: Path, settings: StoreSettings, report: Report) -> Loaded:
     return Loaded(pixels, caption, {"original_size": list(pixels.shape[:2])})
 
 
-def _samples(folder: Path) -> list[Candidate]:
+def _samples(folder: Path) -> list[PhotoCandidate]:
     """Return the samples of a folder of shards."""
     entries = read_manifest(folder, statistics=False)
     shards = ShardFolder(folder, entries)
     return [
-        Candidate(key := shards.key(number, sample), key, partial(_load, shards, number, sample))
+        PhotoCandidate(
+            key := shards.key(number, sample), key, partial(_load, shards, number, sample)
+        )
         for number, entry in enumerate(entries)
         for sample in range(entry.count)
     ]
@@ -211,7 +213,7 @@ def _load(shards: ShardFolder, shard: int, sample: int) -> Loaded:
 
 
 def _store(
-    target: Path, candidates: list[Candidate], settings: StoreSettings, report: Report
+    target: Path, candidates: list[PhotoCandidate], settings: StoreSettings, report: Report
 ) -> None:
     """Hold out the first photographs, in the order of a hash, and store the others."""
     ordered = sorted(candidates, key=lambda c: hashlib.sha256(c.key.encode()).digest())
@@ -236,7 +238,7 @@ def _store(
 def _store_source(
     target: Path,
     source: str,
-    candidates: list[Candidate],
+    candidates: list[PhotoCandidate],
     held: set[str],
     settings: StoreSettings,
     report: Report,
@@ -252,12 +254,12 @@ def _store_source(
 
 
 def _loaded(
-    candidates: Sequence[Candidate], settings: StoreSettings, report: Report
-) -> Iterator[tuple[Candidate, Loaded]]:
+    candidates: Sequence[PhotoCandidate], settings: StoreSettings, report: Report
+) -> Iterator[tuple[PhotoCandidate, Loaded]]:
     """Yield what can be used, in order, decoded in threads."""
     start = shown = time.monotonic()
 
-    def load(candidate: Candidate) -> Loaded | SampleError:
+    def load(candidate: PhotoCandidate) -> Loaded | SampleError:
         try:
             loaded = candidate.load()
             height, width = loaded.pixels.shape[:2]
@@ -284,7 +286,7 @@ def _loaded(
 
 
 def _stored(
-    candidate: Candidate, photo: Loaded, source: str, settings: StoreSettings, report: Report
+    candidate: PhotoCandidate, photo: Loaded, source: str, settings: StoreSettings, report: Report
 ) -> StoredSample:
     _count(report, source, photo)
     pixels = reduced(photo.pixels, settings.stored_side)

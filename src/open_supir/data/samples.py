@@ -40,7 +40,7 @@ class Batch(TypedDict):
     pooled: NotRequired[Tensor]  # (B, P), with context
 
 
-class Sample(TypedDict):
+class TrainingSample(TypedDict):
     """One sample before collation."""
 
     hq: np.ndarray  # (H, W, 3) uint8
@@ -298,7 +298,7 @@ def size_condition(
     return np.array([*original, top, left, size, size], dtype=np.float32)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[TrainingSample]) -> Batch:
     """Stack samples into a batch; `hq` is a (B, 3, H, W) view of (B, H, W, 3) memory."""
     # In a worker, default_collate stacks into shared memory, which saves a copy.
     pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])

@@ -22,7 +22,7 @@ from open_supir.base.rng import keyed_hash, keyed_rng
 from open_supir.data.counters import LoaderCounters
 from open_supir.data.dataset import SampleReader, SourceConfig
 from open_supir.data.index import KEY_PATTERN, KINDS, SIZE_LIMITS, TarDamage, walk_members
-from open_supir.data.samples import Sample, SampleError
+from open_supir.data.samples import SampleError, TrainingSample
 from open_supir.data.shards import RawSample
 from open_supir.data.storage import StorageError, below, is_remote, open_files
 
@@ -32,7 +32,7 @@ MAX_FAILURES = 8
 APART = "caption or json without an image next to it; use reader=index, which needs no order"
 
 
-class StreamDataset(IterableDataset[Sample]):
+class StreamDataset(IterableDataset[TrainingSample]):
     """Endless samples of several sources, read sequentially from whole tars."""
 
     def __init__(
@@ -53,7 +53,7 @@ class StreamDataset(IterableDataset[Sample]):
         self.reader, self.counters, self.start = reader, counters, start
         self.rank, self.world, self.buffer = rank, world, buffer
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[TrainingSample]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         lane, lanes = self.rank * workers + number, self.world * workers
@@ -107,7 +107,7 @@ def raw_samples(
     for url in urls:
         check_url(url)
     shards = ResampledShards(list(urls), seed=seed, worker_seed=int, deterministic=True)
-    read = _Reader(open_url or open_plain, report)
+    read = _TarReader(open_url or open_plain, report)
     mix = shuffle(buffer, initial=min(buffer, 100), rng=random.Random(seed))
     return iter(DataPipeline(shards, read, mix))
 
@@ -151,7 +151,7 @@ def open_plain(url: str) -> IO[bytes]:
     return fsspec.open(url, "rb").open()  # type: ignore[return-value]
 
 
-class _Reader:
+class _TarReader:
     """Pipeline stage: {"url": ...} -> (url, RawSample); reads a damaged tar up to the damage."""
 
     def __init__(

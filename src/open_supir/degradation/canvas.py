@@ -20,13 +20,13 @@ from torch import Tensor
 
 from open_supir.base.upload import upload
 from open_supir.degradation import ops
-from open_supir.degradation.canvas_tables import Layout, Tables, make_layout, make_tables
+from open_supir.degradation.canvas_tables import CanvasLayout, Tables, make_layout, make_tables
 from open_supir.degradation.config import MAX_KERNEL, DegradationConfig, StageConfig
 from open_supir.degradation.counter_rng import normals, pixel_bits
 from open_supir.degradation.jpeg import CODECS
 from open_supir.degradation.params import BACKS, DegradationParams
 
-CanvasFunction = Callable[[Tensor, Tables, DegradationConfig, Layout], Tensor]
+CanvasFunction = Callable[[Tensor, Tables, DegradationConfig, CanvasLayout], Tensor]
 _LARGEST_BATCH = 10_000_000  # canvas pixels degraded at once
 
 
@@ -54,7 +54,7 @@ def degrade_on_canvas(
     return torch.cat(lq)
 
 
-def _samples_at_once(device: torch.device, layout: Layout) -> int:
+def _samples_at_once(device: torch.device, layout: CanvasLayout) -> int:
     """Return how many samples are degraded together; larger batches are split.
 
     CPUs take one, so that a sample gets the same arithmetic in every batch. There, the last bits of
@@ -84,7 +84,9 @@ def compiled(backend: str) -> CanvasFunction:
     graph = torch.compile(run_eagerly, backend=backend, fullgraph=True, dynamic=False)
     seen = set()
 
-    def run(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
+    def run(
+        image: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
+    ) -> Tensor:
         shape = (image.shape, image.device, config, layout)
         chosen = graph if shape in seen else run_eagerly
         seen.add(shape)
@@ -93,7 +95,9 @@ def compiled(backend: str) -> CanvasFunction:
     return run
 
 
-def run_eagerly(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
+def run_eagerly(
+    image: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
+) -> Tensor:
     """Degrade (B, 3, H, W) on its device; from here on, only tensor operations in static shapes."""
     hq = image
     if config.sharpen:
@@ -114,7 +118,7 @@ def run_eagerly(image: Tensor, tables: Tables, config: DegradationConfig, layout
 
 
 def _reduce_and_compress(
-    image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout
+    image: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
 ) -> Tensor:
     """Apply final resize with sinc filter, and second JPEG, in each sample's own order.
 
@@ -145,7 +149,7 @@ def _reduce(image: Tensor, tables: Tables, config: DegradationConfig) -> Tensor:
 
 
 def _finish(
-    image: Tensor, hq: Tensor, tables: Tables, config: DegradationConfig, layout: Layout
+    image: Tensor, hq: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
 ) -> Tensor:
     """Bring LQ to its final size, pass untouched samples through, and round."""
     if config.resize_back is not None:
@@ -160,7 +164,9 @@ def _finish(
     return ops.to_levels(image).div_(255) if config.round else image.clamp(0, 1)
 
 
-def _enlarge(image: Tensor, tables: Tables, config: DegradationConfig, layout: Layout) -> Tensor:
+def _enlarge(
+    image: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
+) -> Tensor:
     if config.antialias == "pillow":
         return _resize(image, tables, "final", config)
     large = ops.resize(image, layout.hq, "bicubic")

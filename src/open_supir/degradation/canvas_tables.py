@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CanvasLayout:
     """Shapes fixed by a config and an image size: canvases, LQ, and taps of the four resizes."""
 
     hq: Size
@@ -31,7 +31,7 @@ class Layout:
 
 
 @lru_cache(maxsize=64)
-def make_layout(config: DegradationConfig, size: Size) -> Layout:
+def make_layout(config: DegradationConfig, size: Size) -> CanvasLayout:
     """Return the smallest shapes that hold whatever `config` can draw for (H, W) = `size`."""
     sides, taps = [], [1, 1, 1, 1]
     for side in size:
@@ -48,7 +48,7 @@ def make_layout(config: DegradationConfig, size: Size) -> Layout:
         for i, (modes, largest, smallest) in enumerate(steps):
             taps[i] = max(taps[i], count_taps(modes, largest / smallest, bool(config.antialias)))
     first, second, small = ((tall, wide) for tall, wide in zip(*sides, strict=True))
-    return Layout(
+    return CanvasLayout(
         hq=size,
         first=(-first[0] % 16 + first[0], -first[1] % 16 + first[1]),
         second=(-second[0] % 16 + second[0], -second[1] % 16 + second[1]),
@@ -67,7 +67,9 @@ def _reach(stage: StageConfig, base: float, before: Size, min_side: int) -> Size
     return min(sides), max(sides)
 
 
-def make_tables(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Tables:
+def make_tables(
+    params: DegradationParams, config: DegradationConfig, layout: CanvasLayout
+) -> Tables:
     """Compute on the CPU what the device needs to know about each sample, in static shapes."""
     kernels, keys, strengths = params.tensors()
     tables = {"kernels": kernels, "jpeg": params.jpeg_tables(config.jpeg)}
@@ -90,7 +92,9 @@ def make_tables(params: DegradationParams, config: DegradationConfig, layout: La
     return tables
 
 
-def _resize_tables(params: DegradationParams, config: DegradationConfig, layout: Layout) -> Tables:
+def _resize_tables(
+    params: DegradationParams, config: DegradationConfig, layout: CanvasLayout
+) -> Tables:
     hq = (params.hq_height, params.hq_width)
     first, second, small = ((p.height, p.width) for p in (params.first, params.second, params))
     steps = [

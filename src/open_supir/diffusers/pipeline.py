@@ -68,7 +68,7 @@ class SupirModel(ModelMixin):
 
 
 class SupirPipeline(DiffusionPipeline):
-    """Restores photographs; the model's sampler settings hold unless the call says otherwise.
+    """Restores photographs; the model's sampler settings apply unless the call overrides them.
 
     Args:
         model: See `SupirModel`.

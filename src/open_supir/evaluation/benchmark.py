@@ -15,14 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from open_supir.base.images import read_image, to_uint8, to_unit
+from open_supir.base.images import read_image, to_unit
 from open_supir.base.images.write import write_image
 from open_supir.evaluation.journal import Journal, Values
 from open_supir.evaluation.metrics import METRICS, Metric, Score, check_weights, select_metrics
-from open_supir.evaluation.provenance import Input, describe_input
+from open_supir.evaluation.provenance import InputFacts, describe_input
 from open_supir.evaluation.records import WHOLE_SET, Record, Status
 from open_supir.evaluation.regions import Regions, cut_to
-from open_supir.evaluation.samples import BrokenSample, Method, Output, Sample, as_json
+from open_supir.evaluation.samples import (
+    BrokenSample,
+    Method,
+    Output,
+    Sample,
+    as_json,
+    rounded_to_8_bits,
+)
 from open_supir.evaluation.weights import offline
 
 log = logging.getLogger(__name__)
@@ -200,10 +207,10 @@ def _measure_images(
     *,
     keep: bool,
     regions: Regions | None = None,
-) -> tuple[list[Record], dict[str, Input]]:
+) -> tuple[list[Record], dict[str, InputFacts]]:
     """Measure image by image; return the records, and what is known of each input."""
     records: list[Record] = []
-    inputs: dict[str, Input] = {}
+    inputs: dict[str, InputFacts] = {}
     for number, sample in enumerate(_named(images), start=1):
         name = sample.name
         if isinstance(sample, Sample):
@@ -236,7 +243,7 @@ def _measure_image(
             for metric in judge.metrics
         ]
     name, hq = sample.name, sample.hq
-    reference = None if hq is None else _eight_bit(hq)
+    reference = None if hq is None else rounded_to_8_bits(hq)
     if reference is not None and keep:
         write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
     height, width = (sample.lq if hq is None else hq).shape[-2:]
@@ -314,13 +321,13 @@ def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Output | 
         return f"restored image is {_size(image)}, expected {_size(expected)}"
     if not torch.isfinite(image).all():
         return "restored image has NaN or infinite values"
-    return made._replace(image=_eight_bit(image))
+    return made._replace(image=rounded_to_8_bits(image))
 
 
 def _measure_sets(
     metrics: list[Metric],
     method: str,
-    inputs: Mapping[str, Input],
+    inputs: Mapping[str, InputFacts],
     pictures: Path,
     judge: _Judge,
     row: _RowMaker,
@@ -365,10 +372,6 @@ def _measure_sets(
 def picture_path(folder: Path, method: str, name: str) -> Path:
     """Return the path of one method's picture of one image."""
     return folder / method / f"{name}.png"
-
-
-def _eight_bit(image: Tensor) -> Tensor:
-    return to_unit(to_uint8(image.detach().cpu()))
 
 
 def _size(image: Tensor) -> str:

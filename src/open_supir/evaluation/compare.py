@@ -29,7 +29,7 @@ Value = tuple[str, str, float, float | None, int]
 
 
 @dataclass(frozen=True)
-class Comparison(Table):
+class ComparisonTable(Table):
     """A table with one row per run, and the numbers behind it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Comparison(Table):
     values: Sequence[Value] = ()
 
 
-def compare_methods(records: Sequence[Record]) -> Comparison:
+def compare_methods(records: Sequence[Record]) -> ComparisonTable:
     """Compare the methods of one run, with paired differences from the first."""
     methods = dict.fromkeys(record["method"] for record in records)
     groups = {m: [{**r, "method": ""} for r in records if r["method"] == m] for m in methods}
@@ -48,7 +48,7 @@ def compare_methods(records: Sequence[Record]) -> Comparison:
 
 def compare_runs(
     runs: Mapping[str, Sequence[Record]], *, method: str = "restored", noun: str = "runs"
-) -> Comparison:
+) -> ComparisonTable:
     """Compare one method's metrics across runs, with differences from the first run.
 
     Differences are means over the images that both runs measured. From MIN_PAIRS images on, they
@@ -99,7 +99,7 @@ def compare_runs(
         *_cautions(chosen, tests=sum(", p" in text for line in rows for text in line[1:])),  # type: ignore[arg-type]
     ]
     header = [noun.removesuffix("s"), *map(metric_title, means.measured)]
-    return Comparison(header, rows, remarks, values)
+    return ComparisonTable(header, rows, remarks, values)
 
 
 def _cautions(chosen: Mapping[str, Sequence[Record]], *, tests: int) -> list[str]:
@@ -117,7 +117,7 @@ def _cautions(chosen: Mapping[str, Sequence[Record]], *, tests: int) -> list[str
     return remarks
 
 
-def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
+def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> ComparisonTable:
     """Compare named numbers (final losses), with relative changes from the first run."""
     names = list(dict.fromkeys(name for row in values.values() for name in row))
     first = next(iter(values.values()), {})
@@ -135,10 +135,10 @@ def compare_scalars(values: Mapping[str, Mapping[str, float]]) -> Comparison:
             numbers.append((label, name, row[name], difference, 1))
             line.append(text)
         rows.append(line)
-    return Comparison(["run", *names], rows, values=numbers)
+    return ComparisonTable(["run", *names], rows, values=numbers)
 
 
-def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> Comparison:
+def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> ComparisonTable:
     """Average runs that differ only in their seed: mean and standard deviation over seeds.
 
     Args:
@@ -165,7 +165,7 @@ def average_seeds(values: Sequence[Value], groups: Mapping[str, str]) -> Compari
         rows.append(line)
     note = "Mean ± standard deviation over seeds; in brackets the number of seeds."
     header = ["run", *(metric_title(name) for name in names)]
-    return Comparison(header, rows, [note], numbers)
+    return ComparisonTable(header, rows, [note], numbers)
 
 
 def bootstrap_interval(

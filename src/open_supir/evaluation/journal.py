@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from open_supir.evaluation.provenance import Input, read_inputs, write_inputs
+from open_supir.evaluation.provenance import InputFacts, read_inputs, write_inputs
 from open_supir.evaluation.records import Record, read_records, write_records
 
 SAVE_SECONDS = 60.0
@@ -41,13 +41,15 @@ class Journal:
         self._values = {(r["image"], r["method"], r["metric"]): r["value"] for r in self._old}
         self._saved = time.monotonic()
 
-    def values_of_image(self, facts: Input | None) -> Values:
-        """Return the earlier values if the image's input is unchanged, else none."""
+    def values_of_image(self, facts: InputFacts | None) -> Values:
+        """Return the earlier values if the image's input is unchanged, else {}."""
         same = facts is not None and self._inputs.get(facts["image"]) == facts
         return self._values if same else {}
 
-    def values_of_set(self, method: str, measured: set[str], inputs: Mapping[str, Input]) -> Values:
-        """Return the earlier values if the set has no new or changed picture, else none.
+    def values_of_set(
+        self, method: str, measured: set[str], inputs: Mapping[str, InputFacts]
+    ) -> Values:
+        """Return the earlier values if the set has no new or changed picture, else {}.
 
         Args:
             measured: Images that now have a value for this method.
@@ -56,12 +58,12 @@ class Journal:
         same = self._inputs == inputs and measured <= before
         return self._values if same else {}
 
-    def save(self, records: Sequence[Record], inputs: Mapping[str, Input]) -> None:
+    def save(self, records: Sequence[Record], inputs: Mapping[str, InputFacts]) -> None:
         """Write the finished benchmark."""
         write_inputs(inputs.values(), self._folder)
         write_records(records, self._path)
 
-    def save_sometimes(self, records: Sequence[Record], inputs: Mapping[str, Input]) -> None:
+    def save_sometimes(self, records: Sequence[Record], inputs: Mapping[str, InputFacts]) -> None:
         """Save progress, at most every SAVE_SECONDS.
 
         Earlier values of images not reached yet are kept, so that an interruption loses nothing.

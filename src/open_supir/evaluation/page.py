@@ -8,7 +8,7 @@ from typing import Any
 from open_supir.evaluation.benchmark import REFERENCE_FOLDER, picture_path
 from open_supir.evaluation.means import Means, metric_title
 from open_supir.evaluation.metrics import METRICS
-from open_supir.evaluation.provenance import Input, read_environment, read_inputs
+from open_supir.evaluation.provenance import InputFacts, read_environment, read_inputs
 from open_supir.evaluation.records import WHOLE_SET, Record
 from open_supir.reports.document import (
     Block,
@@ -91,7 +91,7 @@ def _describe(name: str) -> str:
     return text + (f"; weights {files}" if files else "")
 
 
-def _facts(row: Input) -> dict[str, str]:
+def _facts(row: InputFacts) -> dict[str, str]:
     sizes = {"lq": row["lq_size"], "hq": row["hq_size"]}
     facts = {"file": row["file"], "sha256": row["sha256"]}
     facts |= {name: "x".join(map(str, size)) for name, size in sizes.items() if size is not None}

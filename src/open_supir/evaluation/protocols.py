@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from open_supir.base.images import list_images, read_image, resize, to_uint8, to_unit
+from open_supir.base.images import list_images, read_image, resize, to_unit
 from open_supir.base.images.tensors import resize_short_side
 from open_supir.evaluation.metrics import select_metrics
-from open_supir.evaluation.samples import BrokenSample, Sample
+from open_supir.evaluation.samples import BrokenSample, Sample, rounded_to_8_bits
 from open_supir.evaluation.synthetic import FixedDegradation
 
 # (hq (1, 3, H, W), seed) -> lq in the same range, and its parameters as JSON values
@@ -147,7 +147,7 @@ def _by(fixed: FixedDegradation) -> Degrade:
     return lambda hq, seed: (fixed(hq, seed), {"seed": seed, **values})
 
 
-def image_seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """Return the seed of one image, derived from the benchmark's seed and the image's name."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
@@ -162,8 +162,8 @@ def _degraded(protocol: Protocol, hq: Path, degrade: Degrade) -> Iterator[Sample
 
     def load(path: Path, name: str) -> Sample:
         clean = _frame(protocol, _read(path))
-        lq, how = degrade(clean, image_seed(protocol.seed, name))
-        return _sample(protocol, name, _eight_bit(lq), clean, path, how)
+        lq, how = degrade(clean, seed_of(protocol.seed, name))
+        return _sample(protocol, name, rounded_to_8_bits(lq), clean, path, how)
 
     return _each(repeated, load)
 
@@ -268,11 +268,6 @@ def _enlarge(protocol: Protocol, image: Tensor) -> Tensor:
 
 def _read(path: Path) -> Tensor:
     return to_unit(read_image(path)).unsqueeze(0)
-
-
-def _eight_bit(image: Tensor) -> Tensor:
-    """Round to 8 bits: in practice a degraded image comes from a file."""
-    return to_unit(to_uint8(image.detach().cpu()))
 
 
 def _size(image: Tensor) -> str:

@@ -23,7 +23,7 @@ INPUTS, ENVIRONMENT = "inputs.jsonl", "environment.json"
 PACKAGES = ("torch", "torchvision", "torchmetrics", "pyiqa", "scikit-image", "spandrel", "numpy")
 
 
-class Input(TypedDict):
+class InputFacts(TypedDict):
     """One row of inputs.jsonl.
 
     Fields:
@@ -44,14 +44,14 @@ class Input(TypedDict):
     degradation: dict[str, Any]
 
 
-def describe_input(sample: Sample) -> Input:
+def describe_input(sample: Sample) -> InputFacts:
     """Return the row of inputs.jsonl for one sample."""
     source = sample.source
     pixels = hashlib.sha256()
     for image in (sample.lq, sample.hq):
         if image is not None:
             pixels.update(to_uint8(image.detach().cpu()).contiguous().numpy().tobytes())
-    return Input(
+    return InputFacts(
         image=sample.name,
         file=None if source is None else source.name,
         sha256=None if source is None else sha256_of(source),
@@ -62,13 +62,13 @@ def describe_input(sample: Sample) -> Input:
     )
 
 
-def write_inputs(inputs: Iterable[Input], folder: Path) -> None:
+def write_inputs(inputs: Iterable[InputFacts], folder: Path) -> None:
     """Write inputs.jsonl atomically."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in inputs]
     write_text(folder / INPUTS, "".join(lines))
 
 
-def read_inputs(folder: Path) -> dict[str, Input]:
+def read_inputs(folder: Path) -> dict[str, InputFacts]:
     """Return the inputs of an evaluation by image; empty if there is no file."""
     path = folder / INPUTS
     if not path.is_file():

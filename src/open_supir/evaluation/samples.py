@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from open_supir.base.images import to_uint8, to_unit
+
 
 class Sample(NamedTuple):
     """One input of a benchmark."""
@@ -22,7 +24,7 @@ class Sample(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A restored image, sized like hq, and what its method knows of it without a reference."""
+    """A restored image, sized like hq, and values that its method computes without a reference."""
 
     image: Tensor  # (1, 3, H, W) in [0, 1]
     values: Mapping[str, float] = MappingProxyType({})  # by name: columns beside the metrics
@@ -37,6 +39,11 @@ class BrokenSample:
 
     name: str
     reason: str
+
+
+def rounded_to_8_bits(image: Tensor) -> Tensor:
+    """Return a unit image as a file would give it back, on the CPU."""
+    return to_unit(to_uint8(image.detach().cpu()))
 
 
 def as_json(value: Any) -> Any:

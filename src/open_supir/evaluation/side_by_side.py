@@ -7,7 +7,7 @@ from pathlib import Path
 
 from open_supir.base.files import write_text
 from open_supir.evaluation.compare import (
-    Comparison,
+    ComparisonTable,
     Value,
     average_seeds,
     compare_runs,
@@ -94,7 +94,7 @@ def _tables(
     groups = {run.label: _without_seed(run.label) for run in runs}
     has_seeds = len(set(groups.values())) < len(groups)
 
-    def add(title: str, kind: str, comparison: Comparison) -> None:
+    def add(title: str, kind: str, comparison: ComparisonTable) -> None:
         blocks.extend([Heading(title), comparison])
         numbers.extend((kind, *row) for row in comparison.values)
         if has_seeds:

@@ -153,7 +153,7 @@ def _check_fingerprints(
     *,
     asked: Mapping[str, str | None],
 ) -> None:
-    """Refuse recorded files whose contents have changed; warn about others that were asked for.
+    """Refuse recorded files whose contents have changed; warn about files given instead.
 
     Raises:
         ValueError: A file at the recorded path holds other weights.

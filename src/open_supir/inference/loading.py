@@ -1,4 +1,4 @@
-"""How a restorer is loaded: from a checkpoint, or from what `convert format=hub` wrote."""
+"""Loading a restorer: from a checkpoint, or from a folder of `convert format=hub`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -12,7 +12,7 @@ FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
 Greyness = Literal["file", "auto"]
 Profile = Literal["keep", "srgb"]
-Grain = Literal["none", "keep"]
+GrainMode = Literal["none", "keep"]
 MAX_SAMPLES = 64
 MAX_ENLARGED = 16  # limit of the longer side, as a multiple of `min_size`
 
@@ -64,7 +64,7 @@ class RestoreOptions:
     # how colours that a profile cannot hold are converted: "perceptual" or "relative" colorimetric
     intent: Intent = "perceptual"
     # "keep" adds noise like the input's to the result; see `grain`
-    grain: Grain = "none"
+    grain: GrainMode = "none"
     format: FileFormat = "png"  # format of the written files
     # bits per channel of PNG and TIFF files, 8 or 16; None keeps the input's
     bits: int | None = None
@@ -78,7 +78,7 @@ class RestoreOptions:
             "grey": get_args(Greyness),
             "profile": get_args(Profile),
             "intent": get_args(Intent),
-            "grain": get_args(Grain),
+            "grain": get_args(GrainMode),
             "format": get_args(FileFormat),
             "bits": (8, 16, None),
         }

@@ -1,4 +1,4 @@
-"""The text-to-image prior by itself, for making negative samples; images are in [0, 1]."""
+"""The text-to-image prior alone, for making negative samples; images are in [0, 1]."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

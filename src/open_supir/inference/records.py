@@ -155,7 +155,7 @@ def _sidecars(
 
 
 def claimed(job: Job, *, overwrite: bool) -> list[dict[str, str]]:
-    """Return which files are ours of those that a job's record names.
+    """Return which of the files that a job's record names are ours.
 
     Raises:
         FileExistsError: A file that is not ours stands where one would be written, or a folder.
@@ -210,7 +210,7 @@ def describe(result: Restoration, model: Mapping[str, Any]) -> dict[str, Any]:
 def encode_all(
     photo: Photo, result: Restoration, targets: Sequence[Path], *, record: Mapping[str, Any]
 ) -> dict[Path, bytes]:
-    """Encode all that a restoration gives, by file, in the order of `Job.targets`."""
+    """Encode a restoration's results by file, in the order of `Job.targets`."""
     options = result.options
     pictures: dict[int | str, torch.Tensor] = dict(enumerate(result.samples))
     if options.average:

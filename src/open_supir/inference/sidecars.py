@@ -13,7 +13,7 @@ SUFFIXES = (".xmp", ".XMP")
 def copied_sidecars(
     source: Path, target: Path, size: tuple[int, int], *, is_srgb: bool, ours: Container[Path]
 ) -> tuple[dict[Path, bytes], list[str]]:
-    """Return the XMP files for a result, made true of it like its own XMP, and notes.
+    """Return the XMP files for a result, updated like its own XMP, and notes.
 
     NAME.xmp stays NAME.xmp, and NAME.jpg.xmp becomes NAME.png.xmp.
 

@@ -60,7 +60,7 @@ class PlainJoin:
 
 @dataclass(frozen=True)
 class DecoderBlock:
-    """One decoder block: widths of the joined feature and skip, its own width, and its level."""
+    """Widths of one decoder block's input (feature and skip joined) and output, and its level."""
 
     channels: int
     skip_channels: int
@@ -100,7 +100,7 @@ class Layout:
 
 
 class Trunk(nn.Module):
-    """Embeddings, encoder and middle block: what the UNet and its control adaptor have in common.
+    """Embeddings, encoder and middle block, which the UNet and its control adaptor share.
 
     Args:
         in_channels: Latent channels.

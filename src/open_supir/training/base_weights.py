@@ -32,7 +32,7 @@ BASE_PARTS = ("unet", "clip_l", "clip_g", "vae", "robust_encoder")  # frozen in 
 UNETS = {SupirModule: "sdxl", PriorModule: "prior"}  # the key of `weights` that a UNet comes from
 
 
-class Source(NamedTuple):
+class BaseFile(NamedTuple):
     """A base file, the setting that names it, patterns of extra keys that it may hold, and LoRAs
     to merge into it.
     """
@@ -117,7 +117,7 @@ def load_base_weights(
     weights = {**weights, **pick_inputs(stage, weights, runs_dir=runs_dir, resumed={})[0]}
     if isinstance(module, VAEModule):
         path = weights["vae"]
-        source = Source(path, "weights.vae", ())
+        source = BaseFile(path, "weights.vae", ())
         loads = [] if path is None else [source.load({"vae": module.vae}, torch.float32)]
         used: dict[str, Any] = {} if path is None else {"vae": path}
     else:
@@ -144,8 +144,8 @@ def _loads(
     loras = lora_files(weights.get("loras"))
     if loras and not isinstance(module, SupirModule):
         raise ValueError("weights.loras: only stage 2 has a frozen UNet and text towers; leave out")
-    sdxl = Source(weights["sdxl"], "weights.sdxl", ignored, loras)
-    vae = Source(weights["vae"], "weights.vae", ignored) if weights["vae"] else sdxl
+    sdxl = BaseFile(weights["sdxl"], "weights.sdxl", ignored, loras)
+    vae = BaseFile(weights["vae"], "weights.vae", ignored) if weights["vae"] else sdxl
     used: dict[str, Any] = {"sdxl": weights["sdxl"], "vae": weights["vae"]}
     robust = None if weights["robust_encoder"] == "clean" else weights["robust_encoder"]
     if isinstance(module, PriorModule):
@@ -181,7 +181,7 @@ def _prior_loads(module: PriorModule, path: str | None) -> list[Load]:
     return [Load(path=path, parts=parts, dtype=torch.float32, key="weights.prior")]
 
 
-def _trained_load(network: ControlledUNet, sdxl: Source, *, supir: str | None) -> Load:
+def _trained_load(network: ControlledUNet, sdxl: BaseFile, *, supir: str | None) -> Load:
     """Start adaptor and connector from the file `supir`, or else the adaptor from SDXL's encoder.
 
     Both are trained, and so held in float32 whatever the file's dtype.
@@ -229,7 +229,7 @@ def find_robust_encoder(
 
 
 def _robust_encoder_loads(
-    path: str | None, robust_encoder: RobustEncoder, vae: Source, *, dtype: torch.dtype
+    path: str | None, robust_encoder: RobustEncoder, vae: BaseFile, *, dtype: torch.dtype
 ) -> list[Load]:
     """Start from a copy of the VAE's encoder, then load the file `path`, if given; `quant_conv`
     stays the VAE's.

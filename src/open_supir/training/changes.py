@@ -1,4 +1,4 @@
-"""What a run that resumes another one does otherwise: refused, or said."""
+"""Settings in which a resumed run differs from the earlier one: refused, or logged."""
 
 import logging
 from collections.abc import Mapping

@@ -57,7 +57,7 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count the time since the last step as waiting, but for that of saving a checkpoint."""
+        """Count the time since the last step as waiting, except for saving a checkpoint."""
         saving = self._saving(trainer)
         self.waited += time.perf_counter() - self.last_end - saving
         self.since += saving

@@ -1,4 +1,4 @@
-"""One step instead of fifty: a finished stage 2 becomes a restorer of a single evaluation.
+"""Training of a one-step restorer from a finished stage 2.
 
 The student is the stage 2 itself, from z_lq at one noise level, without noise or guidance; its
 picture is compared with the clean one and judged by a discriminator. Losses and weights are HYPIR's
@@ -38,7 +38,7 @@ Score = Callable[[Tensor, Tensor], float]  # (restored, reference), (1, 3, H, W)
 
 @dataclass(frozen=True, kw_only=True)
 class OneStepLoss:
-    """Weights of the generator's loss, and what the discriminator is told.
+    """Weights of the generator's loss, and targets of the discriminator.
 
     Raises:
         ValueError: A weight is negative, or the target is no probability.
@@ -147,7 +147,7 @@ class OneStepModule(TwoOptimizers, SupirModule):
         return self.denoiser(self.network, x, level, cond, z_lq)
 
     def seen(self, x: Tensor, z: Tensor, cond: Conditioning, batch: Batch) -> Seen:
-        """Return what a discriminator may look at."""
+        """Return the inputs that a discriminator may use."""
         return Seen(x, z, cond, batch["seed"], self.network.unet)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -58,7 +58,9 @@ def write_latents(data: RestorationDataModule, vae: AutoencoderKL, device: torch
     return _write_missing(data, "latents", columns, describe_maker(vae, size=size))
 
 
-def write_text(data: RestorationDataModule, conditioner: Conditioner, device: torch.device) -> int:
+def write_text_features(
+    data: RestorationDataModule, conditioner: Conditioner, device: torch.device
+) -> int:
     """Encode all texts that samples may have; returns how many files were written."""
     count_tokens = data.sample_reader.count_tokens
     constants = constant_texts(data.caption_policies(), count_tokens)

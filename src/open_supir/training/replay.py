@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.files import write_text
 from open_supir.base.run_folders import read_config
 from open_supir.training.checkpoint_io import committed, read_manifest
 from open_supir.training.guard import squared_norms
@@ -128,7 +129,7 @@ class ReplayStep(pl.Callback):
             hook.remove()
         self.report["first_not_finite"] = self._first
         self.report["recorded"] = dict(self.record)
-        self.path.write_text(json.dumps(self.report, indent=2) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(self.report, indent=2) + "\n")
         for sample in self.report["samples"]:
             log.info("%(source)s %(key)s seed %(seed)s: sigma %(sigma)s, loss %(loss)s", sample)
         log.info("gradient norms: %s", self.report["grad_norms"])

@@ -1,4 +1,4 @@
-"""Colour profiles: what a file says of its colours, and the conversion to sRGB."""
+"""Colour profiles: a file's colour description, and the conversion to sRGB."""
 
 import io
 import logging

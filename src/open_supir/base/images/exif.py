@@ -1,4 +1,4 @@
-"""EXIF blocks, changed in place: what is not known here stays as it is, to the byte.
+"""EXIF blocks, changed in place: everything unknown here is kept byte for byte.
 
 A block has the structure of a TIFF file: directories of entries, some of which point to inner
 directories. Libraries that write it anew lose what they do not know: Pillow letters beyond ASCII,
@@ -72,8 +72,8 @@ class Tree:
     end: int
 
 
-class _Reader:
-    """Reads directories; `end` is behind all that was met."""
+class _DirectoryReader:
+    """Reads directories; `end` is past everything read so far."""
 
     def __init__(self, data: memoryview, form: Form) -> None:
         self.data, self.form = data, form
@@ -131,7 +131,7 @@ def read(data: bytes | memoryview) -> Tree:
         raise ValueError("it has no header")
     try:
         form = Form(order, struct.unpack_from(order + "H", view, 2)[0] == 43)
-        reader = _Reader(view, form)
+        reader = _DirectoryReader(view, form)
         root, link = reader.directory(struct.unpack_from(form.word, view, form.room)[0])
     except (struct.error, RecursionError) as error:
         raise ValueError("it ends too early") from error
@@ -172,7 +172,7 @@ def block_of(directory: Directory, order: str) -> bytes:
 
 
 def of_tiff(tree: Tree) -> bytes:
-    """Return what a TIFF file says beside its pixels, as an EXIF block."""
+    """Return the metadata of a TIFF file as an EXIF block."""
     kept = {tag: e for tag, e in tree.root.items() if tag not in PIXEL_TAGS and e.kind in SIZES}
     return block_of(kept, tree.form.order)
 
@@ -259,7 +259,7 @@ def resolution(tree: Tree) -> tuple[float, float] | None:
 
 
 def with_resolution(block: bytes, dpi: tuple[float, float]) -> bytes:
-    """Return a block that says how many pixels an inch has; only an empty one is changed."""
+    """Return a block with the resolution in pixels per inch; only an empty one is changed."""
     if block:
         return block
     values = [struct.pack("<II", round(value * 1000), 1000) for value in dpi]

@@ -24,7 +24,7 @@ SHOWN_SUFFIXES = 12
 
 
 @dataclass(kw_only=True)
-class Listing:
+class ImageListing:
     """The image files below a folder, and what else is there.
 
     Attributes:
@@ -81,7 +81,7 @@ class Listing:
 
 def walk_images(
     folder: Path, *, is_left_out: IsLeftOut | None = None, follow_links: bool = True
-) -> Listing:
+) -> ImageListing:
     """List the image files below a folder: by suffix, and others by their first bytes.
 
     Hidden files and folders are passed over in silence, and so are texts, records, XMP and masks
@@ -93,7 +93,7 @@ def walk_images(
             below.
         follow_links: Whether linked folders are walked.
     """
-    listing = Listing()
+    listing = ImageListing()
 
     def leaves_out(here: Path, names: Sequence[str]) -> bool:
         left_out = is_left_out is not None and is_left_out(here, names)
@@ -142,8 +142,8 @@ def list_images(path: str | Path) -> list[Path]:
     return listing.images
 
 
-def no_images(listing: Listing) -> str:
-    """Say that a folder holds no images, and what it holds instead."""
+def no_images(listing: ImageListing) -> str:
+    """Return a message that a folder holds no images, and what it holds instead."""
     summary = listing.summary()
     return (
         f"no images in this folder{f' ({summary})' if summary else ''}; "

@@ -1,4 +1,4 @@
-"""What a photograph's file says beside its pixels: read from it, and made ready for a result."""
+"""Metadata of a photograph's file: read from it, and prepared for a result."""
 
 import re
 import struct
@@ -25,7 +25,7 @@ RAW_PROFILE = re.compile(r"Raw profile type (\w+)")  # ImageMagick's: hexadecima
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a photograph's file says beside its pixels and their colours.
+    """Metadata of a photograph's file, besides its pixels and colour profile.
 
     Attributes:
         exif: Block without header, as the file has it; of a TIFF, its own tags.
@@ -84,7 +84,7 @@ def _block_of(image: Image.Image) -> bytes:
 
 
 def of_tiff(data: bytes) -> Metadata:
-    """Return what the first page of a TIFF file says; nothing if it is too damaged to tell."""
+    """Return the metadata of a TIFF file's first page; empty if it is too damaged."""
     try:
         tree = exif.read(data)
     except ValueError:

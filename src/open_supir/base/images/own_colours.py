@@ -1,4 +1,4 @@
-"""A photograph's colours in its own profile, and results given back in it.
+"""A photograph's colours in its own profile, and results converted back to it.
 
 Shapes: H W image size; C is 1 for a profile of grey, else 3.
 """

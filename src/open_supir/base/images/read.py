@@ -40,7 +40,7 @@ class Pixels:
     notes: tuple[str, ...]  # what was left out, for the user
 
     def over_white(self) -> np.ndarray:
-        """Return (H, W, 3) uint8, with what is transparent over white."""
+        """Return (H, W, 3) uint8, with transparent pixels composited on white."""
         full = np.iinfo(self.colour.dtype).max
         if self.alpha is None and full == 255:
             return np.broadcast_to(self.colour, (*self.colour.shape[:2], 3))
@@ -67,7 +67,7 @@ class Photo:
 
     @property
     def visible(self) -> Tensor:
-        """`rgb`, with what is wholly transparent in the mean of the rest.
+        """`rgb`, with fully transparent pixels in the mean colour of the rest.
 
         Hidden colours are not part of the picture; they can have any value.
         """
@@ -87,7 +87,7 @@ class Photo:
 
 
 def quieten_readers() -> None:
-    """Keep the decoding libraries' own warnings from the user: `read_photo` says what is wrong."""
+    """Hide the decoding libraries' own warnings: `read_photo` reports what is wrong."""
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged EXIF
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -212,7 +212,7 @@ def read_file_pixels(path: Path, max_pixels: int, intent: Intent = "perceptual")
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (H, W, C) as the EXIF orientation 1..8 says."""
+    """Turn (H, W, C) according to the EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
         image = image.transpose(1, 0, 2)
     flips = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())

@@ -1,4 +1,4 @@
-"""XMP packets: made true of a result, with our record beside what is there.
+"""XMP packets: updated to match a result, with our record added.
 
 A packet is XML around one `rdf:RDF`, whose `rdf:Description`s anybody may add to. It is changed as
 text, so that all else stays as its writer wrote it.
@@ -24,7 +24,7 @@ EMPTY = (
 def updated(
     packet: bytes, size: tuple[int, int], *, is_srgb: bool, record: str | None = None
 ) -> bytes:
-    """Make a packet true of a result of (H, W), and put our record beside it.
+    """Update a packet to match a result of (H, W), and add our record.
 
     Args:
         packet: The input's; may be empty.
