@@ -119,7 +119,7 @@ def test_a_full_disk_is_named(
         return real(Path("/dev/full") if is_download else path, mode, *more, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(OSError, match=f"no room in {tmp_path / 'hub'}"):
+    with pytest.raises(OSError, match=f"no space left in {tmp_path / 'hub'}"):
         fetch(_named())
 
 

@@ -125,7 +125,7 @@ def test_all_namings_of_a_layer_give_the_same(sdxl_file: Path, tmp_path: Path) -
          f"{KOHYA}, 8 x 768 instead of 8 x 6"),
         (_pair("transformer.single_blocks.0.linear", 8, 8), "a diffusion transformer, such"),
         ({f"{KOHYA}.hada_w1_a": _randn(2, 2), f"{KOHYA}.hada_w1_b": _randn(2, 2)},
-         rf"2 of 2 keys are of no LoRA, LoCon or DoRA, first: {KOHYA}.hada_w1_a \(LoHa, which"),
+         rf"2 of 2 keys belong to no LoRA, LoCon or DoRA, first: {KOHYA}.hada_w1_a \(LoHa, which"),
         ({f"{KOHYA}.lora_down.weight": _randn(2, 6)}, "1 of 1 layers lack one of their two matr"),
         (official_sdxl(), r"this is an SDXL checkpoint \(base or fine-tune\); expected for"),
     ],

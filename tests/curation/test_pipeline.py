@@ -133,7 +133,7 @@ def test_keys_of_the_same_hash_are_told_from_keys_that_come_twice(
     shutil.copytree(tars, again)
     changes = dict(filter=FilterStep(size=48, min_side=48, keep_keys=True), dedup=None)
     paths = {"one": str(tars), "two": str(again)}
-    with pytest.raises(UnitsFailed, match=f"{GOOD} keys come twice"):
+    with pytest.raises(UnitsFailed, match=f"{GOOD} keys occur twice"):
         twice = InputSettings(paths=paths)
         run(candidates, tmp_path / "twice", num_negatives=0, input=twice, **changes)
 

@@ -106,7 +106,7 @@ def test_wrong_inputs_are_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(error, match=words):
             list_units(InputSettings(paths={"s": str(path)}), tmp_path / "work")
-    with pytest.raises(ValueError, match="sources that input has not"):
+    with pytest.raises(ValueError, match="sources that are not in input"):
         InputSettings(paths={"s": "x"}, licences={"other": "CC0"})
 
 
@@ -131,7 +131,7 @@ def test_lists_with_the_same_source_and_names_are_different_images(tmp_path: Pat
 
 def test_addresses_in_a_list_are_img2datasets_job(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["http://x/a.jpg"]}), tmp_path / "list.parquet")
-    with pytest.raises(ValueError, match="http://x/a.jpg is no path; run img2dataset"):
+    with pytest.raises(ValueError, match="http://x/a.jpg is not a path; run img2dataset"):
         list_units(InputSettings(paths={"s": str(tmp_path / "list.parquet")}), tmp_path / "work")
 
 

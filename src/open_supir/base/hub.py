@@ -220,7 +220,7 @@ def _explained(wanted: Named) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
-                f"{what}: no room in {constants.HF_HUB_CACHE}; make some, or set HF_HOME to a "
-                "folder of a larger disk"
+                f"{what}: no space left in {constants.HF_HUB_CACHE}; free some, or set HF_HOME to "
+                "a folder of a larger disk"
             ) from error
         raise OSError(f"{what}: {' '.join(str(error).split())}") from error

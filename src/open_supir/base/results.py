@@ -51,7 +51,7 @@ def claim(record: Path, *, overwrite: bool = False) -> list[dict[str, str]]:
     """
     held = read_record(record)
     if held is None and os.path.lexists(record) and not overwrite:
-        raise FileExistsError(f"{printable(record)} is no record of this command; {KEPT}")
+        raise FileExistsError(f"{printable(record)} is not a record of this command; {KEPT}")
     kept = []
     for name, digest in sorted(_named(held or {"outputs": []})):
         file = record.parent / name

@@ -231,8 +231,8 @@ def _layers(checkpoint: Checkpoint, ignored: tuple[str, ...]) -> dict[str, dict[
         )
     if strays:
         raise ValueError(
-            f"{checkpoint.path}: {len(strays)} of {len(checkpoint)} keys are of no LoRA, LoCon or "
-            f"DoRA, first: {strays[0]}{_other_kind(strays)}"
+            f"{checkpoint.path}: {len(strays)} of {len(checkpoint)} keys belong to no LoRA, LoCon "
+            f"or DoRA, first: {strays[0]}{_other_kind(strays)}"
         )
     half = [layer for layer, keys in layers.items() if not {"down", "up"} <= set(keys)]
     if half:

@@ -91,7 +91,7 @@ class Captioning:
     def _ask(self, captioner: Captioner, image: Tensor) -> dict[str, Any]:
         answers = {"caption": captioner(image)}
         if not answers["caption"]:
-            raise ValueError("the captioner said nothing")
+            raise ValueError("the captioner returned an empty text")
         if self.settings.quadrants:
             for name, part in zip(QUADRANTS, quadrants(image), strict=True):
                 answers[name] = captioner(part)

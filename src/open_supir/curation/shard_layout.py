@@ -107,7 +107,7 @@ class ShardLayoutStep:
             twice = len(suspects) - len(set(suspects))
             if twice:
                 raise ValueError(
-                    f"{twice} keys come twice; with filter.keep_keys=true the keys of all input "
+                    f"{twice} keys occur twice; with filter.keep_keys=true the keys of all input "
                     "tars must differ"
                 )
         places = np.arange(len(order))

@@ -58,7 +58,7 @@ class InputSettings:
             )
         unknown = set(self.licences) - set(self.paths)
         if unknown:
-            raise ValueError(f"licence names sources that input has not: {sorted(unknown)}")
+            raise ValueError(f"licence names sources that are not in input: {sorted(unknown)}")
 
 
 def name_inputs(paths: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _listed_in_table(path: Path, common: Row) -> Iterator[Row]:
         name = os.fsdecode(row["path"]) if isinstance(row["path"], bytes) else str(row["path"])
         if "://" in name:
             raise ValueError(
-                f"{path}: {name} is no path; run img2dataset first, and give its tars as input"
+                f"{path}: {name} is not a path; run img2dataset first, and give its tars as input"
             )
         file = path.parent / name
         given = {n: str(value) for n, value in row.items() if value is not None}

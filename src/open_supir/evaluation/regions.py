@@ -54,7 +54,7 @@ class Regions:
         grey = read_image(path).float().mean(dim=0, keepdim=True) / 255
         mask = resize(grey[None], size)[0, 0] > HALF
         if not mask.any():
-            raise ValueError(f"mask {path} has nothing white")
+            raise ValueError(f"mask {path} has no white pixels")
         return mask
 
 

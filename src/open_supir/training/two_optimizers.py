@@ -50,7 +50,7 @@ class TwoOptimizers(TrainedParts):
                 "bf16-mixed"
             )
         if isinstance(trainer.strategy, ShardedStrategy):
-            raise ValueError("trainer=sharded is not made for two optimisers; use trainer=gpu")
+            raise ValueError("trainer=sharded does not support two optimisers; use trainer=gpu")
         if isinstance(trainer.strategy, DDPStrategy):
             # Each backward pass reaches the parameters of one optimiser only. static_graph would
             # silently leave out the other's all-reduce.
