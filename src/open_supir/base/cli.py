@@ -106,6 +106,11 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
+def values(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+    """Return settings by name, as plain values."""
+    return {key: plain(cfg[key]) for key in keys}
+
+
 def require(cfg: DictConfig, *keys: str) -> None:
     """Check that keys of the command line are set.
 

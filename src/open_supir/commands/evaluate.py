@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command, pick_device, plain
+from open_supir.base.cli import command, pick_device, plain, values
 from open_supir.base.registry import trust
 
 
@@ -22,50 +22,58 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(cfg: DictConfig) -> str:
-    """Evaluate a checkpoint, or outputs of other systems; returns the table as Markdown."""
-    from hydra.utils import instantiate
-
-    from open_supir.base.devices import best_dtype
-    from open_supir.base.run_folders import run_of, sweep_folder
-    from open_supir.data import write_demo_shards
-    from open_supir.evaluation import METRICS
-    from open_supir.evaluation import evaluate as steps
-    from open_supir.evaluation.models import load_methods, other_methods
-    from open_supir.evaluation.preference import run_study
-    from open_supir.inference.model import Model
-
+    """Do what is asked for; returns what to print, a table as Markdown for most."""
     if cfg.dry_run:
         return rehearse(cfg)
+    from hydra.utils import instantiate
+
+    from open_supir.evaluation import METRICS
+    from open_supir.evaluation.evaluate import rebuild
+    from open_supir.evaluation.preference import run_study
+
     METRICS.update({m.name: m for m in instantiate(cfg.metrics.get("own", []), _convert_="all")})
     if cfg.report is not None:
-        return steps.rebuild(Path(cfg.report), cfg.output)
+        return rebuild(Path(cfg.report), cfg.output)
     if cfg.study is not None:
         return run_study(Path(cfg.study), plain(cfg.preference))
+    return measure(cfg)
+
+
+def measure(cfg: DictConfig) -> str:
+    """Measure a checkpoint, or outputs of other systems; returns the table."""
+    from hydra.utils import instantiate
+
+    from open_supir.base.run_folders import run_of, sweep_folder
+    from open_supir.data import write_demo_shards
+    from open_supir.evaluation import evaluate as steps
+    from open_supir.evaluation.models import load_methods, other_methods
+    from open_supir.inference.model import Model
+
     protocol = instantiate(cfg.protocol, _convert_="all")
     if cfg.metrics.names is not None:
         protocol = replace(protocol, metrics=tuple(cfg.metrics.names))
     steps.prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
-    methods, settings = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
+    others = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
+    found = {**values(cfg, "runs_dir", "shipped", "dtype", "ignored_keys"), "device": device}
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
-    places = {key: cfg[key] for key in ("runs_dir", "shipped")}
-    places["ignored_keys"] = tuple(cfg.ignored_keys)
-    places["dtype"] = cfg.dtype or best_dtype(device)
-    if cfg.checkpoint is not None or not methods:
-        model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **places)
+    if cfg.checkpoint is not None or not others[0]:
+        model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **found)
         run, trained = run_of(model.checkpoint, cfg.runs_dir)
     if not trained:
         given = {k: cfg.get(k) for k in ("data_root", "output", "degradation")}
         steps.require_places(given, protocol, checkpoint=model and model.checkpoint)
-    how = {"sampler": plain(cfg.sampler), "options": {**plain(cfg.options), "seed": cfg.seed}}
-    how |= {"captioner": instantiate(cfg.captioner), "described": plain(cfg.captioner)}
-    if model is not None:
-        own, own_settings = load_methods(model, **how, device=device)
-        methods, settings = own | methods, own_settings | settings
-    for name, path in (plain(cfg.checkpoints) or {}).items():
-        other = Model.find(path, weights={}, **places)
-        own, own_settings = load_methods(other, **how, device=device, name=name)
-        methods, settings = methods | own, settings | own_settings
+    further = plain(cfg.checkpoints) or {}
+    methods = load_methods(
+        model,
+        {str(name): Model.find(path, weights={}, **found) for name, path in further.items()},
+        others,
+        sampler=plain(cfg.sampler),
+        options={**plain(cfg.options), "seed": cfg.seed},
+        captioner=instantiate(cfg.captioner),
+        described=plain(cfg.captioner),
+        device=device,
+    )
     root = Path(cfg.data_root or trained.data.root)
     if not root.exists() and str(root) == trained.get("data", {}).get("prepare_at"):
         write_demo_shards(root)
@@ -73,7 +81,7 @@ def evaluate(cfg: DictConfig) -> str:
     ranges = cfg.get("degradation") or trained.get("degradation")
     return steps.evaluate_methods(
         protocol,
-        (methods, settings),
+        methods,
         data_root=root,
         heldout=None if cfg.data_root else trained.data.get("heldout"),
         output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
@@ -96,8 +104,7 @@ def rehearse(cfg: DictConfig) -> str:
     protocol = instantiate(cfg.protocol, _convert_="all")
     sizes = plain(cfg.sizes) or (None if protocol.crop is None else [protocol.crop])
     paths = [] if sizes or not cfg.data_root else protocol.inputs(Path(cfg.data_root))
-    config = {key: plain(cfg[key]) for key in SETTINGS}
-    return dry_run_restoring(config, read_sizes(sizes, paths))
+    return dry_run_restoring(values(cfg, *SETTINGS), read_sizes(sizes, paths))
 
 
 if __name__ == "__main__":

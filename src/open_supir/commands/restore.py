@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from open_supir.base.cli import command, pick_device, plain, require
+from open_supir.base.cli import command, pick_device, plain, require, values
 
 if TYPE_CHECKING:
     from open_supir.inference.processes import Process
@@ -46,20 +46,18 @@ def rehearse(cfg: DictConfig, paths: Sequence[Path] = ()) -> None:
     """Print what restoring these files, or images of `sizes`, would cost on a GPU."""
     from open_supir.rehearsal.restoring_report import SETTINGS, dry_run_restoring, read_sizes
 
-    config = {key: plain(cfg[key]) for key in SETTINGS}
-    print(dry_run_restoring(config, read_sizes(plain(cfg.sizes), paths)))
+    print(dry_run_restoring(values(cfg, *SETTINGS), read_sizes(plain(cfg.sizes), paths)))
 
 
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     from hydra.utils import instantiate
 
-    from open_supir.base.devices import best_dtype
     from open_supir.base.files import check_writable
     from open_supir.base.images.inputs import find_photos
     from open_supir.base.images.read import quieten_readers
     from open_supir.inference.batch import jobs_left, restore_all
     from open_supir.inference.folder import plan_jobs
-    from open_supir.inference.model import Model, cached
+    from open_supir.inference.model import MODEL_SETTINGS, Model, cached
     from open_supir.inference.records import job_key, restore_file
 
     quieten_readers()
@@ -68,13 +66,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     for note in photos.notes if process.rank == 0 else []:  # all find the same files
         log.warning("%s", note)
     device = pick_device(cfg.device)
-    model = Model.find(
-        cfg.checkpoint,
-        weights=plain(cfg.weights),
-        dtype=cfg.dtype or best_dtype(device),
-        ignored_keys=tuple(cfg.ignored_keys),
-        **{key: cfg[key] for key in ("runs_dir", "shipped", "quantize", "compile")},
-    )
+    model = Model.find(**values(cfg, *MODEL_SETTINGS), device=device)
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)
     key = job_key(options, described | {"captioner": str(cfg.captioner)})
@@ -93,8 +85,8 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=device)
-    asked = {name: cfg[name] for name in ("max_pixels", "max_output_pixels", "overwrite")}
-    restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **asked)
+    limits = values(cfg, "max_pixels", "max_output_pixels", "overwrite")
+    restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **limits)
     failed += restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
     return problems + failed
 

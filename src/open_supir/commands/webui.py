@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from open_supir.base.cli import command, pick_device, plain
+from open_supir.base.cli import command, pick_device, plain, values
 
 if TYPE_CHECKING:
     from open_supir.webui.studio import Studio
@@ -39,7 +39,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
     quieten_readers()
     page = build_page(build_studio(cfg, folder), write_examples(folder))
     keys = ("host", "port", "queue", "max_file_mb", "open_browser")
-    serve(page, password=password, style=STYLE, **{key: cfg[key] for key in keys}, **options)
+    serve(page, password=password, style=STYLE, **values(cfg, *keys), **options)
     return page
 
 
@@ -48,22 +48,12 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     from hydra import compose
     from hydra.utils import instantiate
 
-    from open_supir.base.devices import best_dtype
-    from open_supir.inference.model import Model, cached
+    from open_supir.inference.model import MODEL_SETTINGS, Model, cached
     from open_supir.webui.studio import Studio
     from open_supir.webui.words import about
 
     device = pick_device(cfg.device)
-    model = Model.find(
-        cfg.checkpoint,
-        runs_dir=cfg.runs_dir,
-        shipped=cfg.shipped,
-        weights=plain(cfg.weights),
-        dtype=cfg.dtype or best_dtype(device),
-        quantize=cfg.quantize,
-        compile=cfg.compile,
-        ignored_keys=tuple(cfg.ignored_keys),
-    )
+    model = Model.find(**values(cfg, *MODEL_SETTINGS), device=device)
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
     for name in () if model.is_one_step else PRESETS:  # they have several steps
         preset = compose("restore", overrides=[f"preset={name}", "input=x", "output=x"])

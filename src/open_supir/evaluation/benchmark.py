@@ -88,11 +88,11 @@ def run_benchmark(
     singles = [m for m in usable if not m.per_set]
     judge = _Judge(singles, border=border, device=torch.device(device))
     keep = save_images or bool(sets)
-    temporary = keep and not save_images
-    with offline(), _picture_folder(out_dir, temporary=temporary) as pictures:
-        records, inputs = _measure_images(
-            images, methods, judge, row, journal, pictures, keep=keep, regions=regions
+    with offline(), _picture_folder(out_dir, temporary=keep and not save_images) as pictures:
+        measurer = _ImageMeasurer(
+            methods=methods, judge=judge, row=row, pictures=pictures, keep=keep, regions=regions
         )
+        records, inputs = measurer.measure_all(images, journal)
         for method in methods:
             done = {r["image"] for r in records if r["method"] == method and r["status"] == "ok"}
             reused = journal.values_of_set(method, done, inputs)
@@ -197,96 +197,86 @@ class _Judge:
         return image[..., cut:-cut, cut:-cut] if cut else image
 
 
-def _measure_images(
-    images: Images,
-    methods: Mapping[str, Method],
-    judge: _Judge,
-    row: _RowMaker,
-    journal: Journal,
-    pictures: Path,
-    *,
-    keep: bool,
-    regions: Regions | None = None,
-) -> tuple[list[Record], dict[str, InputFacts]]:
-    """Measure image by image; return the records, and what is known of each input."""
-    records: list[Record] = []
-    inputs: dict[str, InputFacts] = {}
-    for number, sample in enumerate(_named(images), start=1):
-        name = sample.name
-        if isinstance(sample, Sample):
-            inputs[name] = describe_input(sample)
-        reused = journal.values_of_image(inputs.get(name))
-        records += _measure_image(
-            sample, methods, judge, row, reused, pictures, keep=keep, regions=regions
-        )
-        log.info("measured %s (%d images so far)", name, number)
-        journal.save_sometimes(records, inputs)
-    return records, inputs
+@dataclass(frozen=True, kw_only=True)
+class _ImageMeasurer:
+    """Measures images one by one: every method, and every metric that scores single images."""
 
+    methods: Mapping[str, Method]
+    judge: _Judge
+    row: _RowMaker
+    pictures: Path
+    keep: bool  # keep the restored pictures and the references
+    regions: Regions | None
 
-def _measure_image(
-    sample: Sample | BrokenSample,
-    methods: Mapping[str, Method],
-    judge: _Judge,
-    row: _RowMaker,
-    known: Values,
-    pictures: Path,
-    *,
-    keep: bool,
-    regions: Regions | None = None,
-) -> list[Record]:
-    if isinstance(sample, BrokenSample):
-        log.warning("skipping %s: %s", sample.name, sample.reason)
+    def measure_all(
+        self, images: Images, journal: Journal
+    ) -> tuple[list[Record], dict[str, InputFacts]]:
+        """Return the records, and what is known of each input."""
+        records: list[Record] = []
+        inputs: dict[str, InputFacts] = {}
+        for number, sample in enumerate(_named(images), start=1):
+            if isinstance(sample, BrokenSample):
+                records += self._skipped(sample.name, sample.reason)
+            else:
+                inputs[sample.name] = describe_input(sample)
+                records += self._measure(sample, journal.values_of_image(inputs[sample.name]))
+            log.info("measured %s (%d images so far)", sample.name, number)
+            journal.save_sometimes(records, inputs)
+        return records, inputs
+
+    def _skipped(self, name: str, reason: str) -> list[Record]:
+        log.warning("skipping %s: %s", name, reason)
+        return [row for m in self.methods for row in self._rows(name, m, "load_failed", reason)]
+
+    def _measure(self, sample: Sample, known: Values) -> list[Record]:
+        shown = sample.lq if sample.hq is None else sample.hq
+        reference = None if sample.hq is None else rounded_to_8_bits(sample.hq)
+        if reference is not None and self.keep:
+            write_image(picture_path(self.pictures, REFERENCE_FOLDER, sample.name), reference[0])
+        height, width = shown.shape[-2:]
+        try:
+            region = None if self.regions is None else self.regions.of(sample, (height, width))
+        except ValueError as error:
+            return self._skipped(sample.name, str(error))
         return [
-            row(sample.name, method, metric.name, None, "load_failed", sample.reason)
-            for method in methods
-            for metric in judge.metrics
+            record
+            for method in self.methods
+            for record in self._measure_method(method, sample, reference, region, known)
         ]
-    name, hq = sample.name, sample.hq
-    reference = None if hq is None else rounded_to_8_bits(hq)
-    if reference is not None and keep:
-        write_image(picture_path(pictures, REFERENCE_FOLDER, name), reference[0])
-    height, width = (sample.lq if hq is None else hq).shape[-2:]
-    try:
-        region = None if regions is None else regions.of(sample, (height, width))
-    except ValueError as error:
-        broken = BrokenSample(name=name, reason=str(error))
-        return _measure_image(broken, methods, judge, row, known, pictures, keep=keep)
-    records: list[Record] = []
-    for method, restore in methods.items():
-        values = {m.name: known.get((name, method, m.name)) for m in judge.metrics}
-        target = picture_path(pictures, method, name)
-        done = bool(values) and None not in values.values()
-        if done and (not keep or target.is_file()):
-            records += [row(name, method, key, value, "ok", "") for key, value in values.items()]
-            records += _own_values(_known_values(known, name, method), name, method, row)
-            continue
-        ours = any(value is not None for value in values.values())  # the saved picture still holds
-        restored = _restore(restore, sample, kept=target if ours else None)
-        if isinstance(restored, Output):
-            own = restored.values or _known_values(known, name, method)
-            records += _own_values(own, name, method, row)
-            restored = restored.image
-        if isinstance(restored, str) or not (keep or ours):
-            target.unlink(missing_ok=True)  # made with other settings
-        if isinstance(restored, str):
-            log.warning("%s failed on %s: %s", method, name, restored)
-            records += [
-                row(name, method, metric.name, None, "restore_failed", restored)
-                for metric in judge.metrics
-            ]
-            continue
-        if keep:
-            write_image(target, restored[0])
-        for metric in judge.metrics:
-            value = values[metric.name]
-            result = (
-                (value, "ok", "")
-                if value is not None
-                else judge(metric, restored, reference, region)
-            )
-            records.append(row(name, method, metric.name, *result))
-    return records
+
+    def _measure_method(
+        self,
+        method: str,
+        sample: Sample,
+        reference: Tensor | None,
+        region: Tensor | None,
+        known: Values,
+    ) -> list[Record]:
+        """Return a row for each metric, and for each value that the method gives itself."""
+        name = sample.name
+        values = {m.name: known.get((name, method, m.name)) for m in self.judge.metrics}
+        own = _known_values(known, name, method)
+        target = picture_path(self.pictures, method, name)
+        missing = [metric for metric in self.judge.metrics if values[metric.name] is None]
+        results: dict[str, tuple[float | None, Status, str]]
+        results = {key: (value, "ok", "") for key, value in values.items()}
+        if missing or not values or (self.keep and not target.is_file()):
+            is_current = len(missing) < len(values)  # the saved picture has the same settings
+            made = _restore(self.methods[method], sample, kept=target if is_current else None)
+            if isinstance(made, str) or not (self.keep or is_current):
+                target.unlink(missing_ok=True)
+            if isinstance(made, str):
+                log.warning("%s failed on %s: %s", method, name, made)
+                return self._rows(name, method, "restore_failed", made)
+            if self.keep:
+                write_image(target, made.image[0])
+            own = made.values or own
+            results |= {m.name: self.judge(m, made.image, reference, region) for m in missing}
+        rows = [self.row(name, method, key, value, "ok", "") for key, value in own.items()]
+        return rows + [self.row(name, method, key, *result) for key, result in results.items()]
+
+    def _rows(self, name: str, method: str, status: Status, reason: str) -> list[Record]:
+        return [self.row(name, method, m.name, None, status, reason) for m in self.judge.metrics]
 
 
 def _known_values(known: Values, name: str, method: str) -> dict[str, float]:
@@ -296,12 +286,6 @@ def _known_values(known: Values, name: str, method: str) -> dict[str, float]:
         for (image, row, key), value in known.items()
         if (image, row) == (name, method) and key not in METRICS and value is not None
     }
-
-
-def _own_values(
-    values: Mapping[str, float], name: str, method: str, row: _RowMaker
-) -> list[Record]:
-    return [row(name, method, key, value, "ok", "") for key, value in values.items()]
 
 
 def _restore(restore: Method, sample: Sample, *, kept: Path | None) -> Output | str:

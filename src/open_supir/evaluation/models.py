@@ -22,32 +22,41 @@ OWN_ROWS = ("lq", "hq", "ordinary_encoder", "robust_encoder", "restored", "avera
 
 
 def load_methods(
-    model: Model,
+    model: Model | None,
+    further: Mapping[str, Model],
+    others: Methods,
     *,
     sampler: Mapping[str, Any],
     options: Mapping[str, Any],
     captioner: Captioner,
     described: Mapping[str, Any],
     device: torch.device,
-    name: str | None = None,
 ) -> Methods:
-    """Load a checkpoint; return its methods, and what the values of each depend on.
+    """Load checkpoints; return all methods, and what the values of each depend on.
 
     Args:
+        model: The checkpoint with all its rows.
+        further: Checkpoints by name, of which only the restored pictures are measured.
+        others: Of other systems, see `other_methods`.
         sampler, options: See `Model.options`.
         described: Configuration of the captioner.
-        name: Row of a further checkpoint, of which only the restored pictures are measured.
 
     Raises:
-        ValueError: The name is that of another row.
+        ValueError: The name of a further checkpoint is that of another row.
     """
-    if name in OWN_ROWS:
-        raise ValueError(f"checkpoints: row {name!r} already exists; choose another name")
-    restorer = model.load(model.options(sampler, options), captioner=captioner, device=device)
-    methods, settings = model_methods(restorer, model, captioner=described)
-    if name is None:
-        return methods, settings
-    return {name: methods["restored"]}, {name: settings["restored"]}
+
+    def load(model: Model) -> Methods:
+        restorer = model.load(model.options(sampler, options), captioner=captioner, device=device)
+        return model_methods(restorer, model, captioner=described)
+
+    methods, settings = ({}, {}) if model is None else load(model)
+    methods, settings = methods | others[0], settings | others[1]
+    for name, other in further.items():
+        if name in OWN_ROWS or name in methods:
+            raise ValueError(f"checkpoints: row {name!r} already exists; choose another name")
+        made, depends = load(other)
+        methods[name], settings[name] = made["restored"], depends["restored"]
+    return methods, settings
 
 
 def model_methods(restorer: Restorer, model: Model, *, captioner: Mapping[str, Any]) -> Methods:

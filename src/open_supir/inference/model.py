@@ -1,13 +1,14 @@
 """The model of a command: a stage-2 checkpoint, files that replace parts of it, and its options."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from open_supir.base.devices import best_dtype
 from open_supir.base.dtypes import parse_dtype
 from open_supir.base.hashes import weights_sha256
 from open_supir.base.places import SHIPPED_MODEL, located
@@ -25,6 +26,10 @@ from open_supir.networks.switches import Compilation, compile_networks
 
 log = logging.getLogger(__name__)
 
+# settings of the commands that `Model.find` takes
+MODEL_SETTINGS = (
+    "checkpoint", "runs_dir", "shipped", "weights", "dtype", "quantize", "compile", "ignored_keys"
+)  # fmt: skip
 OF_ANY_SAMPLER = ("control_scale", "tile", "overlap", "tile_batch")  # also of a one-step one
 
 
@@ -53,6 +58,9 @@ class Model:
         *,
         runs_dir: str | Path,
         shipped: str = SHIPPED_MODEL,
+        dtype: str | None = None,
+        device: torch.device | str = "cpu",
+        ignored_keys: Iterable[str] = (),
         **settings: Any,
     ) -> "Model":
         """Return the model of a checkpoint; without one, the newest of `runs_dir` or `shipped`.
@@ -60,6 +68,7 @@ class Model:
         Args:
             checkpoint: A file; None takes the newest.
             shipped: A file that ships with the code.
+            dtype: None takes the best of `device`.
             settings: The other attributes of the class, except `recipe`.
 
         Raises:
@@ -68,7 +77,14 @@ class Model:
         """
         path = find_checkpoint(checkpoint, runs_dir=runs_dir, shipped=shipped)
         is_picked = checkpoint is None and path == located(shipped)
-        return cls(checkpoint=path, recipe=read_recipe(path), is_picked=is_picked, **settings)
+        return cls(
+            checkpoint=path,
+            recipe=read_recipe(path),
+            dtype=dtype or best_dtype(torch.device(device)),
+            ignored_keys=tuple(ignored_keys),
+            is_picked=is_picked,
+            **settings,
+        )
 
     @classmethod
     def released(cls, *, dtype: str) -> "Model":
