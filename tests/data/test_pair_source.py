@@ -58,19 +58,29 @@ def module(root: Path, **options):
     return data
 
 
-@pytest.mark.parametrize("move", [(0.0, 0.0), (3.0, -2.0), (-7.0, 11.0)])
-def test_offset_is_found_as_by_scikit_image(move: tuple[float, float]) -> None:
-    """Blurred and noisy, to half a pixel: what LQ images leave of the phase."""
-    down, right = int(move[0]), int(move[1])
+def moved_pair(down: int, right: int, *, blur: float, noise: float) -> list[np.ndarray]:
+    """Return a picture, and one that is displaced, blurred and noisy."""
     one = scene()[20:-20, 20:-20]
     two = np.roll(scene(), (down, right), (0, 1))[20:-20, 20:-20]
-    two = np.asarray(Image.fromarray(two).filter(ImageFilter.GaussianBlur(1.2)), dtype=float)
-    two += np.random.default_rng(0).normal(0, 10, two.shape)
-    tensors = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in (one, two)]
-    offset = measure_offset(*tensors)
+    two = np.asarray(Image.fromarray(two).filter(ImageFilter.GaussianBlur(blur)), dtype=float)
+    return [one, two + np.random.default_rng(0).normal(0, noise, two.shape)]
+
+
+@pytest.mark.parametrize("move", [(0, 0), (3, -2), (-7, 11)])
+def test_offset_is_found_as_by_scikit_image(move: tuple[int, int]) -> None:
+    one, two = moved_pair(*move, blur=1.2, noise=10)
+    offset = measure_offset(*(torch.from_numpy(i.copy()).permute(2, 0, 1) for i in (one, two)))
     known, _, _ = phase_cross_correlation(two.mean(2), one.mean(2), normalization=None)
     assert known.tolist() == list(move)
     assert np.hypot(offset.down - move[0], offset.right - move[1]) < 0.5 and offset.peak > 0.25
+
+
+@pytest.mark.parametrize("move", [(3, -2), (-7, 11)])
+def test_offset_is_found_under_strong_blur_and_noise(move: tuple[int, int]) -> None:
+    """Where scikit-image errs by a pixel, with whitening and without."""
+    pair = moved_pair(*move, blur=4, noise=60)
+    offset = measure_offset(*(torch.from_numpy(i.copy()).permute(2, 0, 1) for i in pair))
+    assert np.hypot(offset.down - move[0], offset.right - move[1]) < 0.5
 
 
 def test_pictures_of_different_things_have_no_peak() -> None:
