@@ -26,6 +26,11 @@ def test_html_escapes_what_runs_contain() -> None:
     assert render_markdown(blocks, Path(".")).startswith("## <b>\n\n| a ")
 
 
+def test_html_shows_commands_as_code() -> None:
+    page = render_html("t", [Text("run `python -m a x=<y>`, then `b`")])
+    assert "<p>run <code>python -m a x=&lt;y&gt;</code>, then <code>b</code></p>" in page
+
+
 def test_markdown_separates_blocks_by_one_empty_line() -> None:
     folder = Path("out")
     blocks = [

@@ -176,6 +176,7 @@ def _inline(text: str) -> str:
 
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text)))
     text = re.sub(r"^_([^_]+)_$", r"<u>\1</u>", text)
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
     return Markup(re.sub(r"(https://[^\s;&<]+)", r'<a href="\1">\1</a>', text))
 
 
