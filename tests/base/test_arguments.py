@@ -68,6 +68,9 @@ def test_a_folder_that_exists_is_taken_whatever_its_name(
         assert value_of(f"input={name}") == name
         assert value_of(f"input={name}", "curate") == name
     assert value_of("input=[a,c]", "curate") == ["a", "c"]
+    (tmp_path / "${x}").mkdir()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert compose("degrade", as_typed(["input=${x}"], "degrade")).input == "${x}"
 
 
 def test_lists_and_names_hold_names_as_typed() -> None:

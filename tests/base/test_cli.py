@@ -110,11 +110,41 @@ def test_a_sweeps_runs_lie_in_numbered_folders(run: Run, tmp_path: Path) -> None
         (["input=Family,", "1980"], "cannot read the argument '1980': expected key=value"),
         (["seed=(1"], "cannot read the argument 'seed=(1': expected key=value"),
         (["input="], "input= is empty: give a path"),
+        (["--input", "a"], "--input: settings are written key=value, without dashes: input=...;"),
+        (["--input=a", "--output=b"], "--input: settings are written key=value"),
     ],
 )
 def test_mistyped_arguments_are_one_line(run: Run, arguments: list[str], line: str) -> None:
     said = run(refuses, *arguments)
     assert said.startswith(f"error: {line}") and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("config", "argument", "line"),
+    [
+        ("restore", "overwrite=no", "overwrite=no: must be true or false"),
+        ("restore", "options.average=off", "options.average=off: must be true or false"),
+        ("evaluate", "resume=maybe", "resume=maybe: must be true or false"),
+        ("convert", "overwrite='yes'", "overwrite=yes: must be true or false"),
+        ("degrade", "seed=x", "seed=x: must be a number, such as 0"),
+        ("restore", "max_pixels=100MP", "max_pixels=100MP: must be a number, such as 100000000"),
+    ],
+)
+def test_text_for_a_switch_or_a_number_is_refused(
+    run: Run, config: str, argument: str, line: str
+) -> None:
+    """`overwrite=no` would be the text "no", which Python takes for true."""
+    assert run(refuses, argument, config=config) == f"error: {line}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["overwrite=true"], ["max_pixels=1e8"], ["options.min_size=native"], ["device=cuda"],
+     ["output=no"], ["preset=quality", "quantize=int8"]],
+)  # fmt: skip
+def test_values_of_the_right_kind_reach_the_command(run: Run, arguments: list[str]) -> None:
+    said = run(refuses, *arguments, config="restore")
+    assert said.startswith("error: device=gpu")  # what the task says
 
 
 def test_unknown_key_of_a_swept_choice_names_its_keys(run: Run) -> None:

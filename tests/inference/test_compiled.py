@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,3 +51,25 @@ def test_compiled_restoring_gives_the_same_images(tmp_path: Path) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for eager, compiled in zip(*made, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"quantize": "int4"}, "unknown quantize 'int4'; known: int8, fp8"),
+        ({"compile": True}, "unknown compile True; known: off, regional, full"),
+    ],
+)
+def test_unknown_settings_are_refused_before_weights_are_loaded(
+    settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Model.find(SHIPPED_MODEL, runs_dir="runs", weights={}, **settings)
+
+
+def test_quantize_without_its_library_is_refused_before_weights_are_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="quantize=int8 needs torchao; install with"):
+        Model.find(SHIPPED_MODEL, runs_dir="runs", weights={}, quantize="int8")

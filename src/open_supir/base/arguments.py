@@ -26,8 +26,8 @@ PATHS = (
     "caption.cache", "prior.path", "negatives.prior.path", "dedup.against",
     "protocol.hq_folder", "protocol.lq_folder", "metrics.mask",
     "preference.folders", "preference.folders.*", "preference.lq", "preference.hq",
-    "clean", "options.mask", "runner.logs", "callbacks.*.dirpath", "logger.*.save_dir",
-    "hydra.run.dir", "hydra.sweep.dir",
+    "clean", "shipped", "discriminator.weights", "options.mask", "runner.logs",
+    "callbacks.*.dirpath", "logger.*.save_dir", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 TEXTS = (
     "name", "options.positive_prompt", "options.negative_prompt", "data.captions.quality_words",
@@ -48,6 +48,11 @@ SETTINGS_TOO = ("weights.loras", "loras")  # entries may have settings of their 
 SWEPT = ("checkpoint", "ckpt_path", "name", "data.root", "data_root", "weights.*", "options.*",
          "data.captions.*", "protocol.*", "outputs", "captioner.*")  # fmt: skip
 MULTIRUN = ("-m", "--multirun")
+FLAGS = (  # Hydra's
+    "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun",
+    "--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun",
+    "--info",
+)  # fmt: skip
 QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 
 
@@ -55,22 +60,35 @@ def as_typed(arguments: Sequence[str], config_name: str) -> list[str]:
     """Return the arguments with paths and texts quoted for Hydra, and `~` in paths expanded.
 
     Raises:
-        ValueError: A path is empty.
+        ValueError: A path is empty, or an argument is written as an option, `--input`.
     """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in FLAGS:
+            raise ValueError(
+                f"{flag}: settings are written key=value, without dashes: {flag.strip('-')}=...; "
+                "--help lists them"
+            )
     is_sweep = any(argument in MULTIRUN for argument in arguments)
     return [_as_typed(argument, config_name, is_sweep) for argument in arguments]
+
+
+def is_taken_as_typed(key: str) -> bool:
+    """Whether the value of a key is a path or a text."""
+    return _is_one_of(key, PATHS + TEXTS)
 
 
 def _as_typed(argument: str, config_name: str, is_sweep: bool) -> str:
     start, _, text = argument.partition("=")
     key = start.lstrip("+")
     is_path = _is_one_of(key, PATHS)
-    if "=" not in argument or not (is_path or _is_one_of(key, TEXTS)):
+    if "=" not in argument or not is_taken_as_typed(key):
         return argument
     if key in SETTINGS_TOO and "{" in text:  # {path: FILE, scale: 0.8}: by Hydra's own grammar
         return argument
     if is_path and os.path.lexists(os.path.expanduser(text)):  # whatever its name looks like
-        return f"{start}={_quoted(text, key, is_path)}"
+        literal = _quoted(text, key, is_path).replace("${", r"\${")
+        return f"{start}={literal}"
     if _is_one_of(key, SEVERAL.get(config_name, ())) and text[:1] + text[-1:] in ("[]", "{}"):
         pieces = (piece.strip() for piece in _split(text[1:-1], r"\s*,\s*") if piece.strip())
         named = [piece.partition(":") for piece in pieces] if text[0] == "{" else None

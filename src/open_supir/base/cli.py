@@ -26,6 +26,7 @@ from open_supir.base.hub import accept
 from open_supir.base.places import CONF
 from open_supir.base.registry import import_plugins
 from open_supir.base.sweeps import name_jobs, note_job
+from open_supir.base.values import check_values
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ def _guarded(
             if in_sweep:
                 hydra_cfg = HydraConfig.get()
                 note_job(Path(hydra_cfg.runtime.output_dir), hydra_cfg.overrides.task)
+            check_values(cfg, HydraConfig.get().overrides.task, config_name)
             import_plugins(cfg.get("plugins", ()))
             accept(cfg.get("accept_license", ()))
             return task(cfg)

@@ -46,8 +46,8 @@ _UNUSABLE = {
     "controlnet": "a ControlNet",
     "flux": "a diffusion transformer, such as Flux or SD3 (it has no UNet)",
     "inpainting": "an inpainting or editing model (its UNet takes a second image)",
-    "quantised": "a quantised checkpoint (8 or 4 bits, with scales that are not read); use the "
-    "float16 or bfloat16 file of the same model, or save it as one in the program that made it",
+    "quantised": "a quantised checkpoint (8 or 4 bits, with scales that are not read; use the "
+    "float16 or bfloat16 file of the same model, or save it as one in the program that made it)",
     "embedding": "a textual inversion (an embedding of a few tokens)",
 }
 _USABLE = {
@@ -274,6 +274,8 @@ def _kind_of_unet(keys: list[str], checkpoint: Checkpoint) -> str:
 
 def _expected_kind(wanted: Iterable[str]) -> str:
     trained = {"connector", "control", "robust_encoder"}
+    if {"unet", "control"} <= set(wanted):
+        return "SDXL or SUPIR"
     return "SUPIR-v0Q/v0F" if set(wanted) & trained else "SDXL base or a fine-tune of it"
 
 

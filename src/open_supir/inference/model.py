@@ -21,8 +21,9 @@ from open_supir.inference.caption_cache import CachedCaptioner
 from open_supir.inference.captioner import Captioner
 from open_supir.inference.checkpoint import read_recipe, released_recipe
 from open_supir.inference.options import RestoreOptions
+from open_supir.inference.quantization import check_quantize
 from open_supir.inference.restorer import Restorer
-from open_supir.networks.switches import Compilation, compile_networks
+from open_supir.networks.switches import Compilation, check_compile, compile_networks
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ class Model:
 
     def __post_init__(self) -> None:
         parse_dtype(self.dtype)
+        check_quantize(self.quantize)
+        check_compile(self.compile)
 
     @classmethod
     def find(

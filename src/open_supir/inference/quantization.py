@@ -1,10 +1,29 @@
 """Weight-only quantisation of frozen networks with torchao: saves memory, not time."""
 
+import importlib.util
+
 from torch import nn
 
 from open_supir.networks import UNet
 
+KINDS = ("int8", "fp8")
 FP8_CAPABILITY = (8, 9)  # lowest compute capability with float8 kernels
+
+
+def check_quantize(kind: str | None) -> None:
+    """Check, before any weights are loaded, that the kind is known and its library installed.
+
+    Raises:
+        ImportError, ValueError: See `quantize_weights`.
+    """
+    if kind is None:
+        return
+    if kind not in KINDS:
+        raise ValueError(f"unknown quantize {kind!r}; known: {', '.join(KINDS)}")
+    if importlib.util.find_spec("torchao") is None:
+        raise ImportError(
+            f"quantize={kind} needs torchao; install with: pip install -e '.[quantize]'"
+        )
 
 
 def quantize_weights(unet: UNet, kind: str) -> None:
@@ -22,18 +41,13 @@ def quantize_weights(unet: UNet, kind: str) -> None:
         ImportError: torchao is not installed.
         ValueError: `kind` is unknown, or the device does not support it.
     """
-    try:
-        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
-            Float8WeightOnlyConfig,
-            Int8WeightOnlyConfig,
-            quantize_,
-        )
-    except ImportError as error:
-        raise ImportError(
-            f"quantize={kind} needs torchao; install with: pip install -e '.[quantize]'"
-        ) from error
-    if kind not in ("int8", "fp8"):
-        raise ValueError(f"unknown quantize {kind!r}; known: int8, fp8")
+    check_quantize(kind)
+    from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+        Float8WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+        quantize_,
+    )
+
     if kind == "fp8" and not _has_fp8(unet):
         raise ValueError("quantize=fp8 needs a GPU of compute capability 8.9 or above; use int8")
     quantize_(unet, Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())

@@ -76,6 +76,15 @@ def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "in
     return len(found)
 
 
+def check_compile(mode: str) -> None:
+    """Check the mode of `compile_networks`, before there are networks.
+
+    Raises:
+        ValueError: `mode` is unknown.
+    """
+    _kinds(_COMPILED, "compile", mode, get_args(Compilation))
+
+
 def _kinds(
     table: dict[str, tuple[type[nn.Module], ...]], setting: str, mode: str, known: tuple[str, ...]
 ) -> tuple[type[nn.Module], ...]:
