@@ -199,15 +199,18 @@ def test_a_run_ends_with_what_came_out_and_a_table_of_every_image(
 ) -> None:
     """Of the good ones one has a caption; the flat one is stored, and refused by its contrast."""
     captions = CaptionStep(captioner=None, cache=str(tmp_path))
-    made = settings(candidates, tmp_path / "out", negatives=None, num_negatives=0, caption=captions)
+    made = settings(
+        candidates, tmp_path / "my out", negatives=None, num_negatives=0, caption=captions
+    )
     lines = Pipeline(made, HERE).run(STEPS).splitlines()
     assert lines[0] == f"kept {GOOD} of {GOOD + len(BAD) + 1} images"
     assert lines[1] == "refused 5: damaged image 3, contrast below 5 1, too small 1"
-    assert f"shards: {tmp_path}/out/shards/positive, {GOOD} samples in 4 tars" in lines
+    assert f"shards: {tmp_path}/my out/shards/positive, {GOOD} samples in 4 tars" in lines
     assert any(line.startswith(f"{GOOD - 1} images have no caption; ") for line in lines)
-    assert lines[-1].endswith(f"src.train experiment=zerosft data=folder data.root={tmp_path}/out")
+    own = f"'data.root={tmp_path}/my out'"  # for a shell
+    assert lines[-1].endswith(f"src.train experiment=zerosft data=folder {own}")
     assert Pipeline(made, HERE).run(("filter",)) == ""
-    with (tmp_path / "out/report/images.csv").open() as file:
+    with (tmp_path / "my out/report/images.csv").open() as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert {name: rows[name]["reason"] for name in BAD} == BAD
     assert rows["flat.png"]["reason"] == "contrast below 5"

@@ -85,7 +85,8 @@ def test_refused_samples_count_by_reason_and_against_the_limit(tmp_path: Path) -
     assert (report.decoded, report.bad) == (10, 2)
     assert "x.tar: bad" in report.examples["damaged image"][0]
     assert verdict([report], 0.2) is None
-    assert "2 of 10" in str(verdict([report], 0.1))
+    wrong = str(verdict([report], 0.1))
+    assert "2 of 10" in wrong and "settings.missing_caption=empty accepts those" in wrong
     lenient = InspectSettings(missing_caption="empty", limits=ImageLimits(min_side=32))
     assert inspect_folder(tmp_path, lenient).bad == 1
 
@@ -100,6 +101,13 @@ def test_folders_are_found_below_the_root(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no tars"):
         shard_folders(tmp_path / "empty")
+
+
+def test_of_a_curated_folder_only_the_shards_count(tmp_path: Path) -> None:
+    """Training reads none of the tars of the steps in between."""
+    for folder in ("shards/positive", "work/filter/000000"):
+        shard_folder(tmp_path / folder, [1])
+    assert shard_folders(tmp_path) == [tmp_path / "shards/positive"]
 
 
 def test_empty_tar_is_a_fault(tmp_path: Path) -> None:

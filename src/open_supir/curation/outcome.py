@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from open_supir.base.files import replacing
@@ -85,7 +86,7 @@ def _shards(settings: Any, root: Path) -> list[str]:
             "captioner.model=NAME makes captions"
         )
     place = settings.output if shards == Path(settings.output) / "shards" else shards
-    data = f"data=folder data.root={place}"
+    data = f"data=folder {quote(f'data.root={place}')}"
     if source != "positive":
-        data = f"data=shards data.root={shards} data.heldout=DIR"
+        data = f"data=shards {quote(f'data.root={shards}')} data.heldout=DIR"
     return [*lines, f"next: python -m src.train experiment=zerosft {data}"]

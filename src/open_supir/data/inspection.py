@@ -85,7 +85,8 @@ class FolderReport:
 def shard_folders(root: str | Path) -> list[Path]:
     """List `root` and the folders below it that hold tars or a manifest, sorted.
 
-    Linked folders count, since training reads them.
+    Linked folders count, since training reads them. Of a folder that `src.curate` wrote, only its
+    `shards` do, not the tars of its intermediate steps.
 
     Raises:
         FileNotFoundError: `root` is not a folder, or there are no tars in it.
@@ -93,6 +94,8 @@ def shard_folders(root: str | Path) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"no data folder {root}")
+    if (root / "shards").is_dir() and (root / "work").is_dir():
+        root = root / "shards"
 
     def skip(folder: Path, reason: str) -> None:
         log.warning("not checked: %s: %s", folder, reason)
@@ -252,7 +255,9 @@ def verdict(reports: Sequence[FolderReport], limit: float) -> str | None:
     decoded = sum(r.decoded for r in reports)
     bad = sum(r.bad for r in reports)
     if bad > limit * decoded:
-        return f"{bad} of {decoded} decoded samples were refused, limit {limit:.2%}"
+        bare = sum(r.skipped["caption missing"] for r in reports)
+        way_out = "; settings.missing_caption=empty accepts those without a caption" if bare else ""
+        return f"{bad} of {decoded} decoded samples were refused, limit {limit:.2%}{way_out}"
     if not sum(r.samples for r in reports):
         return "no samples at all"
     return None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,7 +149,7 @@ def read_manifest(folder: str | Path, *, statistics: bool = True) -> list[ShardE
     except (FileNotFoundError, NotADirectoryError) as error:
         root, hint = Path(folder).parent, ""
         if not is_remote(folder) and Path(folder).is_dir():
-            hint = f"; python -m src.check data.root={root} writes it"
+            hint = f"; python -m src.check {quote(f'data.root={root}')} writes it"
         elif not is_remote(folder) and root.is_dir():
             held = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
             hint = f"; {root} has the folders: {held or 'none'}"
