@@ -349,6 +349,23 @@ def test_mistakes_stand_in_the_status_and_leave_no_traceback(
 
 
 @in_chromium
+def test_what_gradio_refuses_stands_in_the_status_too(
+    browser: Browser, photo: Path, tmp_path: Path
+) -> None:
+    """Files of more than `max_file_mb` never reach the handlers."""
+    (tmp_path / "big.png").write_bytes(bytes(2**20 + 1))
+    too_large = 'error: File(s) exceed the maximum allowed size of 1.0 Mb: "big.png"'
+    browser.upload("#upload input[type=file]", tmp_path / "big.png")
+    browser.wait_for(f"document.querySelector({STATUS!r}).value == {too_large!r}")
+    _upload(browser, photo)
+    browser.wait_for(f"document.querySelector({STATUS!r}).value == ''")
+    browser.click("#batch-button")
+    browser.wait_for("!!document.querySelector('#files input[type=file]')")
+    browser.upload("#files input[type=file]", tmp_path / "big.png")
+    browser.wait_for(f"document.querySelector('#batch_status textarea').value == {too_large!r}")
+
+
+@in_chromium
 def test_a_tiff_is_shown_and_restored_from_its_own_pixels(browser: Browser, tmp_path: Path) -> None:
     import tifffile
 

@@ -34,12 +34,19 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
     from open_supir.webui.server import check_access, serve
 
     password = check_access(cfg.host)
-    from open_supir.webui.page import STYLE, build_page, write_examples  # imports gradio
+    from open_supir.webui.page import SCRIPT, STYLE, build_page, write_examples  # imports gradio
 
     quieten_readers()
     page = build_page(build_studio(cfg, folder), write_examples(folder))
     keys = ("host", "port", "queue", "max_file_mb", "open_browser")
-    serve(page, password=password, style=STYLE, **values(cfg, *keys), **options)
+    serve(
+        page,
+        password=password,
+        style=STYLE,
+        script=SCRIPT,
+        **values(cfg, *keys),
+        **options,
+    )
     return page
 
 

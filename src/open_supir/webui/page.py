@@ -28,6 +28,7 @@ SHARED: dict[str, Any] = {
     "concurrency_limit": 1, "concurrency_id": "networks", "show_progress": "hidden",
 }  # fmt: skip
 STYLE = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("page.js")
 NEW_SEED = "() => Math.floor(Math.random() * 2 ** 31)"
 
 Parts = dict[str, Any]  # Gradio's components, by name

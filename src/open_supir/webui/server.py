@@ -37,9 +37,12 @@ def serve(
     open_browser: bool,
     password: str | None,
     style: Path,
+    script: Path,
     **options: Any,
 ) -> None:
-    """Serve a page with a style sheet; `options` are passed to Gradio's launch."""
+    """Serve a page with a style sheet and a JavaScript function that runs once it is loaded;
+    `options` are passed to Gradio's launch.
+    """
     page.queue(max_size=queue, default_concurrency_limit=1)
     page.launch(
         server_name=host,
@@ -48,6 +51,7 @@ def serve(
         inbrowser=open_browser,
         max_file_size=f"{max_file_mb}mb",
         css_paths=style,
+        js=script.read_text(encoding="utf-8"),
         auth=("open-supir", password) if password else None,
         **options,
     )
