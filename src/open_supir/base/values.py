@@ -3,6 +3,7 @@
 Hydra reads `overwrite=no` as the text "no", which Python takes for true.
 """
 
+import re
 from collections.abc import Sequence
 
 from hydra import compose
@@ -11,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.arguments import is_taken_as_typed
 
+NUMBERS = r"\w+$|data\.|optim\."  # keys whose numbers have no words, such as `auto`, beside them
+
 
 def check_values(cfg: DictConfig, overrides: Sequence[str], config_name: str) -> None:
-    """Check that no text was given for a switch, or for a number at the top level.
+    """Check that no text was given for a switch, or for a number of `NUMBERS`.
 
     Args:
         cfg: The composed configuration.
@@ -36,5 +39,5 @@ def check_values(cfg: DictConfig, overrides: Sequence[str], config_name: str) ->
         default, given = OmegaConf.select(defaults, key), OmegaConf.select(cfg, key)
         if isinstance(default, bool):
             raise ValueError(f"{key}={given}: must be true or false")
-        if isinstance(default, (int, float)) and "." not in key:
+        if isinstance(default, (int, float)) and re.match(NUMBERS, key):
             raise ValueError(f"{key}={given}: must be a number, such as {default}")

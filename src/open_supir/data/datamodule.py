@@ -102,8 +102,17 @@ class RestorationDataModule(LightningDataModule):
         log_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
-        counts = {"global_batch": global_batch, "micro_batch": micro_batch, "val_size": val_size}
-        _check(sources, counts | {"val_batch": val_batch}, reader, precomputed)
+        counts = {
+            "global_batch": global_batch,
+            "micro_batch": micro_batch,
+            "crop_size": crop_size,
+            "val_size": val_size,
+            "val_crop_size": val_crop_size,
+            "val_batch": val_batch,
+        }
+        _check(sources, counts, reader, precomputed)
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers must be at least 0, got {num_workers}")
         self.root = str(root) if is_remote(root) else Path(root)
         self.sources = {name: source for name, source in sources.items() if source is not None}
         self.global_batch, self.micro_batch = global_batch, micro_batch

@@ -13,10 +13,11 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "32", "16", "bf16")
 
 
 STEPS = ("max_steps", "val_every", "save_every")
+COUNTS = ("accumulate_grad_batches", "log_every_n_steps")  # of the trainer
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Check a run's numbers of steps and its trainer's precision.
+    """Check a run's numbers of steps, and its trainer's counts and precision.
 
     Raises:
         ValueError: One is out of its range.
@@ -24,6 +25,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for key in STEPS:
         if config[key] < 1:
             raise ValueError(f"{key}={config[key]}: must be at least 1 optimiser step")
+    for key in COUNTS:
+        if config["trainer"].get(key, 1) < 1:
+            raise ValueError(f"trainer.{key}={config['trainer'][key]}: must be at least 1")
     precision = config["trainer"]["precision"]
     if str(precision) not in PRECISIONS:
         raise ValueError(
