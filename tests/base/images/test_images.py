@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -207,3 +208,13 @@ def test_image_grid_places_rows_with_white_gaps() -> None:
     assert grid[:, 4].min() == 1 and grid[:, 5:, 6:].min() == 1
     with pytest.raises(ValueError):
         image_grid([])
+
+
+def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*: not a regular file"):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="none.png: no readable file .No such file"):
+        read_image(tmp_path / "none.png")

@@ -173,7 +173,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     try:
         pixels = read_file_pixels(path, max_pixels)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no such image file: {path}") from error
+        raise FileNotFoundError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
     return torch.from_numpy(pixels.over_white().copy()).permute(2, 0, 1).contiguous()
@@ -186,7 +186,7 @@ def read_file_pixels(path: Path, max_pixels: int, intent: Intent = "perceptual")
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise FileNotFoundError(f"no readable file ({_reason(error)})") from error
     if not path.is_file():
-        raise FileNotFoundError("not a regular file")
+        raise FileNotFoundError("not a regular file, but a pipe, a device or a folder")
     if not 0 < size <= MAX_FILE_BYTES:
         raise ValueError(f"{size} bytes" if size else "the file is empty")
 
