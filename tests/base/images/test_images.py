@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageCms
 
 from open_supir.base.images import list_images, read_image, resize, to_signed, to_uint8, to_unit
+from open_supir.base.images.inputs import find_photos
 from open_supir.base.images.tensors import crop_to, image_grid, pad_to_multiple, resize_short_side
 from open_supir.base.images.write import write_image
 
@@ -216,5 +217,9 @@ def test_what_is_no_regular_file_is_named(tmp_path: Path) -> None:
     for name in ("pipe", "."):
         with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*: not a regular file"):
             read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="input=.*/pipe: a pipe or a device"):
+        find_photos(tmp_path / "pipe", tmp_path / "out")
+    with pytest.raises(ValueError, match="/pipe: a pipe or a device"):
+        list_images(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError, match="none.png: no readable file .No such file"):
         read_image(tmp_path / "none.png")

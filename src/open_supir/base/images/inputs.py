@@ -35,10 +35,12 @@ def find_photos(source: Path, output: Path) -> Photos:
 
     Raises:
         FileNotFoundError: `source` does not exist.
-        ValueError: `source` has no images, or is the output folder.
+        ValueError: `source` has no images, is the output folder, or is a pipe or a device.
     """
     if source.is_file():
         return Photos(root=source.parent, paths=[source], problems=[], notes=[])
+    if source.exists() and not source.is_dir():
+        raise ValueError(f"input={printable(source)}: a pipe or a device, not a file or folder")
     if not source.is_dir():
         raise FileNotFoundError(f"input={printable(source)}: no such file or folder")
     if source.resolve() == output.resolve():

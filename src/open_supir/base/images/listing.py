@@ -121,7 +121,7 @@ def list_images(path: str | Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        ValueError: `path` is a file that is no image, or a folder without images.
+        ValueError: `path` is a file that is no image, a folder without images, a pipe or a device.
     """
     path = Path(path)
     if path.is_file():
@@ -130,6 +130,8 @@ def list_images(path: str | Path) -> list[Path]:
                 f"{path}: not an image file; known suffixes: {' '.join(IMAGE_SUFFIXES)}"
             )
         return [path]
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path}: a pipe or a device, not a file or folder")
     if not path.is_dir():
         raise FileNotFoundError(f"no such file or folder: {path}")
     listing = walk_images(path)
