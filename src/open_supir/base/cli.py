@@ -108,7 +108,7 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def values(cfg: DictConfig, *keys: str) -> dict[str, Any]:
+def picked(cfg: DictConfig, *keys: str) -> dict[str, Any]:
     """Return settings by name, as plain values."""
     return {key: plain(cfg[key]) for key in keys}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command, pick_device, plain, values
+from open_supir.base.cli import command, pick_device, picked, plain
 from open_supir.base.registry import trust
 
 
@@ -55,7 +55,7 @@ def measure(cfg: DictConfig) -> str:
     steps.prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
     others = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
-    found = {**values(cfg, "runs_dir", "shipped", "dtype", "ignored_keys"), "device": device}
+    found = {**picked(cfg, "runs_dir", "shipped", "dtype", "ignored_keys"), "device": device}
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
     if cfg.checkpoint is not None or not others[0]:
         model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **found)
@@ -104,7 +104,7 @@ def rehearse(cfg: DictConfig) -> str:
     protocol = instantiate(cfg.protocol, _convert_="all")
     sizes = plain(cfg.sizes) or (None if protocol.crop is None else [protocol.crop])
     paths = [] if sizes or not cfg.data_root else protocol.inputs(Path(cfg.data_root))
-    return dry_run_restoring(values(cfg, *SETTINGS), read_sizes(sizes, paths))
+    return dry_run_restoring(picked(cfg, *SETTINGS), read_sizes(sizes, paths))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from open_supir.base.cli import command, pick_device, plain, require, values
+from open_supir.base.cli import command, pick_device, picked, plain, require
 
 if TYPE_CHECKING:
     from open_supir.inference.processes import Process
@@ -46,7 +46,7 @@ def rehearse(cfg: DictConfig, paths: Sequence[Path] = ()) -> None:
     """Print what restoring these files, or images of `sizes`, would cost on a GPU."""
     from open_supir.rehearsal.restoring_report import SETTINGS, dry_run_restoring, read_sizes
 
-    print(dry_run_restoring(values(cfg, *SETTINGS), read_sizes(plain(cfg.sizes), paths)))
+    print(dry_run_restoring(picked(cfg, *SETTINGS), read_sizes(plain(cfg.sizes), paths)))
 
 
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
@@ -66,7 +66,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     for note in photos.notes if process.rank == 0 else []:  # all find the same files
         log.warning("%s", note)
     device = pick_device(cfg.device)
-    model = Model.find(**values(cfg, *MODEL_SETTINGS), device=device)
+    model = Model.find(**picked(cfg, *MODEL_SETTINGS), device=device)
     options = model.options(plain(cfg.sampler), plain(cfg.options))
     described = process.from_first(model.described)
     key = job_key(options, described | {"captioner": str(cfg.captioner)})
@@ -85,7 +85,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=device)
-    limits = values(cfg, "max_pixels", "max_output_pixels", "overwrite")
+    limits = picked(cfg, "max_pixels", "max_output_pixels", "overwrite")
     restore_job = partial(restore_file, restorer, output=output, key=key, model=described, **limits)
     failed += restore_all(restorer, left, restore_job, show_progress=process.rank == 0)
     return problems + failed

@@ -7,7 +7,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from open_supir.base.cli import command, plain, values
+from open_supir.base.cli import command, picked, plain
 from open_supir.base.options import choices
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
@@ -84,14 +84,14 @@ def build(
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
     trainer: pl.Trainer = instantiate(cfg.trainer, **parts, _convert_="all")
-    make_ready(module, data, trainer, **values(cfg, "channels_last", "checkpointing", "compile"))
+    make_ready(module, data, trainer, **picked(cfg, "channels_last", "checkpointing", "compile"))
     return module, data, trainer
 
 
 def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, dict]:
     """Load the base weights that the configuration names; returns the recipe's entries."""
     settings = {"precision": str(cfg.trainer.precision), "prediction": cfg.denoiser.prediction}
-    settings |= values(cfg, "stage", "runs_dir", "ignored_keys")
+    settings |= picked(cfg, "stage", "runs_dir", "ignored_keys")
     return load_base_weights(module, cfg.weights, **settings)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from open_supir.base.cli import command, pick_device, plain, values
+from open_supir.base.cli import command, pick_device, picked, plain
 
 if TYPE_CHECKING:
     from open_supir.webui.studio import Studio
@@ -44,7 +44,7 @@ def launch(cfg: DictConfig, folder: Path, **options: Any) -> Any:
         password=password,
         style=STYLE,
         script=SCRIPT,
-        **values(cfg, *keys),
+        **picked(cfg, *keys),
         **options,
     )
     return page
@@ -60,7 +60,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     from open_supir.webui.words import about
 
     device = pick_device(cfg.device)
-    model = Model.find(**values(cfg, *MODEL_SETTINGS), device=device)
+    model = Model.find(**picked(cfg, *MODEL_SETTINGS), device=device)
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
     for name in () if model.is_one_step else PRESETS:  # they have several steps
         preset = compose("restore", overrides=[f"preset={name}", "input=x", "output=x"])

@@ -47,7 +47,7 @@ class OptimSettings:
                 f"lr={self.lr}, weight_decay={self.weight_decay}, warmup_steps={self.warmup_steps}"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be in 0..1, below 1, got {tuple(self.betas)}")
+            raise ValueError(f"each of betas must be in [0, 1), got {tuple(self.betas)}")
         if self.decay not in get_args(Decay):
             raise ValueError(f"unknown decay {self.decay!r}; known: {', '.join(get_args(Decay))}")
         if self.kind not in get_args(Kind):
