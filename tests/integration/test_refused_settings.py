@@ -19,7 +19,7 @@ from tests.integration.conftest import Compose
         ("data.num_workers=-1", "data.num_workers must be at least 0, got -1"),
         ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0: must be at least 1"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: .* at least 1"),
-        ("optim.betas=[2,3]", "betas must be in 0..1, below 1, got .2, 3"),
+        ("optim.betas=[2,3]", r"each of betas must be in \[0, 1\), got .2, 3"),
         ("data.crop_size=30", "data.crop_size=30: .* multiple of 16, such as 16, 32"),
         ("data.val_crop_size=100", "data.val_crop_size=100: .* multiple of 16, such as 96, 112"),
     ],
