@@ -18,7 +18,7 @@ from open_supir.inference.records import encode_all
 from open_supir.inference.result import Restoration
 from open_supir.webui.handlers import Handlers, Updates, failures, refuse, said
 from open_supir.webui.studio import Cancelled, Studio
-from open_supir.webui.uploads import Batch, lay_out
+from open_supir.webui.uploads import UploadedFolder, lay_out
 from open_supir.webui.words import duration, time_left
 
 
@@ -47,7 +47,7 @@ class BatchHandlers:
         return {"batch": batch, "captions": rows, "status": status}
 
     def restore_many(
-        self, request: gr.Request, files: Sequence[str] | None, batch: Batch | None,
+        self, request: gr.Request, files: Sequence[str] | None, batch: UploadedFolder | None,
         preset: str, *values: Any,
     ) -> Iterator[Updates]:  # fmt: skip
         """Restore a batch; yield progress, then an archive and each file's outcome.
@@ -93,7 +93,7 @@ class BatchHandlers:
             yield {"status": failure[0]}
             refuse(failure[0])
 
-    def _laid_out(self, files: Sequence[str]) -> Batch:
+    def _laid_out(self, files: Sequence[str]) -> UploadedFolder:
         return lay_out(
             files,
             Path(tempfile.mkdtemp(dir=self.studio.folder)),
