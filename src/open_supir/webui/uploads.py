@@ -81,7 +81,9 @@ def shown(path: str, photo: Photo, folder: Path) -> str:
     return str(picture)
 
 
-def lay_out(files: Sequence[str], folder: Path, *, max_files: int, max_bytes: int) -> UploadedFolder:
+def lay_out(
+    files: Sequence[str], folder: Path, *, max_files: int, max_bytes: int
+) -> UploadedFolder:
     """Lay uploads out as a folder: files side by side, ZIPs with the tree that they hold.
 
     Text files beside the images (photo.txt and photo.jpg) are their captions.
@@ -119,7 +121,9 @@ def lay_out(files: Sequence[str], folder: Path, *, max_files: int, max_bytes: in
         except ValueError as error:
             captions[name] = ""
             notes.append(str(error).replace(f"{root}/", ""))
-    return UploadedFolder(files=tuple(files), root=root, paths=found.images, captions=captions, notes=notes)
+    return UploadedFolder(
+        files=tuple(files), root=root, paths=found.images, captions=captions, notes=notes
+    )
 
 
 def _unpack(file: Path, root: Path, max_bytes: int) -> int:
