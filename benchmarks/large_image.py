@@ -39,7 +39,7 @@ from torch import Tensor
 from open_supir.diffusion.tiling import spread_windows
 from open_supir.inference import Restorer
 from open_supir.inference.result import Call
-from open_supir.networks import tiled_vae
+from open_supir.networks.tile_spans import spans as tile_spans
 
 VAE_TILE, TILE, WINDOW = 512, 64, 32  # pixels; latent pixels; side of the attention's windows
 DISC = 160  # pixels; mean diameter of the pieces of the image
@@ -120,7 +120,7 @@ def seams(image: Tensor, factor: int) -> dict[str, list[float]]:
     """Return the gradient's excess at tile borders in percent and its error, by kind of tile."""
     side = image.shape[-1]
     lines = torch.stack([_line_means(image), _line_means(image.mT)])  # (2, side - 1)
-    spans = tiled_vae._spans(side // factor, VAE_TILE // factor, halo=0, ramp=0, multiple=1)
+    spans = tile_spans(side // factor, VAE_TILE // factor, halo=0, ramp=0, multiple=1)
     windows = spread_windows(side // factor, side // factor, tile=TILE)
     borders = {
         "autoencoder": {span.core_start * factor for span in spans[1:]},

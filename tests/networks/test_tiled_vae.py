@@ -74,9 +74,9 @@ def test_encode_equals_untiled(size: tuple[int, int], robust: bool) -> None:
 def test_order_of_tiles_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, z = _vae(), _uneven(1, 4, 17, 23)
     forward = decode_tiled(vae, z, TILES)
-    spans = module._spans
-    monkeypatch.setattr(module, "_spans", lambda *a, **k: spans(*a, **k)[::-1])
-    assert _error(decode_tiled(vae, z, TILES), forward) < 1e-6
+    spans = module.spans
+    monkeypatch.setattr(module, "spans", lambda *a, **k: spans(*a, **k)[::-1])
+    assert _error(decode_tiled(vae, z, TILES), forward) < 1e-5
 
 
 @torch.no_grad()
@@ -115,8 +115,84 @@ def test_beyond_the_attention_limit_tiles_are_near_and_seamless(groups: int) -> 
     alone = torch.cat([vae.decode(row) for row in z.split(14, dim=-2)], dim=-2)
     assert (out - whole).norm() < 0.7 * (alone - whole).norm()
     difference = (out - whole).diff(dim=-1).abs().mean(dim=(0, 1, 2))
-    edges = [s.core_start * 8 - 1 for s in module._spans(40, 16, halo=0, ramp=0, multiple=1)[1:]]
+    edges = [s.core_start * 8 - 1 for s in module.spans(40, 16, halo=0, ramp=0, multiple=1)[1:]]
     assert difference[edges].mean() < 2 * difference.mean()
+
+
+@torch.no_grad()
+def test_what_is_kept_between_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to all, against the untiled result. Parts are counted by hand."""
+    vae, z = _vae(), _uneven(1, 4, 17, 23)
+    image, counts = _uneven(1, 3, 136, 184), []
+    parts = module._parts
+    monkeypatch.setattr(module, "_parts", lambda *a, **k: counts.append(p := parts(*a, **k)) or p)
+    for kept in (0, 8, 10**6):
+        monkeypatch.setattr(module, "KEPT", kept)
+        assert _error(decode_tiled(vae, z, TILES), vae.decode(z)) < 1e-5
+        assert _error(encode_tiled(vae, image, TILES).mean, vae.posterior(image).mean) < 1e-5
+    assert [len(p) for p in counts[::2]] == [1, 7, 13]  # blocks of two levels, of all four
+    assert [len(p) for p in counts[1::2]] == [1, 5, 8]  # the last of a level with what halves it
+
+
+@torch.no_grad()
+def test_low_precision_is_no_worse_in_tiles() -> None:
+    """bfloat16 against float32: the tiles' norms round input and output only, as the plain ones."""
+    vae, z = _vae(), _uneven(1, 4, 16, 16)
+    expected = vae.decode(z)
+    vae.bfloat16()
+    whole, tiled = vae.decode(z), decode_tiled(vae, z, TILES)
+    assert (tiled - expected).norm() < 1.1 * (whole - expected).norm()
+
+
+@torch.no_grad()
+def _with_norms_of(chain: nn.Module, model: Tensor, x: Tensor) -> Tensor:
+    """Apply `chain` to x, its norms with the statistics that they have in `model`."""
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def note(norm, args, out) -> None:
+        groups = args[0].unflatten(1, (norm.num_groups, -1))
+        found[norm] = torch.var_mean(groups, dim=(2, 3, 4), correction=0)
+
+    def apply(norm, args, out) -> Tensor:
+        variance, mean = (v[..., None, None, None] for v in found[norm])
+        groups = args[0].unflatten(1, (norm.num_groups, -1))
+        normed = ((groups - mean) / (variance + norm.eps).sqrt()).flatten(1, 2)
+        return normed * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    norms = [m for m in chain.modules() if isinstance(m, nn.GroupNorm)]
+    for hook, source in ((note, model), (apply, x)):
+        handles = [norm.register_forward_hook(hook) for norm in norms]
+        out = chain(source)
+        for handle in handles:
+            handle.remove()
+    return out
+
+
+@torch.no_grad()
+def test_estimated_norms_are_those_of_the_reduced_image() -> None:
+    """24 x 12 latent pixels in tiles of 8 x 8: every second one in both directions, 12 x 6, has a
+    tile's area (rounded up). The expected values are found by hooks, without tiles.
+    """
+    vae, z = _vae(), _uneven(1, 4, 24, 12)
+    decoder, tiles = vae.decoder, VaeTiles(tile=64, norms="estimated")
+    tail = nn.Sequential(*reversed(decoder.up), decoder.norm_out, nn.SiLU(), decoder.conv_out)
+    h = decoder.mid(decoder.conv_in(vae.post_quant_conv(z / vae.scale_factor)))
+    reduced = nn.functional.interpolate(h, size=(12, 6), mode="nearest-exact")
+    assert _error(decode_tiled(vae, z, tiles), _with_norms_of(tail, reduced, h)) < 1e-4
+    assert _error(decode_tiled(vae, z, tiles), vae.decode(z)) > 0.01  # an approximation
+
+    image, encoder = _uneven(1, 3, 192, 96), vae.encoder
+    head = nn.Sequential(encoder.conv_in, *encoder.down)
+    reduced = nn.functional.interpolate(image, size=(96, 48), mode="nearest-exact")
+    h = encoder.mid(_with_norms_of(head, reduced, image))
+    moments = vae.quant_conv(encoder.conv_out(nn.functional.silu(encoder.norm_out(h))))
+    assert _error(encode_tiled(vae, image, tiles).mean, moments.chunk(2, dim=1)[0]) < 1e-4
+
+
+@torch.no_grad()
+def test_estimated_norms_change_nothing_in_a_single_tile() -> None:
+    vae, z = _vae(), _uneven(1, 4, 8, 8)
+    assert torch.equal(decode_tiled(vae, z, VaeTiles(tile=64, norms="estimated")), vae.decode(z))
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from open_supir.base.images.colour import Intent
 from open_supir.diffusion import SamplerSettings
 from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.prompts import NEGATIVE_PROMPT, POSITIVE_PROMPT, PromptMode
+from open_supir.networks.tiled_vae import TileNorms
 
 FileFormat = Literal["png", "jpg", "webp", "tiff"]
 Reference = Literal["cleaned", "input"]
@@ -52,6 +53,8 @@ class RestoreOptions:
     # side of the autoencoder's tiles in pixels; None processes whole images as long as they fit in
     # memory
     vae_tile: int | None = None
+    # statistics of the tiled autoencoder's norms: "exact" or "estimated"; see `VaeTiles`
+    vae_tile_norms: TileNorms = "exact"
     # latent pixels up to which the autoencoder's attention sees the whole image; None chooses by
     # device
     attention_tokens: int | None = None
@@ -75,6 +78,7 @@ class RestoreOptions:
             "color_fix": tuple(COLOR_FIXES),
             "color_reference": get_args(Reference),
             "prompt_mode": get_args(PromptMode),
+            "vae_tile_norms": get_args(TileNorms),
             "grey": get_args(Greyness),
             "profile": get_args(Profile),
             "intent": get_args(Intent),

@@ -341,7 +341,11 @@ class Restorer(Loadable):
 
     def _tiles(self, options: RestoreOptions) -> VaeTiles:
         assert options.vae_tile is not None
-        return VaeTiles(tile=options.vae_tile, attention_tokens=options.attention_tokens)
+        return VaeTiles(
+            tile=options.vae_tile,
+            norms=options.vae_tile_norms,
+            attention_tokens=options.attention_tokens,
+        )
 
     def _encode(
         self,

@@ -2,9 +2,11 @@
 
 Two operations see further than a few pixels. The middle block's attention runs on the whole latent,
 where it is small. Each group norm needs the statistics of the whole image: they are gathered over
-the tiles, one norm after another, recomputing everything before that norm each time, so that only
-one tile is in memory. The rest are convolutions, which are exact on tiles that overlap by their
-reach.
+the tiles, one norm after another, recomputing what is before that norm each time. So that this is
+little, activations of the whole image are kept between blocks, as long as they are not too large.
+The rest are convolutions, which are exact on tiles that overlap by their reach.
+
+With estimated norms, their statistics are those of the reduced image instead, and nothing is kept.
 
 If the latent is too large for its attention, attention sees only windows of it, and the middle runs
 within tiles too. The result is then an approximation, with windows and tiles blended.
@@ -16,17 +18,20 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from open_supir.base.devices import exact
+from open_supir.networks.tile_spans import Span, spans
+from open_supir.networks.tiled_norms import Gathered, replace_norms
 from open_supir.networks.vae import (
     AttnBlock,
     AutoencoderKL,
     DiagonalGaussian,
+    Level,
     Resampling,
+    ResnetBlock,
     RobustEncoder,
 )
 
@@ -34,6 +39,8 @@ from open_supir.networks.vae import (
 # as all convolutions together at 2 ** 18 tokens, and 2e15 at 2 ** 20, which take a GPU seconds.
 MAX_TOKENS_CPU = 2**18
 MAX_TOKENS_GPU = 2**20
+TileNorms = Literal["exact", "estimated"]
+KEPT = 2**10  # values of kept activations per pixel of a tile: 2 GiB in bfloat16 for tiles of 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,8 @@ class VaeTiles:
     Attributes:
         tile: Side of a tile in pixels, rounded up to whole latent pixels; images that fit in one
             are not tiled.
+        norms: Statistics of group norms: "exact" gathers them over all tiles; "estimated" takes
+            those of the image reduced to the area of a tile.
         attention_tokens: Most latent pixels that the middle's attention sees at once; larger
             latents are split into windows of about that many. None means 2 ** 20 on a GPU
             (8192x8192 at full size) and 2 ** 18 on a CPU (4096x4096).
@@ -52,6 +61,7 @@ class VaeTiles:
     """
 
     tile: int = 1024
+    norms: TileNorms = "exact"
     attention_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,9 +75,13 @@ class VaeTiles:
         default = MAX_TOKENS_CPU if device.type == "cpu" else MAX_TOKENS_GPU
         return math.isqrt(self.attention_tokens or default)
 
-    def is_exact(self, tokens: int, device: torch.device) -> bool:
+    def sees_all(self, tokens: int, device: torch.device) -> bool:
         """Say whether attention runs on the whole of a latent with that many pixels."""
         return tokens <= self.window(device) ** 2
+
+    def is_exact(self, tokens: int, device: torch.device) -> bool:
+        """Say whether the result equals that of the whole image, up to rounding."""
+        return self.norms == "exact" and self.sees_all(tokens, device)
 
 
 @torch.no_grad()
@@ -83,19 +97,14 @@ def encode_tiled(
     height, width = (side // factor for side in image.shape[-2:])
     tail = [encoder.mid, encoder.norm_out, nn.SiLU(), encoder.conv_out, part.quant_conv]
     head = [encoder.conv_in, *encoder.down]
-    exact = tiles.is_exact(height * width, weight.device)
-    sweep = _Sweep(
-        head if exact else head + tail,
-        image,
-        weight,
-        zoom_out=factor,
-        tile=tiles.tile,
-        window=None if exact else tiles.window(weight.device),
-    )
-    out = sweep.run(torch.device(weight.device))
-    if exact:
+    image = image.to(device=weight.device, dtype=weight.dtype)
+    if tiles.sees_all(height * width, weight.device):
+        out = _swept(head, image, tiles, tile=tiles.tile)
         for module in tail:
             out = module(out)
+    else:
+        window = tiles.window(weight.device)
+        out = _swept(head + tail, image, tiles, tile=tiles.tile, window=window)
     return DiagonalGaussian.from_moments(out)
 
 
@@ -105,137 +114,167 @@ def decode_tiled(
 ) -> Tensor:
     """Decode scaled latents (B, z, h, w) to images (B, 3, H, W), float32, on `out_device`."""
     decoder, weight = vae.decoder, vae.decoder.conv_in.weight
-    factor = vae.downsampling
     z = z.to(device=weight.device, dtype=weight.dtype) / vae.scale_factor
     head = [vae.post_quant_conv, decoder.conv_in, decoder.mid]
     tail = [*reversed(decoder.up), decoder.norm_out, nn.SiLU(), decoder.conv_out]
-    exact = tiles.is_exact(z.shape[-2] * z.shape[-1], weight.device)
-    if exact:
+    tile = -(-tiles.tile // vae.downsampling)
+    if tiles.sees_all(z.shape[-2] * z.shape[-1], weight.device):
         for module in head:
             z = module(z)
-    tile = -(-tiles.tile // factor)
-    sweep = _Sweep(
-        tail if exact else head + tail,
-        z,
-        weight,
-        zoom_in=factor,
-        tile=tile,
-        window=None if exact else tiles.window(weight.device),
-    )
-    return sweep.run(torch.device(out_device), torch.float32)
+        out = _swept(tail, z, tiles, tile=tile)
+    else:
+        out = _swept(head + tail, z, tiles, tile=tile, window=tiles.window(weight.device))
+    return out.to(out_device, torch.float32)
+
+
+def _swept(
+    modules: list[nn.Module], x: Tensor, tiles: VaeTiles, *, tile: int, window: int | None = None
+) -> Tensor:
+    """Apply modules to a canvas in tiles of that side; see `_Sweep`."""
+    estimates, most = tiles.norms == "estimated", tiles.tile**2 * KEPT
+    is_one = estimates or window is not None
+    for part in [modules] if is_one else _parts(modules, x, most=most):
+        sweep = _Sweep(part, x, tile=tile, estimates=estimates, window=window)
+        x = sweep.run()
+        tile = sweep.scaled(tile)
+    return x
+
+
+def _parts(modules: list[nn.Module], x: Tensor, *, most: int) -> list[list[nn.Module]]:
+    """Split a chain where what is kept has at most `most` values.
+
+    Statistics of a norm take everything again since its part's start. Without norms there is
+    nothing to be saved.
+    """
+    if not any(isinstance(m, nn.GroupNorm) for module in modules for m in module.modules()):
+        return [modules]
+    units = [unit for module in modules for unit in _units(module)]
+    parts, part, pixels = [], list[nn.Module](), x.shape[0] * x.shape[-2] * x.shape[-1]
+    for unit, then in zip(units, [*units[1:], None], strict=True):
+        part.append(unit)
+        is_smaller_later = isinstance(then, Resampling) and then.down
+        if isinstance(unit, ResnetBlock):
+            values = pixels * unit.conv2.out_channels
+        elif isinstance(unit, Resampling):
+            pixels = pixels // 4 if unit.down else pixels * 4
+            values = pixels * unit.conv.out_channels if unit.down else most + 1  # was smaller
+        else:
+            values = most + 1
+        if then is None or (values <= most and not is_smaller_later):
+            parts.append(part)
+            part = []
+    return parts
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    if not isinstance(module, Level):
+        return [module]
+    return [*module.block, *(m for m in (module.downsample, module.upsample) if m is not None)]
 
 
 class _Sweep:
     """A chain of modules applied to a canvas in tiles.
 
     Works on a copy of the modules that shares their weights, so that the gathered statistics belong
-    to this call alone. Sides and positions are in pixels of the source; the chain enlarges by
-    `zoom_in` or reduces by `zoom_out`. With a `window`, attention sees squares of that side.
+    to this call alone. The source is where the modules are; sides and positions are in its pixels.
+    With a `window`, attention sees squares of that side. If it `estimates`, the statistics are
+    those of the reduced source.
     """
 
     def __init__(
         self,
         modules: list[nn.Module],
         source: Tensor,
-        like: Tensor,
         *,
         tile: int,
+        estimates: bool,
         window: int | None,
-        zoom_in: int = 1,
-        zoom_out: int = 1,
     ) -> None:
         chain = nn.Sequential(*modules)
         shared = {id(p): p for p in chain.parameters()}
         self.chain = deepcopy(chain, shared)
-        self.norms = _replace_norms(self.chain)
+        self.norms = replace_norms(self.chain)
         if window is not None:
             _replace_attention(self.chain, window)
-        self.source, self.like = source, like
-        self.zoom_in, self.zoom_out = zoom_in, zoom_out
-        halo = math.ceil(_reach(chain) / zoom_out) * zoom_out
-        tile = math.ceil(tile / zoom_out) * zoom_out
+        self.source, self.tile, self.estimates = source, tile, estimates
+        resampled = [m.down for m in chain.modules() if isinstance(m, Resampling)]
+        self.zoom_in, self.zoom_out = 2 ** resampled.count(False), 2 ** resampled.count(True)
+        multiple = self.zoom_out
+        halo = math.ceil(_reach(chain) / multiple) * multiple
+        tile = math.ceil(tile / multiple) * multiple
         # without whole attention, neighbours differ and have to be blended
-        ramp = 0 if window is None else math.ceil(tile / 8 / zoom_out) * zoom_out
+        self.ramp = 0 if window is None else math.ceil(tile / 8 / multiple) * multiple
         height, width = source.shape[-2:]
-        self.rows = _spans(height, tile, halo=halo, ramp=ramp, multiple=zoom_out)
-        self.columns = _spans(width, tile, halo=halo, ramp=ramp, multiple=zoom_out)
+        self.rows = spans(height, tile, halo=halo, ramp=self.ramp, multiple=multiple)
+        self.columns = spans(width, tile, halo=halo, ramp=self.ramp, multiple=multiple)
 
-    def run(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the chain's output for the whole canvas, on `device`."""
+    def run(self) -> Tensor:
+        """Return the chain's output for the whole canvas."""
         if len(self.rows) * len(self.columns) == 1:
-            return self._apply(self.source).to(device=device, dtype=dtype)
+            return self.chain(self.source)
+        if self.estimates:
+            self._estimate()
+        else:
+            self._gather()
+        out = torch.empty(0)
+        for number, (row, column, crop) in enumerate(self._crops()):
+            tile = self.chain(crop)
+            if number == 0:
+                size = [self.scaled(side) for side in self.source.shape[-2:]]
+                out = tile.new_zeros(*tile.shape[:2], *size)
+            self._put(out, tile, row, column)
+        return out
+
+    def _gather(self) -> None:
+        """Take the statistics of all tiles, one norm after another."""
         for norm in self.norms:
             for row, column, crop in self._crops():
                 norm.core = (row, column)
                 try:
-                    self._apply(crop)
-                except _Gathered:
+                    self.chain(crop)
+                except Gathered:
                     continue
             norm.finish()
-        out: Tensor | None = None
-        for row, column, crop in self._crops():
-            tile = self._apply(crop).to(device=device, dtype=dtype)
-            if out is None:
-                size = [self._scaled(side) for side in self.source.shape[-2:]]
-                out = tile.new_zeros(*tile.shape[:2], *size)
-            y, x = (self._scaled(span.start) for span in (row, column))
-            weight = row.profile(self._scaled).outer(column.profile(self._scaled)).to(tile)
-            out[..., y : y + tile.shape[-2], x : x + tile.shape[-1]].addcmul_(tile, weight)
-        assert out is not None  # there is at least one row and one column
-        return out
 
-    def _crops(self) -> Iterator[tuple["_Span", "_Span", Tensor]]:
+    def _estimate(self) -> None:
+        """Take the statistics of all norms from one run over the reduced source.
+
+        Pixels are left out, not averaged, which would take away variance.
+        """
+        area = math.prod(self.source.shape[-2:])
+        size = [
+            math.ceil(side * self.tile / area**0.5 / self.zoom_out) * self.zoom_out
+            for side in self.source.shape[-2:]
+        ]
+        for norm in self.norms:
+            norm.is_model = True
+        self.chain(nn.functional.interpolate(self.source, size=size, mode="nearest-exact"))
+
+    def _crops(self) -> Iterator[tuple[Span, Span, Tensor]]:
         for row in self.rows:
             for column in self.columns:
                 crop = self.source[..., row.start : row.stop, column.start : column.stop]
                 yield row, column, crop
 
-    def _apply(self, crop: Tensor) -> Tensor:
-        return self.chain(crop.to(device=self.like.device, dtype=self.like.dtype))
+    def _put(self, out: Tensor, tile: Tensor, row: Span, column: Span) -> None:
+        """Write a tile's own share into the output; with a ramp, add it blended."""
+        if self.ramp == 0:
+            place = [
+                slice(self.scaled(s.core_start), self.scaled(s.core_stop)) for s in (row, column)
+            ]
+            own = [
+                s.own_share(side) for s, side in zip((row, column), tile.shape[-2:], strict=True)
+            ]
+            out[..., *place] = tile[..., *own]
+            return
+        y, x = (self.scaled(span.start) for span in (row, column))
+        profiles = (span.profile(self.scaled, tile.device) for span in (row, column))
+        weight = torch.outer(*profiles).to(tile.dtype)
+        out[..., y : y + tile.shape[-2], x : x + tile.shape[-1]].addcmul_(tile, weight)
 
-    def _scaled(self, position: int) -> int:
+    def scaled(self, position: int) -> int:
+        """Return a position of the source in the output."""
         return position * self.zoom_in // self.zoom_out
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A tile's extent along one side: what it reads, and within that its own share (core)."""
-
-    start: int
-    core_start: int
-    core_stop: int
-    stop: int
-    length: int  # of the canvas
-    ramp: int
-
-    def profile(self, scaled) -> Tensor:  # noqa: ANN001 - position -> position in the output
-        """Return the weights of the tile's output; those of all tiles sum to 1 everywhere."""
-        x = torch.arange(scaled(self.start), scaled(self.stop)) + 0.5
-        weight = torch.ones(len(x))
-        if self.core_start > 0:
-            weight = _fade(x - scaled(self.core_start), scaled(self.ramp))
-        if self.core_stop < self.length:
-            weight = weight - _fade(x - scaled(self.core_stop), scaled(self.ramp))
-        return weight
-
-
-def _fade(distance: Tensor, ramp: int) -> Tensor:
-    """Rise smoothly from 0 to 1 between distances -`ramp` and `ramp`."""
-    if ramp == 0:
-        return (distance > 0).float()
-    return 0.5 + 0.5 * (distance / ramp).clamp(-1, 1).mul(math.pi / 2).sin()
-
-
-def _spans(length: int, tile: int, *, halo: int, ramp: int, multiple: int) -> list[_Span]:
-    """Split a side into shares of about equal length, at most `tile`."""
-    count = math.ceil(length / tile)
-    edges = [round(i * length / count / multiple) * multiple for i in range(count)] + [length]
-    return [
-        _Span(
-            max(0, start - ramp - halo), start, stop, min(length, stop + ramp + halo), length, ramp
-        )
-        for start, stop in pairwise(edges)
-    ]
 
 
 def _reach(chain: nn.Module) -> float:
@@ -254,79 +293,6 @@ def _reach(chain: nn.Module) -> float:
     return reach
 
 
-class _Gathered(Exception):
-    """Stops a tile's run through the chain at the norm whose statistics are being gathered."""
-
-
-class _WholeNorm(nn.Module):
-    """A group norm that first gathers the statistics of all tiles, then applies them."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
-        self.core: tuple[_Span, _Span] | None = None
-        self.count, self.mean, self.spread = 0, torch.zeros(()), torch.zeros(())
-        self.scale: Tensor | None = None
-        self.shift: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, h, w), or gather from it and raise `_Gathered`."""
-        if self.scale is not None and self.shift is not None:
-            return torch.addcmul(self.shift.to(x), x, self.scale.to(x))
-        if self.core is None:  # a single tile covers the canvas
-            return self.norm(x)
-        self._gather(self._own_share(x))
-        raise _Gathered
-
-    def _own_share(self, x: Tensor) -> Tensor:
-        assert self.core is not None
-        slices = []
-        for span, side in zip(self.core, x.shape[-2:], strict=True):
-            read = span.stop - span.start
-            slices.append(
-                slice(
-                    (span.core_start - span.start) * side // read,
-                    (span.core_stop - span.start) * side // read,
-                )
-            )
-        return x[..., slices[0], slices[1]]
-
-    def _gather(self, x: Tensor) -> None:
-        """Merge the tile's mean and squared deviations into the canvas's (Chan et al. 1979)."""
-        groups = x.float().reshape(len(x), self.norm.num_groups, -1)
-        variance, mean = torch.var_mean(groups, dim=-1, correction=0)
-        variance, mean = exact(variance), exact(mean)
-        count = groups.shape[-1]
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.spread = self.spread + variance * count + delta**2 * (self.count * count / total)
-        self.count = total
-
-    def finish(self) -> None:
-        """Turn the statistics into one scale and shift per channel."""
-        weight, bias = exact(self.norm.weight), exact(self.norm.bias)
-        each = self.norm.num_channels // self.norm.num_groups
-        deviation = (self.spread / self.count + self.norm.eps).sqrt().repeat_interleave(each, dim=1)
-        scale = weight / deviation
-        shift = bias - self.mean.repeat_interleave(each, dim=1) * scale
-        place = self.norm.weight.device
-        self.scale, self.shift = (v[..., None, None].float().to(place) for v in (scale, shift))
-
-
-def _replace_norms(module: nn.Module) -> list[_WholeNorm]:
-    """Replace every group norm below `module`; return the new ones in order of execution."""
-    norms: list[_WholeNorm] = []
-    for name, child in module.named_children():
-        if isinstance(child, nn.GroupNorm):
-            norm = _WholeNorm(child)
-            setattr(module, name, norm)
-            norms.append(norm)
-        else:
-            norms += _replace_norms(child)
-    return norms
-
-
 class _LocalAttention(nn.Module):
     """Attention within blended windows instead of over the whole."""
 
@@ -341,13 +307,13 @@ class _LocalAttention(nn.Module):
         normed, out = self.norm(x), x.clone()
         ramp = self.window // 8
         rows, columns = (
-            _spans(side, max(1, self.window - 2 * ramp), halo=0, ramp=ramp, multiple=1)
+            spans(side, max(1, self.window - 2 * ramp), halo=0, ramp=ramp, multiple=1)
             for side in x.shape[-2:]
         )
         for row in rows:
             for column in columns:
                 place = (..., slice(row.start, row.stop), slice(column.start, column.stop))
-                weight = row.profile(int).outer(column.profile(int)).to(x)
+                weight = torch.outer(*(s.profile(int, x.device) for s in (row, column))).to(x.dtype)
                 out[place].addcmul_(self.attention.attend(normed[place]), weight)
         return out
 
