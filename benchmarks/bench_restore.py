@@ -27,12 +27,14 @@ from open_supir.checkpoints import load_parts
 from open_supir.diffusion import Denoiser, SamplerSettings, restore_latent
 from open_supir.diffusion.restoration import image_noise
 from open_supir.inference import Restorer
-from open_supir.inference.memory import UNET_VALUES, VAE_VALUES
+from open_supir.inference.memory import UNET_VALUES, VAE_TILE, VAE_VALUES
 from open_supir.inference.quantization import linear_share
-from open_supir.networks import ControlledUNet, RobustEncoder
+from open_supir.networks import AutoencoderKL, ControlledUNet, RobustEncoder
+from open_supir.networks.tiled_vae import KEPT
 
 ROOT = Path(__file__).parents[1]
 STEPS = 50
+HALO = 104  # pixels that the decoder's convolutions see beyond a tile
 SIDES = (1024, 2048, 4096, 8192)
 OVERHEADS = ((64, STEPS, 40), (128, STEPS, 20), (256, 20, 9))  # pixels, steps, pairs
 WHOLE = ((64, 3), (128, 3), (256, 3), (512, 1))  # pixels, runs
@@ -185,6 +187,21 @@ def full() -> None:
               f"peak {peak:.1f} GiB, {dict(result.seconds)}")  # fmt: skip
 
 
+def tiled_values(vae: AutoencoderKL, side: int) -> float:
+    """Return how many values a decode in tiles holds at once: kept ones and those of a tile."""
+    levels: list[Any] = list(vae.decoder.up)
+    most, source = VAE_VALUES * vae.decoder.conv_in.out_channels * (side // 8) ** 2, 0  # the middle
+    for number, level in reversed(list(enumerate(levels))):
+        width, factor = level.block[0].conv1.out_channels, 4**number
+        whole, work = width * side**2 / factor, VAE_VALUES * width * VAE_TILE**2 / factor
+        if whole <= KEPT * VAE_TILE**2:  # of a block's input and output
+            most, source = max(most, 2 * whole + work), whole
+        else:  # together with all that follows
+            ch = levels[0].block[0].conv1.out_channels
+            return max(most, source + VAE_VALUES * ch * (VAE_TILE + 2 * HALO) ** 2)
+    return most
+
+
 def memory() -> None:
     """Print peak GPU memory by mode and size: weights counted, activations by the estimate.
 
@@ -212,9 +229,10 @@ def memory() -> None:
         text, vae = count["conditioner"] * item, count["vae"] * item
         row = []
         for side in SIDES:
-            seen = min(side, 1024 + 2 * 104) if tiles else side  # a tile and its halo
-            middle = parts["vae"].decoder.conv_in.out_channels * (side // 8) ** 2  # runs whole
-            at_vae = VAE_VALUES * item * max(ch * seen**2, middle)
+            values = VAE_VALUES * ch * side**2
+            if tiles and side > VAE_TILE:
+                values = tiled_values(parts["vae"], side)
+            at_vae = values * item
             latent = min(side, 1024) if tiles else side
             at_nets = UNET_VALUES * channels * item * 2 * (latent // 8) ** 2
             if offload:
