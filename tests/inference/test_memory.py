@@ -181,6 +181,15 @@ def test_tiled_autoencoder_gives_the_untiled_result(restorer: Restorer) -> None:
     torch.testing.assert_close(tiled.restored, whole.restored, atol=1e-3, rtol=0)
 
 
+def test_estimated_norms_are_told_and_not_called_exact(restorer: Restorer) -> None:
+    exact = restorer(IMAGE, vae_tile=64)
+    estimated = restorer(IMAGE, vae_tile=64, vae_tile_norms="estimated")
+    assert exact.is_exact and not estimated.is_exact
+    said = [result.options.described()["vae_tile_norms"] for result in (exact, estimated)]
+    assert said == ["exact", "estimated"]
+    assert not torch.equal(estimated.cleaned, exact.cleaned)
+
+
 def test_offload_holds_one_part_at_a_time(
     restorer: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_configuration_lists_every_option_with_its_own_default() -> None:
         dict(color_fix="hsv"), dict(color_reference="hq"), dict(prompt_mode="cut"),
         dict(format="bmp"), dict(bits=12), dict(format="jpg", bits=16), dict(vae_tile=8),
         dict(seed=-1), dict(scale=2.0, long_side=10), dict(scale="double"),
+        dict(vae_tile_norms="guessed"),
     ],
 )  # fmt: skip
 def test_impossible_options_are_refused_by_name(options: dict) -> None:
