@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -221,17 +221,25 @@ def memory(size: int) -> None:
     print(f"\n## Memory, canvas, 8 x {size} x {size}: {recorder.peak / 1e9:.2f} GB at most")
 
 
-def on_gpu(batch: int) -> None:
+def on_gpu(
+    batch: int,
+    sizes: Sequence[int] = (512, 1024),
+    backends: Sequence[str | None] = (None, "cudagraphs", "inductor"),
+    repeats: int = 20,
+) -> None:
     """Print milliseconds per image and peak memory on a GPU; synchronising is an error."""
     print(f"\n## {torch.cuda.get_device_name()}, batch {batch}, LQ brought back to HQ size")
     print("| side | how | ms an image | peak GB |\n|---|---|---|---|")
-    for size in (512, 1024):
-        for how in (None, "cudagraphs", "inductor"):
+    for size in sizes:
+        for how in backends:
             pipeline = DegradationPipeline(
                 ranges(resize_back="bicubic"), path="canvas", compile=how
             )
             hq = (crops(batch, size) * 2 - 1).cuda()
-            params = [pipeline.draw(torch.arange(batch) + i, size=(size, size)) for i in range(23)]
+            params = [
+                pipeline.draw(torch.arange(batch) + i, size=(size, size))
+                for i in range(repeats + 3)
+            ]
             for one in params[:3]:  # tables, compilation
                 pipeline.apply(hq, one)
             torch.cuda.reset_peak_memory_stats()
@@ -245,9 +253,9 @@ def on_gpu(batch: int) -> None:
             end.record()
             torch.cuda.set_sync_debug_mode("default")
             torch.cuda.synchronize()
-            spent = start.elapsed_time(end) / 20 / batch
+            spent = start.elapsed_time(end) / repeats / batch
             peak = (torch.cuda.max_memory_allocated() - before) / 1e9
-            print(f"| {size} | {how or 'eager'} | {spent:.3f} | {peak:.2f} |")
+            print(f"| {size} | {how or 'eager'} | {spent:.3f} | {peak:.2f} |", flush=True)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """Restoring: what the sampler costs beyond the networks, and seconds per image by size and part.
 
     python benchmarks/bench_restore.py                       tiny scale, on the CPU
-    python benchmarks/bench_restore.py full                  SDXL's size, random weights, on a GPU
+    python benchmarks/bench_restore.py full [scale=sdxl] [steps=50,8]
+                                                             SDXL's size, random weights, on a GPU
     python benchmarks/bench_restore.py memory                SDXL's size: peak by mode, computed
 
 The tiny networks are the demo's with an untrained adaptor. Overhead: a whole `restore_latent`
@@ -35,8 +36,11 @@ from open_supir.networks.tiled_vae import KEPT
 ROOT = Path(__file__).parents[1]
 STEPS = 50
 HALO = 104  # pixels that the decoder's convolutions see beyond a tile
+SIDE = {"sdxl": 1024, "tiny": 64}  # of the images restored on a GPU
 SIDES = (1024, 2048, 4096, 8192)
 OVERHEADS = ((64, STEPS, 40), (128, STEPS, 20), (256, 20, 9))  # pixels, steps, pairs
+RESTORE_HEADER = """| how | side | steps | seconds | peak GiB | seconds by stage | given up |
+|---|---|---|---|---|---|---|"""
 WHOLE = ((64, 3), (128, 3), (256, 3), (512, 1))  # pixels, runs
 
 
@@ -154,37 +158,77 @@ def tiny() -> None:
         print(f"| {side} | {total:.2f} | {shares} |", flush=True)
 
 
-def full() -> None:
-    """Print seconds of 1024x1024 at SDXL's size, random weights, bfloat16, on a GPU."""
+def full_size(scale: str, device: torch.device, *, channels_last: bool) -> Restorer:
+    """Return a restorer of random weights in bfloat16; at SDXL's size, of the released depth."""
+    places = ["weights.sdxl=none", "data.root=none", "data.heldout=none"]
+    released = [*places, "control=full", "connector=zerosft_released"]
+    with device:
+        parts = networks(scale, *(released if scale == "sdxl" else ()), dtype=torch.bfloat16)
+    restorer = assemble(parts, device=device, dtype=torch.bfloat16, size_condition=(1024, 1024))
+    if channels_last:
+        for part in (restorer.network, restorer.vae, restorer.robust_encoder):
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return restorer
+
+
+def restore_row(
+    name: str,
+    restorer: Restorer,
+    side: int,
+    settings: SamplerSettings,
+    *,
+    runs: int,
+    **options: Any,
+) -> None:
+    """Print a row of `RESTORE_HEADER`: the median of some runs on a GPU, after a first one.
+
+    Args:
+        runs: 0 measures the first one.
+    """
+    image, seconds = torch.rand(3, side, side), []
+    for run in range(runs + 1):
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = restorer(image, sampler=settings, **options)
+        torch.cuda.synchronize()
+        if run or not runs:
+            seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    stages = ", ".join(f"{stage} {value:.2f}" for stage, value in result.seconds.items())
+    given_up = ", ".join(rung.name for rung in result.given_up) or "-"
+    figures = f"{statistics.median(seconds):.2f} | {peak:.1f} | {stages} | {given_up}"
+    print(f"| {name} | {side} | {settings.num_steps} | {figures} |", flush=True)
+
+
+def full(scale: str, guided: int, fast: int) -> None:
+    """Print seconds of 1024x1024 at SDXL's size, random weights, bfloat16, on a GPU.
+
+    Args:
+        guided, fast: Steps with guidance, and of a distilled model.
+    """
     if not torch.cuda.is_available():
         sys.exit("full needs a GPU")
-    device = torch.device("cuda")
-    with device:
-        parts = networks("sdxl", "weights.sdxl=none", "data.root=none", "data.heldout=none",
-                         "control=full", "connector=zerosft_released",
-                         dtype=torch.bfloat16)  # fmt: skip
-    restorer = assemble(parts, device=device, dtype=torch.bfloat16, size_condition=(1024, 1024))
-    for part in (restorer.network, restorer.vae, restorer.robust_encoder):
-        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, bfloat16, random weights")
-    image = torch.rand(3, 1024, 1024)
-    for settings in (
-        SamplerSettings(num_steps=50, cfg_scale=4.0, cfg_scale_start=1.0),
-        SamplerSettings(num_steps=8, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0),
-    ):
-        for _ in range(2):
-            restorer(image, sampler=settings)
-        torch.cuda.reset_peak_memory_stats()
-        times = []
-        for _ in range(5):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            result = restorer(image, sampler=settings)
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{settings.num_steps} steps: median {statistics.median(times):.2f} s, "
-              f"peak {peak:.1f} GiB, {dict(result.seconds)}")  # fmt: skip
+    print(RESTORE_HEADER)
+    side = SIDE[scale]
+    for channels_last in (False, True):
+        restorer = full_size(scale, torch.device("cuda"), channels_last=channels_last)
+        name = "channels_last" if channels_last else "contiguous"
+        restore_row(f"{name}, guidance", restorer, side, guided_settings(guided), runs=5)
+        restore_row(f"{name}, distilled", restorer, side, fast_settings(fast), runs=5)
+        del restorer
+        torch.cuda.empty_cache()
+
+
+def guided_settings(steps: int) -> SamplerSettings:
+    """Return the paper's sampler."""
+    return SamplerSettings(num_steps=steps, cfg_scale=4.0, cfg_scale_start=1.0)
+
+
+def fast_settings(steps: int) -> SamplerSettings:
+    """Return the sampler of a distilled model."""
+    return SamplerSettings(num_steps=steps, sampler="dpmpp_2m", grid="karras", cfg_scale=1.0)
 
 
 def tiled_values(vae: AutoencoderKL, side: int) -> float:
@@ -244,4 +288,11 @@ def memory() -> None:
 
 
 if __name__ == "__main__":
-    {"full": full, "memory": memory}.get(" ".join(sys.argv[1:]), tiny)()
+    words = dict(word.split("=") for word in sys.argv[1:] if "=" in word)
+    if "full" in sys.argv[1:]:
+        guided, fast = (int(count) for count in words.get("steps", "50,8").split(","))
+        full(words.get("scale", "sdxl"), guided, fast)
+    elif "memory" in sys.argv[1:]:
+        memory()
+    else:
+        tiny()

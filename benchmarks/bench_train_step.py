@@ -2,7 +2,7 @@
 
     python benchmarks/bench_train_step.py [steps=20]                 tiny scale, on this machine
     python benchmarks/bench_train_step.py full [scale=sdxl] [batches=16,32,64] [variants=...]
-                                                                     on a GPU; variants below
+                                               [repeats=10]          on a GPU; variants below
     python benchmarks/bench_train_step.py flops                      SDXL's size, counted
 
 The naive step is the same mathematics as one would first write it: every tensor requires a
@@ -40,6 +40,8 @@ from open_supir.training.flops import StepFlops, meta_conditioning, step_flops
 ROOT = Path(__file__).parents[1]
 BATCH = 8  # at tiny scale
 PARTS = ("unet", "control", "connector", "vae", "conditioner", "denoiser")
+TRAIN_HEADER = """| variant | batch | ms | images/s | MFU | VAE's share | peak GB |
+|---|---|---|---|---|---|---|"""
 # At full size, one after another.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "configured": (),
@@ -131,7 +133,8 @@ def build(
     """Build stage 2, trained parts in float32 and frozen ones in `frozen`: with the base weights
     that the configuration names, or with random ones.
     """
-    module: SupirModule = instantiate(cfg.module, recipe={}, _convert_="all")
+    with device:  # as fast as the device is
+        module: SupirModule = instantiate(cfg.module, recipe={}, _convert_="all")
     module.log = lambda *values, **options: None  # type: ignore[method-assign]
     if loaded:
         cfg.weights.frozen_dtype = str(frozen).removeprefix("torch.")
@@ -157,6 +160,7 @@ def make_batch(size: int, crop: int, device: torch.device) -> Batch:
     coarse = torch.rand(size, 3, crop // 8, crop // 8, generator=generator)
     hq = nn.functional.interpolate(coarse, size=(crop, crop), mode="bicubic").clamp(0, 1)
     sizes = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]]).repeat(size, 1)
+    seeds = torch.arange(size)  # they stay on the CPU, where the loader has pinned them
     return {
         "hq": (hq * 255).to(torch.uint8).to(device),
         "caption": ["a photograph of a street"] * size,
@@ -164,7 +168,7 @@ def make_batch(size: int, crop: int, device: torch.device) -> Batch:
         "is_negative": torch.zeros(size, dtype=torch.bool, device=device),
         "source": ["positive"] * size,
         "key": [str(i) for i in range(size)],
-        "seed": torch.arange(size),
+        "seed": seeds.pin_memory() if device.type == "cuda" else seeds,
     }
 
 
@@ -231,7 +235,7 @@ def tiny(steps: int) -> None:
             )
 
 
-def full(scale: str, batches: list[int], variants: list[str]) -> None:
+def full(scale: str, batches: list[int], variants: list[str], repeats: int = 10) -> None:
     """Print the tables of a GPU; at tiny scale they try the script out on a CPU."""
     if not torch.cuda.is_available() and scale != "tiny":
         sys.exit("full: no GPU at hand. scale=tiny tries the script out, flops counts without one")
@@ -249,31 +253,32 @@ def full(scale: str, batches: list[int], variants: list[str]) -> None:
         words = str(layout).removeprefix("torch.")
         print(f"| VAE, {words} | encode {encode:.1f}, decode {decode:.1f} |")
     flops = counted(scale, "half", crop_of(compose_stage_2(scale)))
-    print("\n| variant | batch | ms | images/s | MFU | VAE's share | peak GB |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"\n{TRAIN_HEADER}")
     for name in variants:
         cfg = compose_stage_2(scale, *VARIANTS[name])
         step = our_step(cfg, device, bfloat16=True, loaded=False)
-        train_rows(f"{name} {' '.join(VARIANTS[name])}", step, batches, flops, peak)
+        train_rows(f"{name} {' '.join(VARIANTS[name])}", step, batches, flops, peak, repeats)
     step = naive_step(compose_stage_2(scale), device, bfloat16=True, loaded=False)
-    train_rows("naive", step, batches, flops, peak)
+    train_rows("naive", step, batches, flops, peak, repeats)
 
 
-def train_rows(name: str, step: Step, batches: list[int], flops: StepFlops, peak: float) -> None:
-    """Print one row per batch size, and free the step's memory."""
+def train_rows(
+    name: str, step: Step, batches: list[int], flops: StepFlops, peak: float, repeats: int
+) -> None:
+    """Print one row of `TRAIN_HEADER` per batch size, and free the step's memory."""
     for size in batches:
-        print(f"| {name} | {size} | {_train_row(step, size, flops, peak)} |", flush=True)
+        print(f"| {name} | {size} | {_train_row(step, size, flops, peak, repeats)} |", flush=True)
     release(step)
 
 
-def _train_row(step: Step, size: int, flops: StepFlops, peak: float) -> str:
+def _train_row(step: Step, size: int, flops: StepFlops, peak: float, repeats: int) -> str:
     device = next(step.module.parameters()).device
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     try:
         batch = make_batch(size, step.crop, device)
-        seconds = device_time(lambda: step(batch), device)
+        seconds = device_time(lambda: step(batch), device, repeats=repeats)
         hq = to_signed(batch["hq"])
 
         def encodes() -> None:
@@ -281,7 +286,7 @@ def _train_row(step: Step, size: int, flops: StepFlops, peak: float) -> str:
                 step.module.vae.encode(hq)
                 step.module.robust_encoder(hq)
 
-        share = device_time(encodes, device) / seconds
+        share = device_time(encodes, device, repeats=repeats) / seconds
     except torch.cuda.OutOfMemoryError:
         release(step)
         return "out of memory | | | |"
@@ -347,9 +352,7 @@ def peak_flops(device: torch.device) -> float:
     return 2 * side**3 / device_time(lambda: a @ b, device)
 
 
-def device_time(
-    call: Callable[[], Any], device: torch.device, *, warmup: int = 3, repeats: int = 10
-) -> float:
+def device_time(call: Callable[[], Any], device: torch.device, *, repeats: int = 10) -> float:
     """Return seconds per call, after warming up; a GPU is synchronised only at both ends."""
 
     def run(times: int) -> float:
@@ -362,7 +365,7 @@ def device_time(
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    run(warmup)
+    run(min(3, repeats))
     return run(repeats) / repeats
 
 
@@ -389,7 +392,7 @@ def main() -> None:
     if "full" in sys.argv[1:]:
         batches = [int(size) for size in words.get("batches", "16,32,64").split(",")]
         variants = words["variants"].split(",") if "variants" in words else list(VARIANTS)
-        full(words.get("scale", "sdxl"), batches, variants)
+        full(words.get("scale", "sdxl"), batches, variants, int(words.get("repeats", 10)))
     elif "flops" in sys.argv[1:]:
         flops_table()
     else:

@@ -176,7 +176,7 @@ class Meter(TorchDispatchMode):
             self._wait("blocking copy to the device")
 
     def _wait(self, what: str) -> None:
-        self.phase.waits[f"{what}, {_place()}"] += 1
+        self.phase.waits[f"{what}, {calling_line()}"] += 1
 
     def _count(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         results = [t for t in tree_leaves(out) if _is_on_gpu(t)]
@@ -237,7 +237,7 @@ def _is_channels_last(tensor: Tensor) -> bool:
     )
 
 
-def _place() -> str:
+def calling_line() -> str:
     """Return file and line of our code that the current operation comes from."""
     for frame, line in traceback.walk_stack(None):
         path = Path(frame.f_code.co_filename)
