@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from open_supir.networks import AutoencoderKL, Conditioning, ControlledUNet, UNet
+from open_supir.networks import (
+    AutoencoderKL,
+    Conditioning,
+    ControlledUNet,
+    RobustEncoder,
+    UNet,
+)
 from open_supir.networks.connectors import CrossAttentionConnector, ZeroSFTConnector
 from open_supir.networks.switches import checkpoint_activations, compile_networks
 from tests.conftest import WIDTHS, controlled, randomise
@@ -19,6 +25,17 @@ NUMBERS: dict[str, Any] = dict(head_channels=32, **WIDTHS)
 def network(unet: UNet) -> ControlledUNet:
     """A controlled UNet with nothing zero in it, in float64: what differs is no rounding."""
     return randomise(controlled(unet, ZeroSFTConnector(cross_attention=True, **NUMBERS))).double()
+
+
+class Decoding(nn.Module):
+    """The autoencoder's decoder as a module."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z)
 
 
 def inputs() -> tuple[Any, ...]:
@@ -81,6 +98,34 @@ def test_checkpointing_keeps_less_the_more_it_covers(network: ControlledUNet) ->
         checkpoint_activations(network, mode)
         kept.append(saved_numbers(network))
     assert kept[0] > kept[1] > kept[2], kept
+
+
+@pytest.mark.parametrize("mode", ["transformer", "full"])
+def test_checkpointing_covers_the_robust_encoder_and_the_decoder(
+    vae: AutoencoderKL, mode: Any
+) -> None:
+    """Stage 1's path: the residual blocks, with "full" only; a block keeps its input alone."""
+    network = nn.Sequential(RobustEncoder(randomise(vae)), Decoding(vae)).double()
+    image = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)).double()
+
+    def kept_and_gradients() -> tuple[int, list[Tensor]]:
+        network.zero_grad()
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = network(image)
+        out.square().mean().backward()
+        return sum(sizes.values()), [p.grad for p in network.parameters() if p.grad is not None]
+
+    before, reference = kept_and_gradients()
+    assert (checkpoint_activations(network, mode) > 0) == (mode == "full")
+    kept, gradients = kept_and_gradients()
+    assert kept < 0.6 * before if mode == "full" else kept == before
+    assert all(torch.equal(*pair) for pair in zip(gradients, reference, strict=True))
 
 
 def test_checkpointing_covers_the_cross_attention_connector(unet: UNet) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from open_supir.rehearsal.counted import count_training
-from open_supir.rehearsal.dry_run import check_rehearsable
+from open_supir.rehearsal.dry_run import check_rehearsable, chosen_micro_batch
 from open_supir.rehearsal.training import TrainingPlan
 from open_supir.rehearsal.training_report import parameters
 from open_supir.training.flops import step_flops
@@ -126,3 +127,35 @@ def test_full_size_meets_the_recorded_figures(tmp_path: Path) -> None:
     expected = {"degrade": 319, "encodes": 194, "text": 1030, "forward": 2967, "backward": 2364}
     assert {name: launches[name] for name in expected} == pytest.approx(expected, rel=0.05)
     assert report["later"]["optimiser"]["launches"] == pytest.approx(1150, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "more", "memory", "crops"),
+    [
+        ("robust_encoder", [], 85.0e9, 16),  # 4.33 GiB a crop
+        ("robust_encoder", ["checkpointing=full"], 25.4e9, 16),
+        ("robust_encoder", ["checkpointing=full"], 150.0e9, 16),  # 32: tensors of 2 ** 31 values
+        # 14.9 + 2.8 GiB static, 1.4 of copies, 1.22 a crop
+        pytest.param("zerosft", [], 85.0e9, 32, marks=pytest.mark.slow),
+        pytest.param("zerosft", [], 50.9e9, 16, marks=pytest.mark.slow),
+        pytest.param("zerosft", [], 25.4e9, 1, marks=pytest.mark.slow),
+        pytest.param("zerosft", ["trainer=auto"], 25.4e9, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_micro_batch_left_open_is_what_fits(
+    experiment: str, more: list[str], memory: float, crops: int
+) -> None:
+    """By the simulated peaks of docs and benchmarks/results/rehearsal.md, a power of two."""
+    places = [
+        "data.root=x",
+        "data.heldout=x",
+        "weights.sdxl=x",
+        "weights.robust_encoder=x",
+        "run_dir=x",
+    ]
+    cfg = composed("train", f"experiment={experiment}", "scale=sdxl", *places, *more)
+    with torch.device("meta"):
+        module = instantiate(cfg.module, recipe={}, _convert_="all")
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    assert chosen_micro_batch(module, config, ranks=1, memory=int(memory)) == crops

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from open_supir.base.registry import register
-from open_supir.networks.layers import GroupNorm, zero_init
+from open_supir.networks.layers import GroupNorm, run_module, zero_init
 
 SDXL_LATENT_SCALE = 0.13025
 MANY_TOKENS = 4096  # from here on, attention copies its inputs to save memory
@@ -121,7 +121,7 @@ class Level(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C_out, h', w')."""
         for block in self.block:
-            x = block(x)
+            x = run_module(block, x)
         resample = self.downsample or self.upsample
         return x if resample is None else resample(x)
 
@@ -137,7 +137,7 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, h, w)."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+        return run_module(self.block_2, self.attn_1(run_module(self.block_1, x)))
 
 
 class Encoder(nn.Module):

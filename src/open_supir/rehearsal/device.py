@@ -40,8 +40,8 @@ def pretended_gpu(*, backward: bool) -> Iterator[None]:
         NotPretended: This torch lacks what it takes.
     """
     has_gpu = torch.cuda.is_available()
-    if backward and not has_gpu:
-        _answer_for_the_driver()
+    if backward:
+        prepare_backward()
     with ExitStack() as stack:
         replace = lambda owner, name, value: stack.enter_context(replaced(owner, name, value))  # noqa: E731
         replace(F, "scaled_dot_product_attention", _fused_attention)
@@ -54,6 +54,16 @@ def pretended_gpu(*, backward: bool) -> Iterator[None]:
             replace(layers, "checkpoint", _checkpoint)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         yield
+
+
+def prepare_backward() -> None:
+    """Prepare for a pretended backward pass, which must happen before the process's first one.
+
+    Raises:
+        NotPretended: This torch lacks what it takes.
+    """
+    if not torch.cuda.is_available():
+        _answer_for_the_driver()
 
 
 def engine_asks() -> bool:

@@ -1,11 +1,15 @@
 """The dry run of `src.train`: settings in, tables and a report file out."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from open_supir.base.dtypes import parse_dtype
+from open_supir.rehearsal.cards import GB, cards
+from open_supir.rehearsal.device import NotPretended, prepare_backward
+from open_supir.rehearsal.fitting import fitting_micro_batch
 from open_supir.rehearsal.report_files import write_report
 from open_supir.rehearsal.training import TrainingPlan
 from open_supir.rehearsal.training_report import report_training, training_tables
@@ -22,12 +26,18 @@ def check_rehearsable(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: It has a discriminator, or trains a prior of its own.
     """
-    name = str(config["module"]["_target_"]).rpartition(".")[2]
-    if name in ("OneStepModule", "PriorModule", "VAEModule"):
+    if not is_rehearsable(config):
+        name = str(config["module"]["_target_"]).rpartition(".")[2]
         raise ValueError(
             f"dry_run=true rehearses stages 1 and 2, not experiment={config['name']} ({name}); "
             "benchmarks/one_step_cost.py counts the one-step stage"
         )
+
+
+def is_rehearsable(config: Mapping[str, Any]) -> bool:
+    """Return whether a run is of stage 1 or 2."""
+    name = str(config["module"]["_target_"]).rpartition(".")[2]
+    return name not in ("OneStepModule", "PriorModule", "VAEModule")
 
 
 def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
@@ -35,44 +45,81 @@ def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
 
     Args:
         module: Built on meta.
-        config: Of the run.
+        config: Of the run. A micro-batch that is left open is the largest that fits
+            `device_memory`, or the largest card known.
 
     Raises:
         ValueError: The global batch cannot be split so, a card is unknown, or `mfu` is no share.
     """
+    with suppress(NotPretended):  # it is said in the report
+        prepare_backward()  # choosing the micro-batch runs one on meta
     trainer, data = config["trainer"], config["data"]
-    strategy = trainer["strategy"]
-    kind = strategy["_target_"] if isinstance(strategy, Mapping) else str(strategy)
     ranks = _devices(trainer["devices"]) * trainer.get("num_nodes", 1)
-    total, batches = data["global_batch"], trainer["accumulate_grad_batches"]
-    micro_batch = data["micro_batch"] or max(1, total // (ranks * batches))
+    total, memory = data["global_batch"], config["device_memory"]
+    largest = cards(memory, config["mfu"])[-1].memory * GB
+    micro_batch = chosen_micro_batch(module, config, ranks=ranks, memory=largest)
     steps = accumulation_steps(total, ranks=ranks, micro_batch=micro_batch)
-    sharded = kind.endswith("ShardedStrategy")
-    average = config["callbacks"].get("ema") or {}
-    plan = TrainingPlan(
-        crop=data["crop_size"],
+    kinds = kinds_of(config)
+    keeps = steps > 1 or (ranks > 1 and not kinds["sharded"])
+    report = report_training(
+        module,
+        plan_of(config, micro_batch=micro_batch, keeps_gradients=keeps),
+        ranks=ranks,
+        global_batch=total,
+        max_steps=config["max_steps"],
+        **kinds,
+        device_memory=memory,
+        mfu=config["mfu"],
+    )
+    write_report(report, config["report"])
+    return training_tables(report)
+
+
+def chosen_micro_batch(
+    module: TrainedParts, config: Mapping[str, Any], *, ranks: int, memory: int
+) -> int:
+    """Return a run's micro-batch: as configured, else the largest that fits.
+
+    Args:
+        module: Built on meta; its dtype changes.
+        ranks: Devices.
+        memory: Of each device, in bytes.
+    """
+    data, accumulated = config["data"], config["trainer"]["accumulate_grad_batches"]
+    share = max(1, data["global_batch"] // ranks)
+    if data["micro_batch"] or accumulated > 1:
+        return data["micro_batch"] or max(1, share // accumulated)
+    plan, kinds = plan_of(config, micro_batch=1), kinds_of(config)
+    return fitting_micro_batch(module, plan, share=share, ranks=ranks, memory=memory, **kinds)
+
+
+def plan_of(
+    config: Mapping[str, Any], *, micro_batch: int, keeps_gradients: bool = False
+) -> TrainingPlan:
+    """Return what a run's step on one device looks like."""
+    trainer = config["trainer"]
+    return TrainingPlan(
+        crop=config["data"]["crop_size"],
         micro_batch=micro_batch,
-        keeps_gradients=steps > 1 or (ranks > 1 and not sharded),
+        keeps_gradients=keeps_gradients,
         autocast=AUTOCAST.get(str(trainer["precision"])),
         frozen=parse_dtype(config["weights"]["frozen_dtype"]),
         channels_last=config["channels_last"],
         checkpointing=config["checkpointing"],
         clip=trainer["gradient_clip_val"],
     )
-    report = report_training(
-        module,
-        plan,
-        ranks=ranks,
-        global_batch=total,
-        max_steps=config["max_steps"],
-        eight_bit=config["optim"]["kind"] == "adamw_8bit",
-        sharded=sharded,
-        average=bool(average) and average.get("device") != "cpu",
-        device_memory=config["device_memory"],
-        mfu=config["mfu"],
-    )
-    write_report(report, config["report"])
-    return training_tables(report)
+
+
+def kinds_of(config: Mapping[str, Any]) -> dict[str, bool]:
+    """Return whether a run has 8-bit AdamW, FSDP2, and an average on the device."""
+    strategy = config["trainer"]["strategy"]
+    kind = strategy["_target_"] if isinstance(strategy, Mapping) else str(strategy)
+    average = config["callbacks"].get("ema") or {}
+    return {
+        "eight_bit": config["optim"]["kind"] == "adamw_8bit",
+        "sharded": kind.endswith("ShardedStrategy"),
+        "average": bool(average) and average.get("device") != "cpu",
+    }
 
 
 def _devices(setting: Any) -> int:
