@@ -133,7 +133,7 @@ def test_full_size_meets_the_recorded_figures(tmp_path: Path) -> None:
     ("experiment", "more", "memory", "crops"),
     [
         ("robust_encoder", [], 85.0e9, 16),  # 4.33 GiB a crop
-        ("robust_encoder", ["checkpointing=full"], 25.4e9, 16),
+        ("robust_encoder", ["checkpointing=full"], 25.4e9, 8),  # 1.59 GiB a crop
         ("robust_encoder", ["checkpointing=full"], 150.0e9, 16),  # 32: tensors of 2 ** 31 values
         # 14.9 + 2.8 GiB static, 1.4 of copies, 1.22 a crop
         pytest.param("zerosft", [], 85.0e9, 32, marks=pytest.mark.slow),

@@ -14,6 +14,7 @@ from open_supir.training.trained_parts import TrainedParts
 log = logging.getLogger(__name__)
 
 SHARE = 0.9  # of the memory; the rest is for workspaces, fragmentation and other programs
+RECOMPUTED = 1.25  # what a layer recomputes for its gradients comes on top (stage 1, simulated)
 
 
 def fitting_micro_batch(
@@ -39,6 +40,8 @@ def fitting_micro_batch(
     cost = count_training(module, replace(plan, micro_batch=1, keeps_gradients=True))
     copies = plan.autocast.itemsize * trained if plan.autocast else 0
     kept = cost.peak(cost.later) - cost.resident - copies
+    if plan.checkpointing != "none":
+        kept *= RECOMPUTED
     item = plan.frozen.itemsize
     a_crop = max(kept, VAE_VALUES * _width(vae) * item * pixels)  # or the encodes' own peak
     held = cost.resident - 6 * trained * eight_bit
