@@ -107,7 +107,7 @@ def our_step(cfg: DictConfig, device: torch.device, *, bfloat16: bool, loaded: b
     if cfg.channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint_activations(module, cfg.checkpointing)
-    compile_networks(module, cfg.compile)
+    compile_networks(module, cfg.compile, dynamic=False)
     optimizer = module.configure_optimizers()["optimizer"]
     return Step(
         module,

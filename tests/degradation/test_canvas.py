@@ -10,11 +10,19 @@ import torch.nn.functional as F
 from torch._dynamo import register_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from open_supir.degradation import DegradationConfig, DegradationPipeline, StageConfig, canvas
+from open_supir.degradation import (
+    DegradationConfig,
+    DegradationPipeline,
+    StageConfig,
+    cached,
+    canvas,
+    ops,
+)
 from open_supir.degradation.canvas import run_eagerly as run
 from open_supir.degradation.canvas_tables import make_layout, make_tables
 from open_supir.degradation.config import MODES
 from open_supir.degradation.taps import resize_table
+from open_supir.rehearsal.meter import Meter
 
 from .samples import PRESETS, VIEWS, config, photo, photos
 
@@ -208,6 +216,42 @@ def test_batches_are_degraded_in_parts(
     pipeline.run = recorded
     assert (pipeline(hq, seeds) - whole).abs().max() < 1e-5
     assert sizes == expected
+
+
+def test_parts_of_a_batch_outlive_a_graph_that_owns_its_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with CUDA graphs, where each replay overwrites what the one before gave."""
+    kept: dict[torch.Size, torch.Tensor] = {}
+
+    def reusing(function: Callable[..., torch.Tensor], **_: Any) -> Callable[..., torch.Tensor]:
+        def replay(*args: Any) -> torch.Tensor:
+            out = function(*args)
+            return kept.setdefault(out.shape, torch.empty_like(out)).copy_(out)
+
+        return replay
+
+    monkeypatch.setattr(torch, "compile", reusing)
+    ranges, hq, seeds = config("supir_q"), photos(3, 64, 64), torch.arange(3)
+    pipeline = DegradationPipeline(ranges, path="canvas", compile="cudagraphs")
+    plain = DegradationPipeline(ranges, path="canvas")(hq, seeds)
+    batches = [pipeline(hq, seeds) for _ in range(2)]  # on a CPU, a part is one sample
+    assert kept and all(torch.equal(lq, plain) for lq in batches)
+
+
+def test_sharpening_copies_nothing_once_its_table_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy from the host would keep it out of a CUDA graph."""
+    monkeypatch.setattr(cached, "_KEPT", {})
+    meter = Meter("all")
+    with meter.measuring(backward=False):
+        image = torch.zeros(1, 3, 64, 64, device="cuda")
+        ops.unsharp(image)
+        meter.restart()
+        ops.unsharp(image)
+    [phase] = meter.phases.values()
+    assert phase.launches > 5 and not phase.copies
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from open_supir.networks import (
     UNet,
 )
 from open_supir.networks.connectors import CrossAttentionConnector, ZeroSFTConnector
+from open_supir.networks.layers import BasicTransformerBlock, ResBlock
 from open_supir.networks.switches import checkpoint_activations, compile_networks
+from open_supir.networks.vae import ResnetBlock
 from tests.conftest import WIDTHS, controlled, randomise
 
 NUMBERS: dict[str, Any] = dict(head_channels=32, **WIDTHS)
@@ -155,6 +157,33 @@ def test_traced_network_computes_the_same(network: ControlledUNet, mode: Any) ->
     captured = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert captured > 0
     torch._dynamo.reset()
+
+
+def test_regional_compilation_without_dynamic_keeps_every_size_fixed(
+    network: ControlledUNet,
+) -> None:
+    """The UNet's levels differ in size, which would leave sizes open from the second level on."""
+    torch._dynamo.reset()
+    graphs, open_sizes = [], []
+
+    def note(graph: torch.fx.GraphModule, values: list[Any]) -> Any:
+        graphs.append(graph)
+        sizes = [n for v in values for n in (v.shape if isinstance(v, Tensor) else (v,))]
+        open_sizes.extend(size for size in sizes if isinstance(size, torch.SymInt))
+        return graph.forward
+
+    blocks = (BasicTransformerBlock, ResBlock)
+    count = sum(isinstance(layer, blocks) for layer in network.modules())
+    assert compile_networks(network, "regional", dynamic=False, backend=note) == count
+    with torch.no_grad():
+        network(*inputs())
+    assert len(graphs) > 2 and open_sizes == []
+    torch._dynamo.reset()
+
+
+def test_regional_compilation_covers_the_autoencoder(vae: AutoencoderKL) -> None:
+    blocks = sum(isinstance(layer, ResnetBlock) for layer in vae.modules())
+    assert compile_networks(vae, "regional", backend="eager") == blocks > 0
 
 
 @pytest.mark.slow

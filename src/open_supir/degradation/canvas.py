@@ -88,9 +88,10 @@ def compiled(backend: str) -> CanvasFunction:
         image: Tensor, tables: Tables, config: DegradationConfig, layout: CanvasLayout
     ) -> Tensor:
         shape = (image.shape, image.device, config, layout)
-        chosen = graph if shape in seen else run_eagerly
+        if shape in seen:
+            return graph(image, tables, config, layout).clone()  # a CUDA graph owns its output
         seen.add(shape)
-        return chosen(image, tables, config, layout)
+        return run_eagerly(image, tables, config, layout)
 
     return run
 

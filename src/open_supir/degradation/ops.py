@@ -282,6 +282,12 @@ def _powers_of_two(device: torch.device) -> Tensor:
     return (2 ** torch.arange(8)).to(device, non_blocking=True)
 
 
+@cached
+def _sharpening_taps(device: torch.device) -> Tensor:
+    """Return a Gaussian of sigma 8 on the device, where a CUDA graph needs it."""
+    return get_gaussian_kernel1d(51, 8.0)[0].to(device, non_blocking=True)
+
+
 def unsharp(image: Tensor) -> Tensor:
     """Sharpen like Real-ESRGAN's USM: add half of what a sigma 8 blur removes, where it is large.
 
@@ -291,7 +297,7 @@ def unsharp(image: Tensor) -> Tensor:
     """
     padded = reflect_pad(image, 25)
     height, width = _fast_size(padded)
-    taps = get_gaussian_kernel1d(51, 8.0)[0].to(image.device, non_blocking=True)
+    taps = _sharpening_taps(image.device)
     response = torch.fft.fft(taps, n=height)[:, None] * torch.fft.rfft(taps, n=width)
     residual = image - _filter(padded, response, 50)
     mask = (residual.abs() > 10 / 255).float()

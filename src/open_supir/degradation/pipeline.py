@@ -84,7 +84,7 @@ class DegradationPipeline:
         with torch.autocast(hq.device.type, enabled=False), _full_precision():
             if on_canvas:
                 unit = degrade_on_canvas(_to_unit(hq), params, self.config, self.run)
-                lq = unit * 2 - 1  # not in place: a CUDA graph owns its output
+                lq = unit.mul_(2).sub_(1)
             else:
                 lq = degrade_in_loop(hq, params, self.config)
         lq = lq.contiguous()

@@ -1,6 +1,7 @@
 """Activation checkpointing and compilation: switches of time and memory that keep results."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -21,11 +22,12 @@ _CHECKPOINTED: dict[str, tuple[type[nn.Module], ...]] = {
 }
 _COMPILED: dict[str, tuple[type[nn.Module], ...]] = {
     "off": (),
-    "regional": (BasicTransformerBlock,),
+    "regional": (BasicTransformerBlock, ResBlock, ResnetBlock),
     "full": (ControlledUNet, UNet, Encoder, Decoder),
 }
-# All transformer blocks share a code object: two widths, each trained, frozen and without a graph.
-_RECOMPILE_LIMIT = 64
+# All blocks of a kind share a code object. SDXL's residual blocks have a dozen shapes, each of them
+# trained, frozen and without a graph, and again for validation.
+_RECOMPILE_LIMIT = 128
 
 
 def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
@@ -55,12 +57,20 @@ def checkpoint_activations(module: nn.Module, mode: Checkpointing) -> int:
     return marked
 
 
-def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "inductor") -> int:
+def compile_networks(
+    module: nn.Module,
+    mode: Compilation,
+    *,
+    dynamic: bool | None = None,
+    backend: str | Callable[..., Any] = "inductor",
+) -> int:
     """Compile the networks below `module` in place; parameter names do not change.
 
     Args:
-        mode: "off"; "regional" compiles the repeated transformer block once per shape; "full"
+        mode: "off"; "regional" compiles the repeated transformer and residual blocks; "full"
             compiles whole networks, which takes minutes for every image size.
+        dynamic: False compiles each shape by itself, for training, where shapes stay; None takes
+            every second shape of a block as a sign of more to come, and leaves its sizes open.
 
     Returns:
         Number of modules that compile at their first call.
@@ -73,7 +83,7 @@ def compile_networks(module: nn.Module, mode: Compilation, *, backend: str = "in
     if found:
         torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for layer in found:
-        layer.compile(backend=backend)
+        layer.compile(backend=backend, dynamic=dynamic)
     return len(found)
 
 

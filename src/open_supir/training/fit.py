@@ -77,7 +77,7 @@ def make_ready(
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint_activations(module, checkpointing)
-    compile_networks(module, compile)
+    compile_networks(module, compile, dynamic=False)
     keep_global_batch(
         trainer, global_batch=datamodule.global_batch, micro_batch=datamodule.micro_batch
     )
