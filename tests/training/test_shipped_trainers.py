@@ -62,3 +62,12 @@ def test_a_shipped_trainer_on_two_ranks_with_accumulation_equals_one_process(
     assert list(ours) == list(expected)
     for weight, tensor in expected.items():
         torch.testing.assert_close(ours[weight], tensor, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["gpu", "gpu_compressed"])
+def test_ddp_sends_no_buffers_at_each_step(name: str) -> None:
+    """They are constants, such as the text towers' masks; DDP's default sends them every time."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", overrides=["experiment=zerosft", f"trainer={name}"])
+    strategy = instantiate(cfg.trainer.strategy, _convert_="all")
+    assert strategy._ddp_kwargs["broadcast_buffers"] is False
