@@ -1,4 +1,4 @@
-"""Restoring with `compile=regional` gives what restoring without it gives."""
+"""Restoring compiled, or in another memory layout, gives what plain restoring gives."""
 
 import shutil
 from collections.abc import Iterator
@@ -38,6 +38,17 @@ def test_traced_restoring_gives_the_same_images() -> None:
         images = restorer(photo(size), caption="a wall").restored
         torch.testing.assert_close(images, expected, rtol=0, atol=ROUNDING)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_restoring_in_channels_last_gives_the_same_images(tmp_path: Path) -> None:
+    made = []
+    for is_last in (False, True):
+        model = Model.find(None, runs_dir=tmp_path, channels_last=is_last, weights={})
+        restorer = model.load(model.options({}, {}), device=torch.device("cpu"))
+        weight = restorer.vae.decoder.conv_in.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == is_last
+        made.append(restorer(photo(SIZES[1]), caption="a wall").restored)
+    torch.testing.assert_close(*made, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.slow

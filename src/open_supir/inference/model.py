@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 # settings of the commands that `Model.find` takes
 MODEL_SETTINGS = (
-    "checkpoint", "runs_dir", "shipped", "weights", "dtype", "quantize", "compile", "ignored_keys"
+    "checkpoint", "runs_dir", "shipped", "weights", "dtype", "channels_last", "quantize", "compile",
+    "ignored_keys",
 )  # fmt: skip
 OF_ANY_SAMPLER = ("control_scale", "tile", "overlap", "tile_batch")  # also of a one-step one
 
@@ -45,6 +46,7 @@ class Model:
     dtype: str = "float32"  # dtype of the networks: float32, bfloat16 or float16; see `best_dtype`
     quantize: str | None = None  # int8 or fp8 for the UNet's linear weights; None keeps their dtype
     compile: Compilation = "off"  # see `compile_networks`
+    channels_last: bool = False  # memory layout of the networks' convolutions
     ignored_keys: tuple[str, ...] = ()  # keys the files may have in addition; see `load_parts`
     # whether a preset has picked the model: a one-step one then keeps to its single step
     is_picked: bool = False
@@ -193,6 +195,9 @@ class Model:
             ignored_keys=self.ignored_keys,
             **vars(options),
         )
+        if self.channels_last:
+            for part in (restorer.network, restorer.vae, restorer.robust_encoder):
+                part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         compile_networks(restorer.network, self.compile)
         return restorer
 
