@@ -4,7 +4,8 @@
 
 Mistakes then show before a GPU is borrowed. Peaks are simulated (docs/training.md, dry runs); times
 are those of this CPU and mean nothing. Memory runs out as on a card of `memory` GB, waits for the
-device warn or raise as `torch.cuda.set_sync_debug_mode` says, and nothing is compiled.
+device warn or raise as `torch.cuda.set_sync_debug_mode` says, and nothing is compiled. 8-bit AdamW
+cannot be run: its library has kernels of its own.
 """
 
 import runpy
