@@ -55,7 +55,10 @@ def measure(cfg: DictConfig) -> str:
     steps.prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
     others = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
-    found = {**picked(cfg, "runs_dir", "shipped", "dtype", "ignored_keys"), "device": device}
+    found = {
+        **picked(cfg, "runs_dir", "shipped", "dtype", "channels_last", "ignored_keys"),
+        "device": device,
+    }
     model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
     if cfg.checkpoint is not None or not others[0]:
         model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **found)

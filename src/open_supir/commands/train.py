@@ -1,6 +1,5 @@
 """Train a stage: experiment=robust_encoder, then experiment=zerosft."""
 
-import logging
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -9,15 +8,15 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, picked, plain
-from open_supir.base.devices import total_memory
 from open_supir.base.options import choices
 from open_supir.base.run_folders import read_config, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.rehearsal.dry_run import (
     check_rehearsable,
-    chosen_micro_batch,
     dry_run_training,
+    has_gpu,
     is_rehearsable,
+    micro_batch_for,
 )
 from open_supir.training.base_weights import load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
@@ -27,8 +26,6 @@ from open_supir.training.replay import prepare_replay
 from open_supir.training.resume import is_finished, resolve_checkpoint
 from open_supir.training.settings import check_settings
 from open_supir.training.trained_parts import TrainedParts
-
-log = logging.getLogger(__name__)
 
 
 @command("train")
@@ -46,9 +43,7 @@ def rehearse(cfg: DictConfig) -> None:
     """Print what the run would cost; needs no weights, data or GPU."""
     check_settings(plain(cfg))
     check_rehearsable(plain(cfg))
-    with torch.device("meta"):
-        module: TrainedParts = instantiate(cfg.module, recipe={}, _convert_="all")
-    print(dry_run_training(module, plain(cfg)))
+    print(dry_run_training(on_meta(cfg), plain(cfg)))
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -93,23 +88,16 @@ def build(
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
     trainer: pl.Trainer = instantiate(cfg.trainer, **parts, _convert_="all")
-    if trainer.strategy.root_device.type == "cuda" and data.micro_batch is None:
-        data.micro_batch = micro_batch_of(cfg, trainer)
+    if data.micro_batch is None and has_gpu(trainer) and is_rehearsable(plain(cfg)):
+        data.micro_batch = micro_batch_for(trainer, on_meta(cfg), plain(cfg))
     make_ready(module, data, trainer, **picked(cfg, "channels_last", "checkpointing", "compile"))
     return module, data, trainer
 
 
-def micro_batch_of(cfg: DictConfig, trainer: pl.Trainer) -> int | None:
-    """Choose the micro-batch that fits the first GPU; None for stages that cannot be counted."""
-    if not is_rehearsable(plain(cfg)):
-        return None
+def on_meta(cfg: DictConfig) -> TrainedParts:
+    """Build the module without memory, to count with."""
     with torch.device("meta"):
-        module: TrainedParts = instantiate(cfg.module, recipe={}, _convert_="all")
-    ranks = trainer.num_devices * trainer.num_nodes
-    memory = total_memory(torch.device("cuda", 0))  # the same on all ranks
-    chosen = chosen_micro_batch(module, plain(cfg), ranks=ranks, memory=memory)
-    log.info("data.micro_batch=%d should fit this GPU's %.0f GB", chosen, memory / 1e9)
-    return chosen
+        return instantiate(cfg.module, recipe={}, _convert_="all")
 
 
 def load_weights(module: TrainedParts, cfg: DictConfig) -> dict[str, dict]:

@@ -1,11 +1,14 @@
 """The dry run of `src.train`: settings in, tables and a report file out."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
+from open_supir.base.devices import total_memory
 from open_supir.base.dtypes import parse_dtype
 from open_supir.rehearsal.cards import GB, cards
 from open_supir.rehearsal.device import NotPretended, prepare_backward
@@ -15,6 +18,8 @@ from open_supir.rehearsal.training import TrainingPlan
 from open_supir.rehearsal.training_report import report_training, training_tables
 from open_supir.training.topology import accumulation_steps
 from open_supir.training.trained_parts import TrainedParts
+
+log = logging.getLogger(__name__)
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16,
             "16-mixed": torch.float16, "16": torch.float16}  # fmt: skip
@@ -73,6 +78,24 @@ def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
     )
     write_report(report, config["report"])
     return training_tables(report)
+
+
+def has_gpu(trainer: Trainer) -> bool:
+    """Return whether a trainer works on CUDA devices."""
+    return trainer.strategy.root_device.type == "cuda"
+
+
+def micro_batch_for(trainer: Trainer, module: TrainedParts, config: Mapping[str, Any]) -> int:
+    """Choose the micro-batch of a run by the memory of its first GPU.
+
+    Args:
+        module: Built on meta; its dtype changes.
+    """
+    ranks = trainer.num_devices * trainer.num_nodes
+    memory = total_memory(torch.device("cuda", 0))  # the same on all ranks
+    chosen = chosen_micro_batch(module, config, ranks=ranks, memory=memory)
+    log.info("data.micro_batch=%d should fit this GPU's %.0f GB", chosen, memory / 1e9)
+    return chosen
 
 
 def chosen_micro_batch(
