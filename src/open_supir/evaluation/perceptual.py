@@ -14,7 +14,7 @@ class LpipsDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        check_weights([], require=["lpips"])
+        check_weights([], require=["lpips_vgg"])
         from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
         self.net = LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
