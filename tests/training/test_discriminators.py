@@ -77,8 +77,8 @@ def test_a_missing_file_is_named() -> None:
 
 def test_the_configured_widths_are_those_of_the_full_model() -> None:
     config: Any = OmegaConf.load(CONF / "discriminator/convnext.yaml")
-    known = open_clip.get_model_config(config.name)
+    known: Any = open_clip.get_model_config(config.name)
     with torch.device("meta"):
-        trunk = timm.create_model(known["vision_cfg"]["timm_model_name"])
+        trunk: Any = timm.create_model(known["vision_cfg"]["timm_model_name"])
     widths = [stage["num_chs"] for stage in trunk.feature_info]
     assert list(config.channels) == [*widths[:3], known["embed_dim"]]
