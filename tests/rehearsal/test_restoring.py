@@ -50,6 +50,12 @@ def test_work_grows_with_the_image(rows: list[dict[str, Any]]) -> None:
     assert rows[1]["seconds"]["24"] == pytest.approx(rows[1]["flops"] / (165e12 * 0.4))
 
 
+def test_tiles_asked_for_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["options.vae_tile=64", "sampler.tile=16", "sizes=[64]", "runs_dir=nowhere"]
+    restore(composed("restore", "dry_run=true", "dtype=float32", *asked))
+    assert "| vae_tile=64, tile=16 |" in capsys.readouterr().out
+
+
 def test_waits_are_told_with_their_line(rows: list[dict[str, Any]]) -> None:
     """The result is read from the device once, where it is finished."""
     waits = rows[0]["stages"]["finish"]["waits"]

@@ -23,7 +23,7 @@ class RestoringCost:
 
     size: tuple[int, int]  # (h, w) of the input in pixels
     working_size: tuple[int, int]  # at which it was restored
-    mode: tuple[str, ...]  # what the ladder chose; empty for the whole image at once
+    mode: tuple[str, ...]  # tiles asked for, and what the ladder chose; empty for whole images
     weights: int
     steps: int  # of the sampler
     stages: dict[str, Phase]  # of `min(steps, STEPS)` steps
@@ -79,7 +79,9 @@ def rehearse_restoring(
             meter.restart()
             with replaced(memory, "_memory", lambda _: total), _staged(meter):
                 restored = restorer(image, caption="a photograph of a street")
-            mode = tuple(rung.name for rung in restored.given_up)
+            tiles = {"vae_tile": options.vae_tile, "tile": options.sampler.tile}
+            asked = [f"{name}={side}" for name, side in tiles.items() if side is not None]
+            mode = (*asked, *(rung.name for rung in restored.given_up))
             del restored
             yield RestoringCost(
                 size=size,
