@@ -120,6 +120,20 @@ def test_beyond_the_attention_limit_tiles_are_near_and_seamless(groups: int) -> 
 
 
 @torch.no_grad()
+def test_windows_are_smaller_than_what_attention_may_see_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cost grows with the windows' area: those of the largest whole latent would take hours."""
+    vae, z = _vae(), _uneven(1, 4, 40, 40)
+    windows = decode_tiled(vae, z, VaeTiles(tile=128, attention_tokens=8**2))
+    monkeypatch.setattr(module, "MAX_TOKENS_CPU", 32**2)
+    monkeypatch.setattr(module, "WINDOW", 8)
+    assert torch.equal(decode_tiled(vae, z, VaeTiles(tile=128)), windows)
+    small = z[..., :32, :32]
+    assert _error(decode_tiled(vae, small, VaeTiles(tile=128)), vae.decode(small)) < 1e-5
+
+
+@torch.no_grad()
 def test_what_is_kept_between_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing to all, against the untiled result. Parts are counted by hand."""
     vae, z = _vae(), _uneven(1, 4, 17, 23)

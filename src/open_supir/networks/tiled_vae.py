@@ -39,6 +39,9 @@ from open_supir.networks.vae import (
 # as all convolutions together at 2 ** 18 tokens, and 2e15 at 2 ** 20, which take a GPU seconds.
 MAX_TOKENS_CPU = 2**18
 MAX_TOKENS_GPU = 2**20
+# Side in latent pixels of the windows that it sees of larger latents: 512 pixels at full size, more
+# than the 256 that SDXL's autoencoder was trained on. Cost grows with their area.
+WINDOW = 64
 TileNorms = Literal["exact", "estimated"]
 KEPT = 2**10  # values of kept activations per pixel of a tile: 2 GiB in bfloat16 for tiles of 1024
 
@@ -54,7 +57,7 @@ class VaeTiles:
             those of the image reduced to the area of a tile.
         attention_tokens: Most latent pixels that the middle's attention sees at once; larger
             latents are split into windows of about that many. None means 2 ** 20 on a GPU
-            (8192x8192 at full size) and 2 ** 18 on a CPU (4096x4096).
+            (8192x8192 at full size), 2 ** 18 on a CPU (4096x4096), and windows of 64 x 64.
 
     Raises:
         ValueError: `tile` is below 32, or `attention_tokens` below 1.
@@ -70,14 +73,15 @@ class VaeTiles:
         if self.attention_tokens is not None and self.attention_tokens < 1:
             raise ValueError(f"attention_tokens must be positive, got {self.attention_tokens}")
 
-    def window(self, device: torch.device) -> int:
-        """Return the side of the largest square that the attention sees at once."""
-        default = MAX_TOKENS_CPU if device.type == "cpu" else MAX_TOKENS_GPU
-        return math.isqrt(self.attention_tokens or default)
+    @property
+    def window(self) -> int:
+        """Side in latent pixels of the attention's windows, where it does not see all."""
+        return WINDOW if self.attention_tokens is None else math.isqrt(self.attention_tokens)
 
     def sees_all(self, tokens: int, device: torch.device) -> bool:
-        """Say whether attention runs on the whole of a latent with that many pixels."""
-        return tokens <= self.window(device) ** 2
+        """Return whether attention runs on the whole of a latent with that many pixels."""
+        default = MAX_TOKENS_CPU if device.type == "cpu" else MAX_TOKENS_GPU
+        return tokens <= (self.attention_tokens or default)
 
     def is_exact(self, tokens: int, device: torch.device) -> bool:
         """Say whether the result equals that of the whole image, up to rounding."""
@@ -103,8 +107,7 @@ def encode_tiled(
         for module in tail:
             out = module(out)
     else:
-        window = tiles.window(weight.device)
-        out = _swept(head + tail, image, tiles, tile=tiles.tile, window=window)
+        out = _swept(head + tail, image, tiles, tile=tiles.tile, window=tiles.window)
     return DiagonalGaussian.from_moments(out)
 
 
@@ -123,7 +126,7 @@ def decode_tiled(
             z = module(z)
         out = _swept(tail, z, tiles, tile=tile)
     else:
-        out = _swept(head + tail, z, tiles, tile=tile, window=tiles.window(weight.device))
+        out = _swept(head + tail, z, tiles, tile=tile, window=tiles.window)
     return out.to(out_device, torch.float32)
 
 
