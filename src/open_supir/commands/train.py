@@ -14,7 +14,6 @@ from open_supir.data.datamodule import RestorationDataModule
 from open_supir.rehearsal.dry_run import (
     check_rehearsable,
     dry_run_training,
-    has_gpu,
     is_rehearsable,
     micro_batch_for,
 )
@@ -88,8 +87,10 @@ def build(
     loggers = [instantiate(c, _convert_="all") for c in cfg.logger.values() if c]
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
     trainer: pl.Trainer = instantiate(cfg.trainer, **parts, _convert_="all")
-    if data.micro_batch is None and has_gpu(trainer) and is_rehearsable(plain(cfg)):
-        data.micro_batch = micro_batch_for(trainer, on_meta(cfg), plain(cfg))
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if on_gpu and data.micro_batch is None and is_rehearsable(plain(cfg)):
+        ranks = trainer.num_devices * trainer.num_nodes  # world_size is not known before fit
+        data.micro_batch = micro_batch_for(on_meta(cfg), plain(cfg), ranks=ranks)
     make_ready(module, data, trainer, **picked(cfg, "channels_last", "checkpointing", "compile"))
     return module, data, trainer
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from open_supir.base.devices import total_memory
 from open_supir.base.dtypes import parse_dtype
@@ -80,18 +79,13 @@ def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
     return training_tables(report)
 
 
-def has_gpu(trainer: Trainer) -> bool:
-    """Return whether a trainer works on CUDA devices."""
-    return trainer.strategy.root_device.type == "cuda"
-
-
-def micro_batch_for(trainer: Trainer, module: TrainedParts, config: Mapping[str, Any]) -> int:
+def micro_batch_for(module: TrainedParts, config: Mapping[str, Any], *, ranks: int) -> int:
     """Choose the micro-batch of a run by the memory of its first GPU.
 
     Args:
         module: Built on meta; its dtype changes.
+        ranks: Devices.
     """
-    ranks = trainer.num_devices * trainer.num_nodes
     memory = total_memory(torch.device("cuda", 0))  # the same on all ranks
     chosen = chosen_micro_batch(module, config, ranks=ranks, memory=memory)
     log.info("data.micro_batch=%d should fit this GPU's %.0f GB", chosen, memory / 1e9)
