@@ -33,7 +33,7 @@ train: $(STAMP)  ## train both stages at tiny scale, then print the metric table
 eval: $(STAMP)  ## print the metric table of the newest checkpoint
 	$(PY) -m src.evaluate
 
-test: $(STAMP)  ## run the quick tests (about eleven minutes on two cores)
+test: $(STAMP)  ## run the quick tests (about a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## run all tests
