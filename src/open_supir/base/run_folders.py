@@ -46,7 +46,7 @@ def run_folder(checkpoint: str | Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
+def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return a checkpoint's run folder and configuration, which is empty where it lies in none.
 
     A shipped checkpoint has no run: its results go to a folder below `runs_dir`, and it is used
@@ -54,7 +54,7 @@ def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
     """
     if checkpoint.parent != DEMO:
         run = run_folder(checkpoint)
-        return run, OmegaConf.create(read_config(run))
+        return run, read_config(run)
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -65,7 +65,7 @@ def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, DictConfig]:
     kept = ("data", "degradation")
     trained = {key: OmegaConf.to_container(usual[key], resolve=True) for key in kept}
     name = "shipped" if checkpoint == located(SHIPPED_MODEL) else f"shipped_{checkpoint.stem}"
-    return Path(runs_dir) / name, OmegaConf.create(trained)
+    return Path(runs_dir) / name, trained
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def config_digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sweep_folder(trained: DictConfig, evaluation: DictConfig) -> Path | None:
+def sweep_folder(trained: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Path | None:
     """Return the output folder of an evaluation in a multirun: eval/ of its job; otherwise None.
 
     `ablation` reads the job's folder as a run. Its configuration is the training's, with the
@@ -109,10 +109,7 @@ def sweep_folder(trained: DictConfig, evaluation: DictConfig) -> Path | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     folder = Path(HydraConfig.get().runtime.output_dir)
-    merged = OmegaConf.merge(
-        trained, {"evaluation": OmegaConf.to_container(evaluation, resolve=True)}
-    )
-    write_config(folder, merged)  # type: ignore[arg-type]
+    write_config(folder, {**trained, "evaluation": evaluation})
     overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
     write_text(folder / ".hydra" / "overrides.yaml", overrides)  # ablation labels runs by them
     return folder / "eval"

@@ -7,12 +7,13 @@ study=DIR runs a blinded preference study.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from open_supir.base.cli import command, pick_device, picked, plain
-from open_supir.base.registry import trust
 
 
 @command("evaluate")
@@ -25,8 +26,6 @@ def evaluate(cfg: DictConfig) -> str:
     """Do what is asked for; returns what to print, a table as Markdown for most."""
     if cfg.dry_run:
         return rehearse(cfg)
-    from hydra.utils import instantiate
-
     from open_supir.evaluation import METRICS
     from open_supir.evaluation.evaluate import rebuild
     from open_supir.evaluation.preference import run_study
@@ -41,35 +40,26 @@ def evaluate(cfg: DictConfig) -> str:
 
 def measure(cfg: DictConfig) -> str:
     """Measure a checkpoint, or outputs of other systems; returns the table."""
-    from hydra.utils import instantiate
-
-    from open_supir.base.run_folders import run_of, sweep_folder
-    from open_supir.data import write_demo_shards
-    from open_supir.evaluation import evaluate as steps
+    from open_supir.evaluation.evaluate import evaluate_methods, prepare_metrics
+    from open_supir.evaluation.inputs import Inputs
     from open_supir.evaluation.models import load_methods, other_methods
     from open_supir.inference.model import Model
 
     protocol = instantiate(cfg.protocol, _convert_="all")
     if cfg.metrics.names is not None:
         protocol = replace(protocol, metrics=tuple(cfg.metrics.names))
-    steps.prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
+    prepare_metrics(protocol, require=cfg.metrics.require, download=cfg.metrics.download)
     device = pick_device(cfg.device)
     others = other_methods(plain(cfg.outputs), plain(cfg.spandrel), device)
-    found = {
-        **picked(cfg, "runs_dir", "shipped", "dtype", "channels_last", "ignored_keys"),
-        "device": device,
-    }
-    model, trained, run = None, OmegaConf.create(), Path(cfg.output or "")
-    if cfg.checkpoint is not None or not others[0]:
-        model = Model.find(cfg.checkpoint, weights=plain(cfg.weights), **found)
-        run, trained = run_of(model.checkpoint, cfg.runs_dir)
-    if not trained:
-        given = {k: cfg.get(k) for k in ("data_root", "output", "degradation")}
-        steps.require_places(given, protocol, checkpoint=model and model.checkpoint)
+    keys = ("runs_dir", "shipped", "dtype", "channels_last", "ignored_keys")
+    find = partial(Model.find, **picked(cfg, *keys), device=device)
+    measured = cfg.checkpoint is not None or not others[0]
+    model = find(cfg.checkpoint, weights=plain(cfg.weights)) if measured else None
+    inputs = Inputs.find(plain(cfg), protocol, checkpoint=model and model.checkpoint)
     further = plain(cfg.checkpoints) or {}
     methods = load_methods(
         model,
-        {str(name): Model.find(path, weights={}, **found) for name, path in further.items()},
+        {str(name): find(path, weights={}) for name, path in further.items()},
         others,
         sampler=plain(cfg.sampler),
         options={**plain(cfg.options), "seed": cfg.seed},
@@ -77,31 +67,12 @@ def measure(cfg: DictConfig) -> str:
         described=plain(cfg.captioner),
         device=device,
     )
-    root = Path(cfg.data_root or trained.data.root)
-    if not root.exists() and str(root) == trained.get("data", {}).get("prepare_at"):
-        write_demo_shards(root)
-    trust(plain(cfg.get("degradation")))  # that of a run's folder only if it is known
-    ranges = cfg.get("degradation") or trained.get("degradation")
-    return steps.evaluate_methods(
-        protocol,
-        methods,
-        data_root=root,
-        heldout=None if cfg.data_root else trained.data.get("heldout"),
-        output=Path(cfg.output) if cfg.output else sweep_folder(trained, cfg) or run / "eval",
-        run=run,
-        seed=cfg.seed,
-        degrade=steps.TrainingDegradation.of(plain(ranges)) if ranges else None,
-        save_images=cfg.save_images,
-        resume=cfg.resume,
-        device=device,
-        mask=cfg.metrics.get("mask"),
-    )
+    mask, kept = cfg.metrics.get("mask"), picked(cfg, "seed", "save_images", "resume")
+    return evaluate_methods(protocol, methods, inputs=inputs, mask=mask, device=device, **kept)
 
 
 def rehearse(cfg: DictConfig) -> str:
     """Return what restoring the protocol's images, or images of `sizes`, would cost on a GPU."""
-    from hydra.utils import instantiate
-
     from open_supir.rehearsal.restoring_report import SETTINGS, dry_run_restoring, read_sizes
 
     protocol = instantiate(cfg.protocol, _convert_="all")

@@ -1,19 +1,14 @@
 """One evaluation, from a protocol and methods to the report folder."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from open_supir.base.images import to_signed, to_unit
-from open_supir.base.registry import build
-from open_supir.base.run_folders import config_digest
-from open_supir.degradation.pipeline import DegradationPipeline
 from open_supir.evaluation.benchmark import run_benchmark
+from open_supir.evaluation.inputs import Inputs
 from open_supir.evaluation.metrics import check_weights
 from open_supir.evaluation.models import Methods
 from open_supir.evaluation.protocols import Protocol, load_samples
@@ -29,27 +24,6 @@ from open_supir.evaluation.sheet import write_sheet
 from open_supir.evaluation.weights import fetch, fetch_if_reachable
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingDegradation:
-    """Degrades one image with the training pipeline."""
-
-    pipeline: DegradationPipeline  # draws and applies the degradation
-    ranges: Mapping[str, Any]  # its configuration, as plain values
-    digest: str  # SHA-256 of `ranges`, for the records
-
-    @classmethod
-    def of(cls, ranges: Mapping[str, Any]) -> "TrainingDegradation":
-        """Build the pipeline that a configuration describes."""
-        return cls(pipeline=build(ranges), ranges=ranges, digest=config_digest(ranges))
-
-    def __call__(self, image: Tensor, seed: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return the degraded image, (1, 3, H, W) in [0, 1], and its parameters."""
-        signed = to_signed(image)
-        params = self.pipeline.draw(torch.tensor([seed]), size=(image.shape[-2], image.shape[-1]))
-        how = {"summary": params.summaries()[0], **params.rows()[0]}
-        return to_unit(self.pipeline.apply(signed, params)), how
 
 
 def prepare_metrics(
@@ -85,36 +59,12 @@ def prepare_metrics(
     check_weights(protocol.metrics, require=list(require))
 
 
-def require_places(
-    given: Mapping[str, Any], protocol: Protocol, *, checkpoint: Path | None
-) -> None:
-    """Require the settings that a run folder would supply, where there is none.
-
-    Raises:
-        ValueError: One of them is not given; the message names it.
-    """
-    needed = ["data_root", "output"]
-    if protocol.degradation is None and protocol.lq_folder is None:
-        needed.append("degradation")
-    lost = [key for key in needed if not given.get(key)]
-    if lost:
-        what = "without a checkpoint there is" if checkpoint is None else f"{checkpoint} is in"
-        raise ValueError(
-            f"{what} no run folder, whose configuration would supply more; "
-            f"set {', '.join(f'{key}=...' for key in lost)}"
-        )
-
-
 def evaluate_methods(
     protocol: Protocol,
     methods: Methods,
     *,
-    data_root: Path,
-    heldout: str | None,
-    output: Path,
-    run: Path,
+    inputs: Inputs,
     seed: int,
-    degrade: TrainingDegradation | None,
     save_images: bool,
     resume: bool,
     device: torch.device,
@@ -124,16 +74,13 @@ def evaluate_methods(
 
     Args:
         methods: Rows of the table besides "lq", and what the values of each depend on.
-        data_root: Folder that holds the protocol's folders.
-        heldout: The run's own held-out photographs, which `heldout` in a protocol stands for.
-        output: Where records, tables and page go.
-        degrade: Makes LQ images if the protocol has neither a degradation nor LQ images.
+        inputs: Where the photographs are, and where records, tables and page go.
         resume: Reuse records with the same inputs and settings.
         mask: File or folder of masks: metrics are measured where they are white.
     """
-    protocol = protocol.on(data_root, heldout)
-    hq, lq = protocol.folders(data_root, heldout)
-    used = degrade if protocol.degradation is None and lq is None else None
+    protocol = protocol.on(inputs.data_root, inputs.heldout)
+    hq, lq = protocol.folders(inputs.data_root, inputs.heldout)
+    used = inputs.degrade if protocol.degradation is None and lq is None else None
     settings = {**protocol.settings(), "restore_seed": seed}
     regions = None if mask is None else Regions(Path(mask))
     if regions is not None:
@@ -141,11 +88,11 @@ def evaluate_methods(
     if used is not None:
         settings["degradation"] = used.digest
     records = run_benchmark(
-        load_samples(protocol, hq=hq, lq=lq, degrade=degrade),
+        load_samples(protocol, hq=hq, lq=lq, degrade=inputs.degrade),
         {"lq": lambda sample: sample.lq, **methods[0]},
         protocol.metrics,
-        out_dir=output,
-        run=str(run),
+        out_dir=inputs.output,
+        run=str(inputs.run),
         settings=settings,
         method_settings=methods[1],
         border=protocol.border,
@@ -160,11 +107,11 @@ def evaluate_methods(
         degradation=used.ranges if used else None,
         metric_weights=weight_hashes(protocol.metrics),
     )
-    write_environment(environment, output)
-    log.info("report: %s", output / "table.md")
-    if save_images and (sheet := write_sheet(records, output)):
+    write_environment(environment, inputs.output)
+    log.info("report: %s", inputs.output / "table.md")
+    if save_images and (sheet := write_sheet(records, inputs.output)):
         log.info("pictures: %s", sheet)
-    return write_report(records, output, title=f"{run.name}: {protocol.name}")
+    return write_report(records, inputs.output, title=f"{inputs.run.name}: {protocol.name}")
 
 
 def rebuild(folder: Path, output: str | None) -> str:
