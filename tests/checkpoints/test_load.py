@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from open_supir.checkpoints import load_parts
-from open_supir.checkpoints.load import prediction_of
+from open_supir.checkpoints.load import Load, load_all, prediction_of
 from tests.checkpoints.standins import (
     module_of,
     official_sdxl,
@@ -47,7 +47,23 @@ def test_parts_get_the_values_of_the_file(sdxl_file: Path) -> None:
             assert torch.equal(tensor, official[prefix + name])
     assert {part: len(names) for part, names in report.loaded.items()} == {"unet": 13, "vae": 7}
     assert not report.missing and not report.unexpected and not report.on_meta
-    assert str(report) == f"UNet, autoencoder: from {sdxl_file}"
+
+
+def test_the_log_names_each_part_once_with_its_last_file(
+    sdxl_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae = part_of(official_sdxl(), VAE)
+    other = tmp_path / "vae.safetensors"
+    save_file({f"{VAE}{name}": tensor for name, tensor in vae.items()}, other)
+    unet, module = module_of(unet_of(official_sdxl())), module_of(vae)
+    with caplog.at_level("INFO", "open_supir.checkpoints.load"):
+        load_all(
+            [
+                Load(path=sdxl_file, parts={"unet": unet, "vae": module}),
+                Load(path=other, parts={"vae": module}),
+            ]
+        )
+    assert caplog.messages == [f"UNet: from {sdxl_file}", f"autoencoder: from {other}"]
 
 
 @pytest.mark.parametrize(

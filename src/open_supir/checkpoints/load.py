@@ -58,10 +58,6 @@ class LoadReport:
     fingerprints: dict[str, str] = field(default_factory=dict)
     on_meta: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        """Return one line in words: which parts came from which file."""
-        return f"{', '.join(WORDS.get(part, part) for part in self.loaded)}: from {self.path}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
@@ -107,7 +103,13 @@ def load_all(loads: Iterable[Load]) -> list[LoadReport]:
     Raises:
         FileNotFoundError, ValueError, KeyError: See `load_parts`.
     """
-    return [_run(load, *prepared) for load, prepared in [(load, _prepare(load)) for load in loads]]
+    prepared = [(load, _prepare(load)) for load in loads]
+    reports = [_run(load, *parts) for load, parts in prepared]
+    origins = {part: report.path for report in reports for part in report.loaded}  # the last ones
+    for path in dict.fromkeys(origins.values()):
+        parts = [WORDS.get(part, part) for part, origin in origins.items() if origin == path]
+        log.info("%s: from %s", ", ".join(parts), path)
+    return reports
 
 
 def ignored_for(prediction: str) -> tuple[str, ...]:
@@ -187,7 +189,7 @@ def _run(
             if not is_finite(kept):
                 raise ValueError(_not_finite(checkpoint.path, f"{part}.{name}", tensor, kept))
     checkpoint.release()
-    report = LoadReport(
+    return LoadReport(
         path=Path(load.path),
         loaded={part: tuple(match.sources) for part, match in found.items()},
         missing={part: match.missing for part, match in found.items() if match.missing},
@@ -196,8 +198,6 @@ def _run(
         fingerprints={part: fingerprint(tensors) for part, tensors in samples.items()},
         on_meta={part: names for part, module in load.parts.items() if (names := _on_meta(module))},
     )
-    log.info("%s", report)
-    return report
 
 
 def _assign(

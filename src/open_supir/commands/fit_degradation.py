@@ -39,8 +39,8 @@ def main(cfg: DictConfig) -> None:
     check_writable(output.parent)
     settings, sizes = instantiate(cfg.fit), {"side": cfg.side, "max_pixels": cfg.max_pixels}
     found = find_photos(Path(cfg.input), output)
-    for note in (*found.notes, *found.problems):
-        log.warning("%s", note)
+    for problem in found.problems:
+        log.warning("%s", problem)
     photographs = read_photographs(found.paths, seed=settings.seed, **sizes)
     clean = CleanPictures(clean_photos() if cfg.clean is None else list_images(cfg.clean), **sizes)
     fit = fit_ranges(photographs, clean, settings)

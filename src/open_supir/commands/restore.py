@@ -4,20 +4,18 @@ Keeps the folder structure of the input, skips finished images, and continues wh
 A bad file is reported in one line. Under torchrun, each process takes its share of the files.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from open_supir.base.cli import command, pick_device, picked, plain, require
 
 if TYPE_CHECKING:
     from open_supir.inference.processes import Process
-
-log = logging.getLogger(__name__)
 
 
 @command("restore")
@@ -50,8 +48,6 @@ def rehearse(cfg: DictConfig, paths: Sequence[Path] = ()) -> None:
 
 
 def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
-    from hydra.utils import instantiate
-
     from open_supir.base.files import check_writable
     from open_supir.base.images.inputs import find_photos
     from open_supir.base.images.read import quieten_readers
@@ -62,9 +58,7 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
 
     quieten_readers()
     output = Path(cfg.output)
-    photos = find_photos(Path(cfg.input), output)
-    for note in photos.notes if process.rank == 0 else []:  # all find the same files
-        log.warning("%s", note)
+    photos = process.from_first(lambda: find_photos(Path(cfg.input), output))
     device = pick_device(cfg.device)
     model = Model.find(**picked(cfg, *MODEL_SETTINGS), device=device)
     options = model.options(plain(cfg.sampler), plain(cfg.options))
@@ -76,12 +70,10 @@ def _restore_share(cfg: DictConfig, process: "Process") -> list[str]:
     texts = build_captioner() if cfg.captioner._target_.endswith("FileCaptioner") else None
     left, failed = jobs_left(jobs, key, texts=texts, overwrite=cfg.overwrite, dry_run=cfg.dry_run)
     problems = photos.problems if process.rank == 0 else []
+    if cfg.dry_run and left and process.rank == 0:
+        rehearse(cfg, [job.source for job in left])
     if cfg.dry_run or not left:
-        log.info("%d to restore, %d already done", len(left), len(jobs) - len(left + failed))
-        if cfg.dry_run and left and process.rank == 0:
-            rehearse(cfg, [job.source for job in left])
         return problems + failed
-
     check_writable(output)
     captioner = cached(texts or build_captioner(), cfg.caption_cache)
     restorer = model.load(options, captioner=captioner, device=device)

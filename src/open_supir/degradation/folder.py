@@ -61,8 +61,6 @@ def degrade_folder(
         OSError: Nothing can be written there.
     """
     photos = find_photos(source, target)
-    for note in photos.notes:
-        log.warning("%s", note)
     results = _Results(target, set(photos.paths), overwrite)
     names = [path.relative_to(photos.root) for path in photos.paths]
     files = choose_files(

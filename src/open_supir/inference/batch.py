@@ -32,7 +32,7 @@ def jobs_left(
 ) -> tuple[list[Job], list[str]]:
     """Return the jobs that are not done yet, and one line for each that cannot be done.
 
-    Logs finished ones, and all in a dry run.
+    Logs finished ones, and all in a dry run; and how many there are, unless some are to be done.
 
     Args:
         texts: The captioner if it reads files, which may have changed since; else None.
@@ -53,6 +53,8 @@ def jobs_left(
             left.append(job)
         if done or dry_run:
             log.info("%s: %s", _arrow(job), "already done" if done else "would be restored")
+    if dry_run or not left:
+        log.info("%d to restore, %d already done", len(left), len(jobs) - len(left + failed))
     return left, failed
 
 

@@ -1,5 +1,6 @@
 """What a command is given: one image, or a folder of them."""
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 from open_supir.base.files import printable
 from open_supir.base.images.listing import no_images, walk_images
 from open_supir.base.results import holds_results
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +21,15 @@ class Photos:
         root: The folder that names are relative to.
         paths: The files, sorted.
         problems: One line for each folder that cannot be read.
-        notes: What was left out, one line each.
     """
 
     root: Path
     paths: list[Path]
     problems: list[str]
-    notes: list[str]
 
 
 def find_photos(source: Path, output: Path) -> Photos:
-    """List the images of an input: `source` itself, or all below it.
+    """List the images of an input: `source` itself, or all below it; logs what is left out.
 
     The output folder is left out, and so are folders with results of an earlier run, unless
     `source` itself is one. Symbolic links to folders are not followed.
@@ -38,7 +39,7 @@ def find_photos(source: Path, output: Path) -> Photos:
         ValueError: `source` has no images, is the output folder, or is a pipe or a device.
     """
     if source.is_file():
-        return Photos(root=source.parent, paths=[source], problems=[], notes=[])
+        return Photos(root=source.parent, paths=[source], problems=[])
     if source.exists() and not source.is_dir():
         raise ValueError(f"input={printable(source)}: a pipe or a device, not a file or folder")
     if not source.is_dir():
@@ -62,4 +63,6 @@ def find_photos(source: Path, output: Path) -> Photos:
         notes.append(f"{printable(source)}: {summary}")
     if not listing.images and not listing.problems:
         raise ValueError("; ".join([f"input={printable(source)}: {no_images(listing)}", *notes]))
-    return Photos(root=source, paths=listing.images, problems=listing.problems, notes=notes)
+    for note in notes:
+        log.warning("%s", note)
+    return Photos(root=source, paths=listing.images, problems=listing.problems)
