@@ -41,8 +41,8 @@ def evaluate(cfg: DictConfig) -> str:
 def measure(cfg: DictConfig) -> str:
     """Measure a checkpoint, or outputs of other systems; returns the table."""
     from open_supir.evaluation.evaluate import evaluate_methods, prepare_metrics
-    from open_supir.evaluation.inputs import Inputs
     from open_supir.evaluation.models import load_methods, other_methods
+    from open_supir.evaluation.run_inputs import RunInputs
     from open_supir.inference.model import Model
 
     protocol = instantiate(cfg.protocol, _convert_="all")
@@ -55,7 +55,7 @@ def measure(cfg: DictConfig) -> str:
     find = partial(Model.find, **picked(cfg, *keys), device=device)
     measured = cfg.checkpoint is not None or not others[0]
     model = find(cfg.checkpoint, weights=plain(cfg.weights)) if measured else None
-    inputs = Inputs.find(plain(cfg), protocol, checkpoint=model and model.checkpoint)
+    inputs = RunInputs.find(plain(cfg), protocol, checkpoint=model and model.checkpoint)
     further = plain(cfg.checkpoints) or {}
     methods = load_methods(
         model,

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from open_supir.evaluation.benchmark import run_benchmark
-from open_supir.evaluation.inputs import Inputs
 from open_supir.evaluation.metrics import check_weights
 from open_supir.evaluation.models import Methods
 from open_supir.evaluation.protocols import Protocol, load_samples
@@ -20,6 +19,7 @@ from open_supir.evaluation.provenance import (
 from open_supir.evaluation.records import read_records
 from open_supir.evaluation.regions import Regions
 from open_supir.evaluation.report import write_report
+from open_supir.evaluation.run_inputs import RunInputs
 from open_supir.evaluation.sheet import write_sheet
 from open_supir.evaluation.weights import fetch, fetch_if_reachable
 
@@ -63,7 +63,7 @@ def evaluate_methods(
     protocol: Protocol,
     methods: Methods,
     *,
-    inputs: Inputs,
+    inputs: RunInputs,
     seed: int,
     save_images: bool,
     resume: bool,

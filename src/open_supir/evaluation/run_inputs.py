@@ -38,7 +38,7 @@ class TrainingDegradation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class RunInputs:
     """Photographs, degradation and folders of an evaluation."""
 
     data_root: Path  # holds the protocol's folders
@@ -50,7 +50,7 @@ class Inputs:
     @classmethod
     def find(
         cls, given: Mapping[str, Any], protocol: Protocol, *, checkpoint: Path | None
-    ) -> "Inputs":
+    ) -> "RunInputs":
         """Return the inputs that are given, and those of the checkpoint's run for the rest.
 
         The demo shards of the run are made if they are missing.
