@@ -277,6 +277,21 @@ def test_what_cannot_be_kept_is_said(metadata: Metadata, format: str, words: str
     assert left_out(Photo(rgb=photo.rgb), format) == ()
 
 
+@pytest.mark.parametrize(
+    ("unit", "dpi"), [(None, None), (1, None), (2, (240.0, 240.0)), (3, (609.6, 609.6))]
+)
+def test_a_jpeg_without_a_resolution_gets_none(
+    tmp_path: Path, unit: int | None, dpi: tuple[float, float] | None
+) -> None:
+    """Its header says none; EXIF counts where it names inches or centimetres."""
+    block = Image.Exif()
+    block[0x010F] = "Nikon"
+    if unit is not None:
+        block[0x011A], block[0x011B], block[0x0128] = 240.0, 240.0, unit
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg", exif=block)
+    assert read_photo(tmp_path / "a.jpg").metadata.dpi == (dpi and pytest.approx(dpi))
+
+
 def test_exif_beyond_a_jpeg_loses_its_longest_value_only(tmp_path: Path) -> None:
     pixels = np.zeros((*SIZE, 3), dtype=np.uint8)
     exif = Image.Exif()

@@ -65,7 +65,7 @@ def of_image(image: Image.Image) -> Metadata:
             exif=block.removeprefix(EXIF_HEADER),
             xmp=_bytes(info.get("xmp")) or profiles.get("xmp") or b"",
             iptc=_bytes(iptc) or _iptc_of(resources),
-            dpi=_dpi(info.get("dpi")),
+            dpi=_dpi(image),
             texts={key: str(value) for key, value in texts.items()},
         )
     )
@@ -224,9 +224,12 @@ def _bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _dpi(value: Any) -> tuple[float, float] | None:
+def _dpi(image: Image.Image) -> tuple[float, float] | None:
+    """Return the resolution in a file's header; for a JPEG without one, Pillow makes one up."""
+    if image.format in ("JPEG", "MPO") and image.info.get("jfif_unit") not in (1, 2):
+        return None
     try:
-        across, down = (float(number) for number in value)
-    except (TypeError, ValueError, ZeroDivisionError):
+        across, down = (float(number) for number in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
