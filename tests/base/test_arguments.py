@@ -73,6 +73,12 @@ def test_a_folder_that_exists_is_taken_whatever_its_name(
         assert compose("degrade", as_typed(["input=${x}"], "degrade")).input == "${x}"
 
 
+def test_a_text_may_hold_what_hydra_would_replace() -> None:
+    arguments = as_typed(["input=a", "output=b", "options.positive_prompt=${x} and \\'"], "restore")
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert compose("restore", arguments).options.positive_prompt == "${x} and \\'"
+
+
 def test_lists_and_names_hold_names_as_typed() -> None:
     assert value_of("input=[Photos (1), Oma's,'a, b']", "convert") == [
         "Photos (1)",

@@ -111,7 +111,8 @@ def _quoted(text: str, key: str, is_path: bool) -> str:
         if not text.strip():
             raise ValueError(f"{key}= is empty: give a path")
         text = os.path.expanduser(text)
-    return QuotedString(text=text, quote=Quote.single).with_quotes()
+    quoted = QuotedString(text=text, quote=Quote.single).with_quotes()
+    return quoted if is_path else quoted.replace("${", r"\${")
 
 
 def _split(text: str, comma: str) -> list[str]:
