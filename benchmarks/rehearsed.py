@@ -10,7 +10,6 @@ cannot be run: its library has kernels of its own.
 
 import runpy
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,8 +45,9 @@ class PretendedCard(Meter):
         if self.now > self.memory:
             raise torch.OutOfMemoryError(f"{self.now / GB:.1f} of {self.memory / GB:.1f} GB")
 
-    def _wait(self, what: str) -> None:
-        super()._wait(what)
+    def wait(self, what: str) -> None:
+        """Count a wait; warn or raise as the mode says."""
+        super().wait(what)
         if self.sync_debug_mode == "error":
             raise RuntimeError(f"called a synchronizing CUDA operation: {what}")
         if self.sync_debug_mode == "warn":
@@ -72,23 +72,7 @@ class PretendedCard(Meter):
             "max_memory_allocated": self.peak,
             "memory_allocated": lambda *_: self.now,
             "set_sync_debug_mode": lambda mode: setattr(self, "sync_debug_mode", mode),
-            "Event": Event,
         }
-
-
-class Event:
-    """An event whose time is the host's."""
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.time = 0.0
-
-    def record(self) -> None:
-        """Note the time."""
-        self.time = time.perf_counter()
-
-    def elapsed_time(self, end: "Event") -> float:
-        """Return the milliseconds until `end`."""
-        return 1e3 * (end.time - self.time)
 
 
 @contextmanager

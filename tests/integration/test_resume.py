@@ -183,10 +183,10 @@ def test_replay_does_a_recorded_step_again(
     """Step 3 of a run that saved at step 2: same samples, same losses, same gradients."""
     watch = StepGuard._watch
 
-    def alarmed(self: StepGuard, trainer: Any, loss: float, norms: Any) -> None:
-        watch(self, trainer, loss, norms)
-        if trainer.global_step == 3:
-            self._record(trainer, "loss spike", norms)
+    def alarmed(self: StepGuard, step: Any, found: Any) -> None:
+        watch(self, step, found)
+        if step.number == 3:
+            self._record(step, found, "loss spike")
 
     monkeypatch.setattr(StepGuard, "_watch", alarmed)
     train(composed_in("train", *QUICK, "max_steps=4", "trainer.log_every_n_steps=1", run="a"))

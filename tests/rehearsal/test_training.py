@@ -81,6 +81,7 @@ def test_simulated_operations_are_those_counted_elsewhere(tiny: dict[str, Any]) 
         "text",
         "forward",
         "backward",
+        "guard",
         "optimiser",
     ]
     flops = sum(phases[name]["flops"] for name in ("encodes", "forward", "backward"))

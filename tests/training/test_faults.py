@@ -172,12 +172,16 @@ def state_step(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("step_"))
 
 
-@pytest.mark.parametrize("spoils_gradients", [True, False])
-def test_a_nan_on_one_rank_changes_no_rank(tmp_path: Path, spoils_gradients: bool) -> None:
+@pytest.mark.parametrize(
+    ("spoils_gradients", "strategy"), [(True, None), (False, None), (True, "sharded")]
+)
+def test_a_nan_on_one_rank_changes_no_rank(
+    tmp_path: Path, spoils_gradients: bool, strategy: str | None
+) -> None:
     """Step 2 is left out everywhere, also where only the loss of one rank shows it."""
     folder = tmp_path / "run"
     bad = {"bad_steps": (2,), "rank": 1, "spoils_gradients": spoils_gradients}
-    assert run(workers.nan_task, 2, folder, 2, steps=5, **bad) == [0, 0]
+    assert run(workers.nan_task, 2, folder, 2, steps=5, strategy=strategy, **bad) == [0, 0]
     last = state(folder, 5)
     assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
     moments = last["optimizer_states"][0]["state"][0]

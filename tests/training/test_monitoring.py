@@ -10,7 +10,6 @@ from open_supir.data.counters import LoaderCounters
 from open_supir.data.samples import SampleError
 from open_supir.networks.sdxl import sdxl_architecture
 from open_supir.training.flops import step_flops
-from open_supir.training.guard import SPIKE_WARMUP, StepGuard, squared_norms
 from open_supir.training.monitoring import DataCounters, LossBreakdown, Throughput
 
 
@@ -116,28 +115,3 @@ def test_saving_a_checkpoint_is_no_waiting_for_data(monkeypatch: pytest.MonkeyPa
         saver.seconds += 5
     assert logged["perf/data_wait"] == pytest.approx(2 / 6)
     assert logged["perf/images_per_s"] == pytest.approx(8 / 6)
-
-
-def test_norms_are_by_part() -> None:
-    network = {"control": torch.nn.Linear(2, 1, bias=False), "connector": torch.nn.Linear(2, 2)}
-    module = torch.nn.ModuleDict({"network": torch.nn.ModuleDict(network)})
-    for parameter in module.parameters():
-        parameter.grad = torch.full_like(parameter, 2.0)
-    squares, is_sharded = squared_norms(module)
-    found = {part: float(square) for part, square in squares.items()}
-    assert found == pytest.approx({"network.control": 8.0, "network.connector": 24.0})
-    assert not is_sharded
-
-
-def test_a_loss_far_above_its_mean_is_an_alarm_and_a_record(tmp_path: Any) -> None:
-    guard = StepGuard(str(tmp_path), spike=6.0)
-    trainer = trainer_with(default_root_dir=str(tmp_path))
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2 * SPIKE_WARMUP):
-        guard._watch(trainer, 1.0 + 0.1 * float(torch.randn((), generator=generator)), {})
-    assert guard.spikes == 0
-    guard._watch(trainer, 3.0, {"network.control": 1.0})
-    assert guard.spikes == 1 and (tmp_path / "step_0000001_rank0.json").is_file()
-    again = StepGuard(str(tmp_path))
-    again.load_state_dict(guard.state_dict())
-    assert again.mean == guard.mean and again.spikes == 1

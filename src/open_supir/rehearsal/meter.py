@@ -1,12 +1,14 @@
 """The meter: counts what code on the pretended GPU does, by phase."""
 
 import math
+import time
 import traceback
 import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from open_supir.rehearsal.device import engine_asks, pretended_gpu
+from open_supir.rehearsal.device import engine_asks, pretended_gpu, replaced
 
 BLOCK = 512  # bytes: what PyTorch's allocator rounds to
 META = torch.device("meta")
@@ -42,7 +44,7 @@ class Phase:
     peak: int = 0  # bytes
     largest: int = 0  # values of the largest tensor
     waits: Counter[str] = field(default_factory=Counter)  # the host waits for the device, by place
-    copies: Counter[str] = field(default_factory=Counter)  # copies to the device, by kind
+    copies: Counter[str] = field(default_factory=Counter)  # by kind: pinned, blocking, to the host
 
     def plain(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -61,6 +63,7 @@ class Meter(TorchDispatchMode):
         self.outside = outside
         self.now = 0  # bytes in use
         self.phases: dict[str, Phase] = {}
+        self.restarts = 0
         self._inside: str | None = None
         self._has_graph = False
         self._sizes: dict[int, int] = {}
@@ -69,7 +72,8 @@ class Meter(TorchDispatchMode):
     @contextmanager
     def measuring(self, *, backward: bool) -> Iterator[None]:
         """Pretend and count inside the block; see `pretended_gpu`."""
-        with pretended_gpu(backward=backward), self:
+        event = partial(Event, self)
+        with pretended_gpu(backward=backward), replaced(torch.cuda, "Event", event), self:
             yield
 
     @contextmanager
@@ -84,6 +88,7 @@ class Meter(TorchDispatchMode):
     def restart(self) -> dict[str, Phase]:
         """Return the phases so far and start anew; memory in use stays."""
         phases, self.phases, self._has_graph = self.phases, {}, False
+        self.restarts += 1
         return phases
 
     @property
@@ -140,17 +145,21 @@ class Meter(TorchDispatchMode):
         """Return ones for what the host reads from the device, which is a wait; else None."""
         first, target = args[0], kwargs.get("device")
         if name in ASKING:
-            self._wait(name)
+            self.wait(name)
             if name == "_local_scalar_dense":
                 return first.dtype == torch.bool or (1.0 if first.is_floating_point() else 1)
             return True if name in ("equal", "is_nonzero") else None
         if name == "_to_copy" and target is not None and torch.device(target).type == "cpu":
-            self._wait("copy to the host")
+            self.wait("copy to the host")
             with unset_fake_temporarily():
                 return torch.ones(first.shape, dtype=kwargs.get("dtype") or first.dtype)
         if name == "copy_" and not isinstance(first, FakeTensor):
-            self._wait("copy to the host")
-            return first
+            if first.untyped_storage()._cdata in self._pinned and args[2:3] == (True,):
+                self.phase.copies["to the host"] += 1
+            else:
+                self.wait("copy to the host")
+            with unset_fake_temporarily():
+                return first.fill_(1)
         return None
 
     def _note_copies(
@@ -160,9 +169,9 @@ class Meter(TorchDispatchMode):
         if name in INDEXING:
             for index in tensors[1:]:
                 if index.device.type == "cpu" and index.ndim:
-                    self._wait("index from the host")
+                    self.wait("index from the host")
                 elif index.dtype == torch.bool:
-                    self._wait("index by a mask")
+                    self.wait("index by a mask")
         if name not in ("_to_copy", "copy_"):
             return
         source = args[0] if name == "_to_copy" else args[1]
@@ -173,9 +182,10 @@ class Meter(TorchDispatchMode):
         kind = "pinned" if pinned and is_async else "blocking"
         self.phase.copies[kind] += 1
         if kind == "blocking" and source.ndim:
-            self._wait("blocking copy to the device")
+            self.wait("blocking copy to the device")
 
-    def _wait(self, what: str) -> None:
+    def wait(self, what: str) -> None:
+        """Count that the host waits for the device."""
         self.phase.waits[f"{what}, {calling_line()}"] += 1
 
     def _count(self, func: Any, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> None:
@@ -202,6 +212,31 @@ class Meter(TorchDispatchMode):
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+class Event:
+    """Stands for `torch.cuda.Event`; its time is the host's.
+
+    Waiting for one that was recorded before the last `restart` costs nothing: the device has long
+    passed it.
+    """
+
+    def __init__(self, meter: Meter, enable_timing: bool = False) -> None:
+        self.meter = meter
+        self.time, self.restarts = 0.0, -1
+
+    def record(self) -> None:
+        """Note the time, and the step."""
+        self.time, self.restarts = time.perf_counter(), self.meter.restarts
+
+    def synchronize(self) -> None:
+        """Count a wait, if the event is of this step."""
+        if self.restarts == self.meter.restarts:
+            self.meter.wait("event of the same step")
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Return the milliseconds until `end`."""
+        return 1e3 * (end.time - self.time)
 
 
 def _is_on_gpu(value: Any) -> bool:

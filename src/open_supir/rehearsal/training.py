@@ -18,6 +18,7 @@ from open_supir.rehearsal.device import replaced
 from open_supir.rehearsal.meter import Meter, Phase
 from open_supir.training.optim import build_optimizer
 from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.verdict import Verdict, judge, parts_of
 
 CAPTION = "a photograph of a street, with several people who walk past shops on a rainy evening"
 
@@ -78,9 +79,9 @@ def rehearse_training(module: TrainedParts, plan: TrainingPlan) -> TrainingCost:
         optim = replace(optim, kind="adamw") if optim.kind == "adamw_8bit" else optim
         optimizer = build_optimizer(module.named_parameters(), optim)[0]
         meter.restart()
-        _step(module, optimizer, plan, meter)
+        verdict = _step(module, optimizer, plan, meter)
         cost.first, cost.resident = meter.restart(), meter.now
-        _step(module, optimizer, plan, meter)
+        _step(module, optimizer, plan, meter, verdict)
         cost.later = meter.restart()
     return cost
 
@@ -119,8 +120,13 @@ def make_batch(crop: int, size: int, meter: Meter) -> dict[str, Any]:
 
 
 def _step(
-    module: TrainedParts, optimizer: torch.optim.Optimizer, plan: TrainingPlan, meter: Meter
-) -> None:
+    module: TrainedParts,
+    optimizer: torch.optim.Optimizer,
+    plan: TrainingPlan,
+    meter: Meter,
+    before: Verdict | None = None,
+) -> Verdict:
+    """Make a step, with what the guard does; `before` is the verdict of the step before."""
     with meter.inside("copy"):
         batch = make_batch(plan.crop, plan.micro_batch, meter)
     is_mixed = plan.autocast is not None
@@ -128,6 +134,10 @@ def _step(
         result: Any = module.training_step(batch, 0)
     with meter.inside("backward"):
         result["loss"].backward()
+    with meter.inside("guard"):
+        if before is not None:
+            before.read()
+        verdict = judge(parts_of(module, optimizer), [result["loss"].detach()], optimizer)
     del result
     with meter.inside("optimiser"):
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -135,6 +145,7 @@ def _step(
             clip_grad_norm_(trained, plan.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not plan.keeps_gradients)
+    return verdict
 
 
 def _counted(owner: Any, name: str, meter: Meter, phase: str) -> AbstractContextManager[None]:

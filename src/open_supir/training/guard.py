@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,23 @@ import torch
 from torch import Tensor
 
 from open_supir.base.files import write_text
-from open_supir.training.agreement import Ranks
+from open_supir.training.verdict import Findings, Parts, Verdict, judge, parts_of, skips_on_device
 
 log = logging.getLogger(__name__)
 
 RECORD_LIMIT = 100  # records per run; by then somebody should have looked
 SPIKE_MEMORY = 0.99  # decay of the running mean and variance that spikes are measured against
 SPIKE_WARMUP = 100  # steps before the first alarm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step whose verdict is on its way to the host."""
+
+    number: int
+    turn: int  # of which optimiser: 0, or 1 for the second of two
+    batches: list[Mapping[str, Any]]  # names and seeds of its samples, by micro-batch
+    verdict: Verdict
 
 
 class StepGuard(pl.Callback):
@@ -31,6 +41,10 @@ class StepGuard(pl.Callback):
     counted and recorded. After `stop_after` such steps in a row, training ends on all ranks
     together and without a checkpoint, so that the last good ones are kept. A loss far above its
     recent mean is only logged and recorded.
+
+    A fused optimiser leaves such a step out on the device, and the host hears of it at the next
+    step, so that it need not wait; at steps that are logged, and with other optimisers, in the same
+    step.
 
     With two optimisers, each is judged by its own losses and gradients, and only the first one's
     losses are watched for spikes.
@@ -52,18 +66,25 @@ class StepGuard(pl.Callback):
             raise ValueError(f"stop_after and spike must be positive, got {stop_after}, {spike}")
         self.folder = Path(dirpath)
         self.stop_after, self.spike, self.every = stop_after, spike, every
-        self.ranks = Ranks()
         self.in_a_row = self.skipped = self.spikes = self.records = 0
         self.second_in_a_row = 0
         self.mean = self.variance = 0.0
         self.seen = 0
+        self._run: dict[str, Any] = {}
+        self._parts: list[Parts] = []  # of each optimiser
         self._batches: list[Mapping[str, Any]] = []
-        self._losses: tuple[list[Tensor], list[Tensor]] = ([], [])  # of each optimiser
+        self._losses: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._unread: list[Step | None] = [None, None]
         self._is_complete = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Join the group of all ranks."""
-        self.ranks.join()
+        """Note where the run is, and what each optimiser trains."""
+        self._run = {
+            "rank": trainer.global_rank,
+            "world": trainer.world_size,
+            "run": str(Path(trainer.default_root_dir).absolute()),
+        }
+        self._parts = [parts_of(pl_module, optimizer) for optimizer in trainer.optimizers]
 
     def on_train_batch_start(
         self,
@@ -87,43 +108,50 @@ class StepGuard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Check the step; drop its gradients if they are not finite.
+        """Judge the step, so that a bad one changes nothing, and read the verdict before it.
 
         Raises:
             FloatingPointError: Too many steps in a row were not finite.
         """
         turn = _turn(pl_module)
-        squares, is_sharded = squared_norms(pl_module, optimizer)
-        losses = torch.stack(self._losses[turn]).float()
-        device = [*squares.values(), losses.sum(), losses.isfinite().all()]
-        *values, loss, finite = torch.stack([value.float() for value in device]).tolist()
-        if is_sharded:
-            values = self.ranks.sum(*values)
-        norms = {part: math.sqrt(v) for part, v in zip(squares, values, strict=True)}
-        total = math.sqrt(sum(values))
-        bad = not (finite and math.isfinite(total))
-        # Lightning has already divided each micro-batch's loss by their number.
-        any_bad, loss = self.ranks.sum(float(bad), loss)
-        loss /= self.ranks.count
-        if any_bad:
-            self._skip(trainer, optimizer, norms, turn)
-        elif turn:
-            self.second_in_a_row = 0
-        else:
-            self.in_a_row = 0
-            self._watch(trainer, loss, norms)
-        if not turn:
-            pl_module.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
-        if (trainer.global_step + 1 - turn) % self.every == 0:  # the second comes after the count
-            parts = {f"grad_norm/{part}": norm for part, norm in norms.items()}
-            counts = {"guard/skipped_steps": self.skipped, "guard/loss_spikes": self.spikes}
-            whole = {} if turn else {"grad_norm/all": total}
-            pl_module.log_dict({**parts, **whole, **counts}, rank_zero_only=True)
+        found = self._read(turn)
+        verdict = judge(self._parts[turn], self._losses[turn], optimizer)
         self._losses[turn].clear()
+        self._unread[turn] = Step(
+            number=trainer.global_step, turn=turn, batches=list(self._batches), verdict=verdict
+        )
         self._is_complete = True
+        done = trainer.global_step + 1 - turn  # the second comes after the count
+        is_shown = done % self.every == 0
+        is_last = done == trainer.max_steps
+        is_logged = done % (trainer.log_every_n_steps or self.every) == 0  # type: ignore[attr-defined]
+        if is_shown or is_logged or is_last or not skips_on_device(optimizer):
+            found = self._read(turn)
+            if found is not None and found.is_bad:
+                _drop_gradients(optimizer)
+        if found is not None and not turn:
+            # a tensor of the CPU: Lightning would copy a number to the device, and wait
+            loss = torch.tensor(found.loss)
+            pl_module.log("train/loss", loss, prog_bar=True, rank_zero_only=True)
+        if found is not None and is_shown:
+            parts = {f"grad_norm/{part}": norm for part, norm in found.norms.items()}
+            counts = {"guard/skipped_steps": self.skipped, "guard/loss_spikes": self.spikes}
+            whole = {} if turn else {"grad_norm/all": found.norm}
+            pl_module.log_dict({**parts, **whole, **counts}, rank_zero_only=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what is left."""
+        for turn in (0, 1):
+            self._read(turn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts and running statistics, as plain numbers."""
+        """Return counts and running statistics of all steps so far, as plain numbers.
+
+        Raises:
+            FloatingPointError: Too many steps in a row were not finite; nothing is saved then.
+        """
+        for turn in (0, 1):
+            self._read(turn)
         return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -131,82 +159,83 @@ class StepGuard(pl.Callback):
         for name in _STATE:
             setattr(self, name, state_dict.get(name, 0))
 
-    def _skip(
-        self,
-        trainer: pl.Trainer,
-        optimizer: torch.optim.Optimizer,
-        norms: Mapping[str, float],
-        turn: int,
-    ) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None  # optimisers skip parameters without a gradient
+    def _read(self, turn: int) -> Findings | None:
+        """Read the verdict that is outstanding, if there is one, and count the step."""
+        step, self._unread[turn] = self._unread[turn], None
+        if step is None:
+            return None
+        found = step.verdict.read()
+        if found.is_bad:
+            self._count_bad(step, found)
+        elif turn:
+            self.second_in_a_row = 0
+        else:
+            self.in_a_row = 0
+            self._watch(step, found)
+        return found
+
+    def _count_bad(self, step: Step, found: Findings) -> None:
         self.skipped += 1
-        self.in_a_row += not turn
-        self.second_in_a_row += turn
-        in_a_row = self.second_in_a_row if turn else self.in_a_row
-        self._record(trainer, "not finite", norms, turn)
+        self.in_a_row += not step.turn
+        self.second_in_a_row += step.turn
+        in_a_row = self.second_in_a_row if step.turn else self.in_a_row
+        self._record(step, found, "not finite")
         log.warning(
             "step %d: loss or gradient not finite; skipping the update (%d in a row)",
-            trainer.global_step,
+            step.number,
             in_a_row,
         )
         if in_a_row >= self.stop_after:
             raise FloatingPointError(
                 f"loss or gradient not finite in {in_a_row} steps in a row, the last of them "
-                f"step {trainer.global_step}; stopped without overwriting a checkpoint. Records "
+                f"step {step.number}; stopped without overwriting a checkpoint. Records "
                 f"are in {self.folder}; replay one with python -m src.train replay=FILE"
             )
 
-    def _watch(self, trainer: pl.Trainer, loss: float, norms: Mapping[str, float]) -> None:
+    def _watch(self, step: Step, found: Findings) -> None:
         deviation = math.sqrt(self.variance)
         is_spike = (
             self.spike is not None
             and self.seen >= SPIKE_WARMUP
-            and loss > self.mean + self.spike * deviation
+            and found.loss > self.mean + self.spike * deviation
         )
         if is_spike:
             self.spikes += 1
-            self._record(trainer, "loss spike", norms)
+            self._record(step, found, "loss spike")
             log.warning(
                 "step %d: loss %.4g, but recently %.4g +- %.4g",
-                trainer.global_step,
-                loss,
+                step.number,
+                found.loss,
                 self.mean,
                 deviation,
             )
         self.seen += 1
         rate = max(1 - SPIKE_MEMORY, 1 / self.seen)
-        difference = loss - self.mean
+        difference = found.loss - self.mean
         self.mean += rate * difference
         self.variance = (1 - rate) * (self.variance + rate * difference**2)
 
-    def _record(
-        self, trainer: pl.Trainer, reason: str, norms: Mapping[str, float], turn: int = 0
-    ) -> None:
+    def _record(self, step: Step, found: Findings, reason: str) -> None:
         if self.records >= RECORD_LIMIT:
             return
         self.records += 1
-        losses = self._losses[turn]
         batches = [
             {
                 "keys": list(batch.get("key", [])),
                 "sources": list(batch.get("source", [])),
                 "seeds": [int(seed) for seed in batch.get("seed", [])],
-                "loss": float(loss) * len(losses),
+                "loss": loss * len(found.losses),  # Lightning has divided it by their number
             }
-            for batch, loss in zip(self._batches, losses, strict=True)
+            for batch, loss in zip(step.batches, found.losses, strict=True)
         ]
         record = {
-            "step": trainer.global_step,
-            "rank": trainer.global_rank,
-            "world": trainer.world_size,
+            "step": step.number,
+            **self._run,
             "reason": reason,
-            "run": str(Path(trainer.default_root_dir).absolute()),
-            "grad_norms": {part: norm for part, norm in norms.items()},
+            "grad_norms": found.norms,
             "micro_batches": batches,
         }
-        name = f"step_{trainer.global_step:07d}_rank{trainer.global_rank}.json"
+        name = f"step_{step.number:07d}_rank{self._run['rank']}.json"
         write_text(self.folder / name, json.dumps(record, indent=2) + "\n")
 
 
@@ -218,27 +247,7 @@ def _turn(module: Any) -> int:
     return getattr(module, "turn", 0)
 
 
-def squared_norms(
-    module: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> tuple[dict[str, Tensor], bool]:
-    """Return the squared gradient norm of each trained part, and whether it covers only a shard.
-
-    Only of what `optimizer` trains, if one is given.
-
-    A part is named by the first two components of its parameters' names, as network.control.
-    """
-    by_part: dict[str, list[Tensor]] = defaultdict(list)
-    is_sharded = False
-    groups = [] if optimizer is None else optimizer.param_groups
-    own = {id(parameter) for group in groups for parameter in group["params"]}
-    for name, parameter in module.named_parameters():
-        grad = parameter.grad
-        if grad is None or (optimizer is not None and id(parameter) not in own):
-            continue
-        if hasattr(grad, "to_local"):
-            is_sharded, grad = True, grad.to_local()  # type: ignore[operator]
-        by_part[".".join(name.split(".")[:2])].append(grad)
-    return {
-        part: torch.stack(torch._foreach_norm(grads)).float().square().sum()  # pyright: ignore[reportPrivateImportUsage]
-        for part, grads in by_part.items()
-    }, is_sharded
+def _drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None  # optimisers skip parameters without a gradient

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from open_supir.base.files import write_text
 from open_supir.base.run_folders import read_config
 from open_supir.training.checkpoint_io import committed, read_manifest
-from open_supir.training.guard import squared_norms
+from open_supir.training.verdict import parts_of, squared_norms
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class ReplayStep(pl.Callback):
     ) -> None:
         """Record the gradient norms of the recorded step, before the guard drops the gradients."""
         if trainer.global_step == self.record["step"]:
-            squares, _ = squared_norms(pl_module)
+            squares, _ = squared_norms(parts_of(pl_module))
             self.report["grad_norms"] = {k: float(v.sqrt()) for k, v in squares.items()}
 
     def on_train_batch_end(
