@@ -1,11 +1,18 @@
 """Stage 2: the loss by hand, what is trained, what a checkpoint holds."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from open_supir.base.images import to_signed
+from open_supir.data.samples import collate
 from open_supir.diffusion.training_noise import seeded_randn
 from open_supir.networks import AutoencoderKL, Conditioner, UNet
+from open_supir.networks import conditioner as conditioner_module
+from open_supir.training import fit
 from open_supir.training.trained_parts import lq_of
 from tests.training.modules import batch, darken, supir_module
 
@@ -46,6 +53,34 @@ def test_a_sample_has_the_same_loss_in_any_batch(module) -> None:
     together = module.training_step(whole, 0)["loss"]
     apart = sum(module.training_step(half, 0)["loss"] for half in halves) / 2
     assert torch.allclose(together, apart, rtol=1e-5)  # fp32 sums in another order
+
+
+@pytest.mark.parametrize("precomputed", [[], ["text"]])
+def test_workers_make_the_tokens_of_a_training_batch(
+    module, monkeypatch: pytest.MonkeyPatch, precomputed: list[str]
+) -> None:
+    """The step then makes none, and has the loss that it has with captions."""
+    for name in ("check_crops", "keep_global_batch"):
+        monkeypatch.setattr(fit, name, lambda *_, **__: None)
+    data: Any = SimpleNamespace(
+        precomputed=precomputed, global_batch=2, micro_batch=2, collate=collate, made_by={},
+        sample_reader=SimpleNamespace(crop_size=32),
+    )  # fmt: skip
+    trainer: Any = None
+    switches: Any = {"channels_last": False, "checkpointing": "none", "compile": "off"}
+    fit.make_ready(module, data, trainer, **switches)
+    if precomputed:
+        assert data.collate is collate
+        return
+    sample: Any = {
+        "hq": np.zeros((32, 32, 3), np.uint8), "caption": "a cat", "sizes": np.zeros(6, np.float32),
+        "is_negative": False, "source": "photos", "key": "k", "seed": 0,
+    }  # fmt: skip
+    tokens = data.collate([sample, sample])["tokens"]
+    given = batch()
+    expected = module.training_step(given, 0)["loss"]
+    monkeypatch.setattr(conditioner_module, "tokenize", None)
+    assert torch.equal(module.training_step({**given, "tokens": tokens}, 0)["loss"], expected)
 
 
 def test_only_adaptor_and_connector_are_trained(module) -> None:

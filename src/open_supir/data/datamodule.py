@@ -127,6 +127,7 @@ class RestorationDataModule(LightningDataModule):
         )
         self.precomputed = list(precomputed)
         self.made_by: Mapping[str, str] = {}  # kind -> fingerprint of this run's network
+        self.collate: Callable[..., Batch] = collate  # of batches for training
         check_policies(self.precomputed, self.sample_reader.crop, self.caption_policies())
         self.reader, self.skip_limits = reader, skip_limits
         self.prepare, self.prepare_at, self.consumed = prepare, prepare_at, 0
@@ -247,7 +248,7 @@ class RestorationDataModule(LightningDataModule):
                 rank=self._rank,
                 world=world,
             )
-            return self._loader(stream, batch_size=micro, collate_fn=collate)
+            return self._loader(stream, batch_size=micro, collate_fn=self.collate)
         dataset = ShardDataset(
             self.plan.mixture,
             self.plan.folders,
@@ -264,7 +265,7 @@ class RestorationDataModule(LightningDataModule):
             rank=self._rank,
             world=world,
         )
-        return self._loader(dataset, batch_sampler=sampler, collate_fn=collate)
+        return self._loader(dataset, batch_sampler=sampler, collate_fn=self.collate)
 
     def _stored(self, plan: DataPlan) -> list[Precomputed]:
         """Open the precomputed features of each source; the first rank checks them."""

@@ -33,6 +33,7 @@ class Batch(TypedDict):
     source: list[str]
     key: list[str]
     seed: Tensor  # (B,) int64 on the CPU, from (run seed, position)
+    tokens: NotRequired[Tensor]  # (B, T) int64 of the captions, if text is encoded in the step
     lq: NotRequired[Tensor]  # (B, 3, H, W) uint8: low-quality images of real pairs
     paired: NotRequired[Tensor]  # (B,) bool: whose lq counts; absent if every one's does
     latents: NotRequired[Tensor]  # (B, z, h, w) of hq, if precomputed
@@ -298,8 +299,14 @@ def size_condition(
     return np.array([*original, top, left, size, size], dtype=np.float32)
 
 
-def collate(samples: Sequence[TrainingSample]) -> Batch:
-    """Stack samples into a batch; `hq` is a (B, 3, H, W) view of (B, H, W, 3) memory."""
+def collate(
+    samples: Sequence[TrainingSample], tokenize: Callable[[list[str]], Tensor] | None = None
+) -> Batch:
+    """Stack samples into a batch; `hq` is a (B, 3, H, W) view of (B, H, W, 3) memory.
+
+    Args:
+        tokenize: Makes `tokens` of the captions, here in a worker: it takes milliseconds.
+    """
     # In a worker, default_collate stacks into shared memory, which saves a copy.
     pixels = default_collate([torch.from_numpy(s["hq"]) for s in samples])
     batch = Batch(
@@ -311,6 +318,8 @@ def collate(samples: Sequence[TrainingSample]) -> Batch:
         key=[s["key"] for s in samples],
         seed=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
     )
+    if tokenize is not None:
+        batch["tokens"] = tokenize(batch["caption"])
     if "lq" in samples[0]:
         low = [torch.from_numpy(s.get("lq", s["hq"])) for s in samples]  # every one has its own
         batch["lq"] = default_collate(low).permute(0, 3, 1, 2)

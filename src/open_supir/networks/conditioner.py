@@ -71,13 +71,23 @@ class Conditioner(nn.Module):
         self.context_dim = clip_l.width + clip_g.width
         self.vector_dim = clip_g.width + 6 * size_channels
 
-    def forward(self, captions: list[str], sizes: Tensor) -> Conditioning:
-        """Encode B captions and sizes (B, 6): original, crop corner, target; (h, w) in pixels."""
+    def forward(self, captions: list[str] | Tensor, sizes: Tensor) -> Conditioning:
+        """Encode B captions, or their tokens (B, 77), and sizes (B, 6).
+
+        Sizes are original, crop corner, target; (h, w) in pixels.
+        """
         return self.with_sizes(*self.encode(captions, sizes.device), sizes)
 
-    def encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Encode B captions as context (B, 77, L + G) and pooled text (B, G_pooled)."""
-        tokens = upload({"tokens": tokenize(captions)}, device)["tokens"]
+    def encode(self, captions: list[str] | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Encode B captions, or their tokens (B, 77) on `device`.
+
+        Returns:
+            Context (B, 77, L + G) and pooled text (B, G_pooled).
+        """
+        if isinstance(captions, Tensor):
+            tokens = captions
+        else:
+            tokens = upload({"tokens": tokenize(captions)}, device)["tokens"]
         penultimate_l, _ = encode_text(self.clip_l, pad_with_end(tokens))
         penultimate_g, pooled = encode_text(self.clip_g, tokens)
         return torch.cat([penultimate_l, penultimate_g], dim=-1), pooled

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from open_supir.networks import Conditioner
+from open_supir.networks.conditioner import tokenize
 from open_supir.networks.switches import Checkpointing, checkpoint_activations
 from open_supir.rehearsal.device import replaced
 from open_supir.rehearsal.meter import Meter, Phase
@@ -111,6 +112,7 @@ def make_batch(crop: int, size: int, meter: Meter) -> dict[str, Any]:
     host = {
         "hq": torch.zeros(size, 3, crop, crop, dtype=torch.uint8),
         "sizes": sizes,
+        "tokens": tokenize([CAPTION]).repeat(size, 1),  # a worker's work
         "is_negative": torch.zeros(size, dtype=torch.bool),
     }
     sent = {name: meter.pin(t).to("cuda", non_blocking=True) for name, t in host.items()}

@@ -30,11 +30,13 @@ class TrainedEMA(pl.Callback):
         self.decay, self.every, self.device = decay, every, device
         self.updates = 0
         self.average: dict[str, Tensor] = {}
+        self._trained: dict[str, torch.nn.Parameter] = {}
         self._swapped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the current parameters, unless a checkpoint brought an average."""
-        for name, parameter in self._trained(pl_module).items():
+        self._trained = _averaged(pl_module)  # once: a search of SDXL's modules takes milliseconds
+        for name, parameter in self._trained.items():
             own = _local(parameter)
             average = self.average.get(name)
             if average is None:
@@ -55,20 +57,20 @@ class TrainedEMA(pl.Callback):
         averages = list(self.average.values())
         current = [
             _local(p).to(average.device).float()
-            for p, average in zip(self._trained(pl_module).values(), averages, strict=True)
+            for p, average in zip(self._trained.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Swap the average in for validation."""
         if trainer.state.fn == "fit" and self.average:
-            self._swap(pl_module)
+            self._swap()
             self._swapped = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Swap the raw parameters back in for training."""
         if self._swapped:
-            self._swap(pl_module)
+            self._swap()
             self._swapped = False
 
     def on_save_checkpoint(
@@ -77,7 +79,7 @@ class TrainedEMA(pl.Callback):
         """Store the average as `ema`, next to the raw parameters; unsharded if they are sharded."""
         checkpoint["ema"] = {
             name: _whole(self.average[name], parameter).cpu()
-            for name, parameter in self._trained(pl_module).items()
+            for name, parameter in self._trained.items()
             if name in self.average
         }
 
@@ -89,20 +91,20 @@ class TrainedEMA(pl.Callback):
         self.updates = int(checkpoint.get("global_step", 0))
 
     @torch.no_grad()
-    def _swap(self, module: pl.LightningModule) -> None:
-        for name, parameter in self._trained(module).items():
+    def _swap(self) -> None:
+        for name, parameter in self._trained.items():
             own, average = _local(parameter), self.average[name]
             raw = own.clone()
             own.copy_(average)
             average.copy_(raw)
 
-    @staticmethod
-    def _trained(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
-        parameters = module.named_parameters()
-        if isinstance(module, TrainedParts):
-            exported = set(module.exported_names())
-            return {name: p for name, p in parameters if name in exported}
-        return {name: p for name, p in parameters if p.requires_grad}
+
+def _averaged(module: pl.LightningModule) -> dict[str, torch.nn.Parameter]:
+    parameters = module.named_parameters()
+    if isinstance(module, TrainedParts):
+        exported = set(module.exported_names())
+        return {name: p for name, p in parameters if name in exported}
+    return {name: p for name, p in parameters if p.requires_grad}
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from open_supir.base.run_folders import write_config, write_summary
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.data.precomputed import describe_maker
+from open_supir.data.samples import collate
+from open_supir.networks.conditioner import Conditioner, tokenize
 from open_supir.networks.switches import (
     Checkpointing,
     Compilation,
@@ -74,6 +77,9 @@ def make_ready(
             "latents": describe_maker(module.vae, size=size),
             "text": describe_maker(module.conditioner),
         }
+    if isinstance(getattr(module, "conditioner", None), Conditioner):
+        if "text" not in datamodule.precomputed:
+            datamodule.collate = partial(collate, tokenize=tokenize)
     if channels_last:
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint_activations(module, checkpointing)

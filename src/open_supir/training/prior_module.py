@@ -126,7 +126,7 @@ class PriorModule(TrainedParts):
 
     def denoising_loss(self, batch: Batch, z: Tensor, seeds: Tensor) -> Tensor:
         """Return the weighted denoising error of latents z (B, 4, h, w); noise is from `seeds`."""
-        cond = self.conditioner(batch["caption"], batch["sizes"])
+        cond = self.conditioner(batch.get("tokens", batch["caption"]), batch["sizes"])
         sigma = self.noise.sample(seeds, z.device)  # (B,)
         noise = seeded_randn(seeds, z.shape, device=z.device)
         x = z + append_dims(sigma, z.ndim) * noise

@@ -92,7 +92,7 @@ class SupirModule(TrainedParts):
     def conditioning(self, batch: Batch) -> Conditioning:
         """Encode captions and sizes, using precomputed text features if there are any."""
         if "context" not in batch or "pooled" not in batch:
-            return self.conditioner(batch["caption"], batch["sizes"])
+            return self.conditioner(batch.get("tokens", batch["caption"]), batch["sizes"])
         context, pooled = batch["context"].float(), batch["pooled"].float()
         return self.conditioner.with_sizes(context, pooled, batch["sizes"])
 
