@@ -68,7 +68,8 @@ def compile_networks(
 
     Args:
         mode: "off"; "regional" compiles the repeated transformer and residual blocks; "full"
-            compiles whole networks, which takes minutes for every image size.
+            compiles whole networks, which takes minutes for every image size; validation therefore
+            goes without (`EagerValidation`).
         dynamic: False compiles each shape by itself, for training, where shapes stay; None takes
             every second shape of a block as a sign of more to come, and leaves its sizes open.
 

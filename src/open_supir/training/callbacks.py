@@ -79,6 +79,28 @@ class ValidationPictures(pl.Callback):
                 logger.experiment.log_artifact(logger.run_id, str(path), "pictures")
 
 
+class EagerValidation(pl.Callback):
+    """Runs validation without `torch.compile`.
+
+    Its shapes are others than those of training, and compiling whole networks for them takes
+    minutes, which a few held-out images do not give back.
+    """
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let compiled networks run as they are written."""
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let them run compiled again."""
+        torch.compiler.set_stance("default")
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no trace in this process."""
+        torch.compiler.set_stance("default")
+
+
 class TrainingProgress(ProgressBar):
     """A bar with steps, loss, images per second and time left; without a terminal, log lines.
 

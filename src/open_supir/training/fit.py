@@ -23,6 +23,7 @@ from open_supir.networks.switches import (
     checkpoint_activations,
     compile_networks,
 )
+from open_supir.training.callbacks import EagerValidation
 from open_supir.training.interruption import end_if_interrupted
 from open_supir.training.settings import check_crops
 from open_supir.training.supir_module import SupirModule
@@ -84,6 +85,8 @@ def make_ready(
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint_activations(module, checkpointing)
     compile_networks(module, compile, dynamic=False)
+    if compile == "full":
+        trainer.callbacks.insert(0, EagerValidation())  # type: ignore[attr-defined]
     keep_global_batch(
         trainer, global_batch=datamodule.global_batch, micro_batch=datamodule.micro_batch
     )
