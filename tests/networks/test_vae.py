@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from open_supir.networks import AutoencoderKL, RobustEncoder
+from open_supir.networks import vae as vae_module
 from open_supir.networks.vae import MANY_TOKENS, AttnBlock, DiagonalGaussian
 from tests.conftest import randomise
 
@@ -66,3 +68,17 @@ def test_attention_of_large_images_does_not_hold_every_pair_of_pixels() -> None:
         out = attention(x)
     with sdpa_kernel([SDPBackend.MATH]):
         torch.testing.assert_close(attention(x), out, atol=1e-5, rtol=0)
+
+
+def test_encoder_keeps_tensors_below_32_bit_indices_where_nothing_needs_a_gradient(
+    vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five images, of which two fit: parts of two, two and one."""
+    image, sizes = torch.rand(5, 3, 32, 48) * 2 - 1, []
+    monkeypatch.setattr(vae_module, "MAX_VALUES", 2 * vae.encoder.widest * 33 * 49)
+    vae.encoder.conv_in.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    whole = vae.encode(image)
+    with torch.no_grad():
+        in_parts = vae.encode(image)
+    assert sizes == [5, 2, 2, 1]
+    torch.testing.assert_close(in_parts, whole.detach(), rtol=1e-5, atol=1e-6)

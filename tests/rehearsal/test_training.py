@@ -40,8 +40,13 @@ def dry_run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return dry_run(tmp_path_factory.mktemp("dry"), "experiment=zerosft", "optim.kind=adamw")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("dry")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: Path) -> dict[str, Any]:
+    return dry_run(tiny_folder, "experiment=zerosft", "optim.kind=adamw")
 
 
 def counted_flops(batch: int) -> float:
@@ -107,6 +112,10 @@ def test_count_on_meta_agrees_with_the_simulation(tiny: dict[str, Any]) -> None:
         assert 0.75 * peak < cost.peak(cost.later) < 1.1 * peak
 
 
+def test_no_run_folder_is_left(tiny: dict[str, Any], tiny_folder: Path) -> None:
+    assert sorted(path.name for path in tiny_folder.iterdir()) == ["report.json"]
+
+
 def test_other_stages_are_refused() -> None:
     config = {"name": "vae", "module": {"_target_": "open_supir.training.VAEModule"}}
     with pytest.raises(ValueError, match="experiment=vae"):
@@ -138,6 +147,7 @@ def test_full_size_meets_the_recorded_figures(tmp_path: Path) -> None:
         ("robust_encoder", ["checkpointing=full"], 150.0e9, 16),  # 32: tensors of 2 ** 31 values
         # 14.9 + 2.8 GiB static, 1.4 of copies, 1.22 a crop
         pytest.param("zerosft", [], 85.0e9, 32, marks=pytest.mark.slow),
+        pytest.param("zerosft", [], 150.0e9, 64, marks=pytest.mark.slow),
         pytest.param("zerosft", [], 50.9e9, 16, marks=pytest.mark.slow),
         pytest.param("zerosft", [], 25.4e9, 1, marks=pytest.mark.slow),
         pytest.param("zerosft", ["trainer=auto"], 25.4e9, 1, marks=pytest.mark.slow),

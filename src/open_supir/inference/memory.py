@@ -13,6 +13,7 @@ import torch
 from open_supir.base.devices import total_memory as _memory
 from open_supir.inference.options import RestoreOptions
 from open_supir.networks import AutoencoderKL, ControlledUNet
+from open_supir.networks.vae import MAX_VALUES
 
 VAE_TILE = 1024  # pixels
 LEAST_TILE = 16  # latent pixels
@@ -23,7 +24,6 @@ UNET_VALUES = 31.0  # per latent pixel, channel of the finest level, and guidanc
 # Values of the UNet's largest tensor, counted like UNET_VALUES: hidden features of SDXL's second
 # level. The autoencoder's largest is what its last upsampling gives.
 UNET_WIDEST = 4
-MAX_VALUES = 2**31 - 1  # of one tensor: beyond, kernels with 32-bit indices fail
 SHARE = {"cpu": 0.5, "cuda": 0.8}  # share of the total memory that the estimate may use
 
 

@@ -5,6 +5,7 @@ Outside this module, latents are always scaled by `scale_factor`. Parameter name
 ones.
 """
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from open_supir.base.registry import register
 from open_supir.networks.layers import GroupNorm, run_module, zero_init
 
 SDXL_LATENT_SCALE = 0.13025
+MAX_VALUES = 2**31 - 1  # of one tensor: beyond, kernels with 32-bit indices fail
 MANY_TOKENS = 4096  # from here on, attention copies its inputs to save memory
 
 
@@ -141,7 +143,11 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image -> moments before quant_conv."""
+    """Image -> moments before quant_conv.
+
+    Without gradients, a batch whose largest tensor would have more than `MAX_VALUES` values goes
+    through in parts.
+    """
 
     def __init__(
         self, *, ch: int, ch_mult: Sequence[int], num_res_blocks: int, z_channels: int, groups: int
@@ -149,6 +155,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [ch] + [ch * mult for mult in ch_mult]
         last = len(ch_mult) - 1
+        self.widest = max(widths[:2])  # at full resolution
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         self.down = nn.ModuleList(
             Level(
@@ -166,6 +173,14 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, 2z, h, w)."""
+        height, width = image.shape[-2:]
+        most = max(1, MAX_VALUES // (self.widest * (height + 1) * (width + 1)))  # padded by one
+        if len(image) <= most or torch.is_grad_enabled():
+            return self._moments(image)
+        parts = image.chunk(math.ceil(len(image) / most))
+        return torch.cat([self._moments(part) for part in parts])
+
+    def _moments(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)

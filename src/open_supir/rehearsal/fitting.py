@@ -4,9 +4,11 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from open_supir.inference.memory import MAX_VALUES, VAE_VALUES, widest_in
+from open_supir.inference.memory import VAE_VALUES, widest_in
 from open_supir.networks import AutoencoderKL
+from open_supir.networks.vae import MAX_VALUES
 from open_supir.rehearsal.counted import count_training
+from open_supir.rehearsal.eight_bit import eight_bit_saving
 from open_supir.rehearsal.training import TrainingPlan
 from open_supir.training import RobustEncoderModule
 from open_supir.training.trained_parts import TrainedParts
@@ -23,7 +25,8 @@ def fitting_micro_batch(
 ) -> int:  # fmt: skip
     """Return the largest divisor of a rank's share of the global batch that should fit, at least 1.
 
-    No tensor of the autoencoder has more than `MAX_VALUES` values.
+    In stage 1 no tensor of the autoencoder has more than `MAX_VALUES` values; without gradients its
+    encoder sees to that itself.
 
     Args:
         module: Stage 1 or 2, built on meta; its dtype changes.
@@ -33,7 +36,6 @@ def fitting_micro_batch(
         eight_bit, sharded, average: See `report_training`.
     """
     vae: Any = module.vae
-    widest = widest_in(vae) if isinstance(module, RobustEncoderModule) else _width(vae)
     pixels = plan.crop**2
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     # gradients that stay between micro-batches take what autocast's copies and they took before
@@ -44,10 +46,13 @@ def fitting_micro_batch(
         kept *= RECOMPUTED
     item = plan.frozen.itemsize
     a_crop = max(kept, VAE_VALUES * _width(vae) * item * pixels)  # or the encodes' own peak
-    held = cost.resident - 6 * trained * eight_bit
-    split = (16 - 6 * eight_bit) * trained * sharded * (1 - 1 / ranks)
+    saving = eight_bit_saving(module) * eight_bit
+    held = cost.resident - saving
+    split = (16 * trained - saving) * sharded * (1 - 1 / ranks)
     free = SHARE * memory - (held - split + copies + 4 * trained * average)
-    most = min(free / a_crop, MAX_VALUES / (widest * pixels))
+    most = free / a_crop
+    if isinstance(module, RobustEncoderModule):
+        most = min(most, MAX_VALUES / (widest_in(vae) * pixels))
     fitting = [count for count in range(1, share + 1) if share % count == 0 and count <= most]
     if not fitting:
         log.warning("not even one crop should fit this device; dry_run=true tells what would help")

@@ -9,12 +9,14 @@ from torch import nn
 from open_supir.rehearsal.cards import CARDS, cards
 from open_supir.rehearsal.counted import count_training
 from open_supir.rehearsal.device import NotPretended
+from open_supir.rehearsal.eight_bit import eight_bit_saving
 from open_supir.rehearsal.meter import Phase
 from open_supir.rehearsal.training import TrainingCost, TrainingPlan, rehearse_training
 from open_supir.reports.tables import markdown_table
 from open_supir.training.trained_parts import TrainedParts
 
 GIB = 2**30
+STATE = "its state counted"  # of 8-bit AdamW
 CHECKPOINTED = ("none", "transformer", "full")
 
 
@@ -28,7 +30,7 @@ def report_training(
         module: Built on meta.
         ranks: Devices.
         eight_bit, sharded, average: Whether the run has 8-bit AdamW, FSDP2, an average on the
-            device. These three are computed, not simulated.
+            device. These three are counted, not simulated.
         device_memory: GB of each device; None asks for all known sizes.
         mfu: Share of the card's rate.
 
@@ -41,13 +43,14 @@ def report_training(
     known = cards(device_memory, mfu)
     sizes = parameters(module)
     trained = sum(part["trained"] for part in sizes.values())
+    saving = eight_bit_saving(module)
     cost, how = _cost(module, plan)
     chosen = {"eight_bit": eight_bit, "sharded": sharded and ranks > 1}
     extra = 4 * trained if average else 0
 
     def row(name: str, cost: TrainingCost, by: str, **changes: bool) -> dict[str, Any]:
         changed = chosen | changes
-        less = 6 * trained * changed["eight_bit"]  # of 8 bytes of state, 2 are left
+        less = saving * changed["eight_bit"]
         held = (16 if plan.keeps_gradients else 12) * trained  # weights, state, gradients
         less += (held - less) * (1 - 1 / ranks) * changed["sharded"]
         peak = max(cost.peak(cost.first), cost.peak(cost.later)) + extra - less
@@ -55,13 +58,13 @@ def report_training(
         fits = {str(c.memory): c.fits(plan.micro_batch, peak, a_crop) for c in known}
         return {"change": name, "by": by, "peak": int(peak), "a_crop": int(a_crop), "fits": fits}
 
-    rows = [row("as configured", cost, how)]
+    rows = [row("as configured", cost, f"{how}, {STATE}" if eight_bit else how)]
     if any(answer != "yes" for answer in rows[0]["fits"].values()):
         for mode in CHECKPOINTED[CHECKPOINTED.index(plan.checkpointing) + 1 :]:
             other, by = _cost(module, replace(plan, checkpointing=mode))
-            rows.append(row(f"checkpointing={mode}", other, by))
+            rows.append(row(f"checkpointing={mode}", other, f"{by}, {STATE}" if eight_bit else by))
         if not eight_bit:
-            rows.append(row("optim.kind=adamw_8bit", cost, "computed", eight_bit=True))
+            rows.append(row("optim.kind=adamw_8bit", cost, f"{how}, {STATE}", eight_bit=True))
         if ranks > 1 and not sharded:
             rows.append(row("trainer=sharded", cost, "computed", sharded=True))
     micro_steps = max_steps * global_batch / (plan.micro_batch * ranks)
