@@ -207,3 +207,10 @@ def test_every_command_has_help(path: Path) -> None:
     assert text.startswith("What it does.\n\nexamples:\n  python -m src.")
     settings = re.findall(r"^  (\w[\w.]*)=", text, re.M)
     assert len(settings) == len(set(settings)) > 3
+
+
+def test_log_is_in_the_run_folder_that_is_named(run: Run, tmp_path: Path) -> None:
+    words = ("experiment=zerosft", "run_dir=my run=1/a_b", f"runs_dir={tmp_path / 'runs'}")
+    run(refuses, *words, config="train")
+    assert len(list((tmp_path / "my run=1/a_b").glob("*.log"))) == 1
+    assert not (tmp_path / "runs").exists()

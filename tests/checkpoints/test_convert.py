@@ -121,3 +121,17 @@ def test_weights_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
         convert(_settings(**settings, output=output, dtype="float16"))
     assert not output.exists()
     convert(_settings(**settings, output=output, dtype="bfloat16"))
+
+
+def test_values_that_are_not_finite_are_told_by_name(
+    tmp_path: Path, supir_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = load_file(convert(_settings(input=supir_file, output=tmp_path / "good.safetensors")))
+    assert "NaN" not in caplog.text
+    key = next(name for name in good if "project_modules.0." in name)
+    good[key].view(-1)[0] = float("nan")
+    save_file(good, tmp_path / "bad.safetensors")
+    convert(_settings(input=tmp_path / "bad.safetensors", output=tmp_path / "out.safetensors"))
+    (line,) = [record.getMessage() for record in caplog.records if "NaN" in record.getMessage()]
+    name = "connector.project_modules." + key.partition("project_modules.")[2]
+    assert line == f"{name} holds NaN or infinity"

@@ -179,3 +179,22 @@ def test_stage_1_may_start_from_another_robust_encoder(
     )
     name = "first_stage_model.denoise_encoder.conv_in.bias"
     assert torch.equal(module.robust_encoder.encoder.conv_in.bias.data, held[name] + 1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "words"),
+    [
+        ("weights.sdxl=nowhere.safetensors", FileNotFoundError, "setting weights.sdxl"),
+        ("weights.robust_encoder=nowhere.ckpt", FileNotFoundError, "weights.robust_encoder"),
+        ("weights.prior=other.ckpt", ValueError, "weights.prior=other.ckpt is what experiment=pr"),
+    ],
+)
+def test_files_are_checked_before_shards_are_made(
+    composed_in: Compose, monkeypatch: pytest.MonkeyPatch, setting: str, error: Any, words: str
+) -> None:
+    def too_early(_: Any) -> None:
+        raise AssertionError("data came first")
+
+    monkeypatch.setattr("open_supir.commands.train.check_data", too_early)
+    with pytest.raises(error, match=words):
+        train(composed_in("train", "experiment=zerosft", setting))

@@ -146,3 +146,9 @@ def test_plain_connector_trains_with_a_zero_gradient() -> None:
     assert torch.equal(out, h)
     (gradient,) = torch.autograd.grad(out.sum(), features[-1])
     assert not gradient.any()
+
+
+def test_hidden_channels_of_zero_are_refused() -> None:
+    """A network of no channels would be built, and never learn."""
+    with pytest.raises(ValueError, match="connector.hidden must be at least 1 channel, got 0"):
+        ZeroSFT(8, 32, hidden=0)

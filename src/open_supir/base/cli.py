@@ -51,7 +51,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             failed: list[str] = []
             start = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
             try:
-                sys.argv[1:] = name_jobs(as_typed(sys.argv[1:], config_name))
+                sys.argv[1:] = name_jobs(_with_log(as_typed(sys.argv[1:], config_name)))
                 start(_guarded(task, config_name, failed if not wants_traceback else None))()
             except Exception as error:
                 if wants_traceback:
@@ -68,6 +68,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return wrap
+
+
+def _with_log(words: list[str]) -> list[str]:
+    """Let Hydra's folder, with the log, be the run folder that `run_dir=` names, if it does."""
+    if {"-m", "--multirun"} & set(words) or any(w.startswith("hydra.run.dir=") for w in words):
+        return words
+    named = [word.removeprefix("run_dir=") for word in words if word.startswith("run_dir=")]
+    return [*words, *(f"hydra.run.dir={folder}" for folder in named)]
 
 
 def _guarded(

@@ -6,6 +6,8 @@ with config.yaml, summary.json, csv/, tensorboard/, checkpoints/, pictures/ and 
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +21,7 @@ from open_supir.base.files import write_text
 from open_supir.base.places import CONF, DEMO, SHIPPED_MODEL, located
 
 LAST = "checkpoints/last.ckpt"
+HYDRA = ".hydra"  # its copies of the configuration
 
 
 def newest_checkpoint(root: str | Path, *, stage: str, name: str | None = None) -> Path | None:
@@ -44,6 +47,33 @@ def run_folder(checkpoint: str | Path) -> Path:
     """Return the run folder that a checkpoint lies in; elsewhere, the checkpoint's own folder."""
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
+
+
+def remove_empty_run(folder: Path, runs_dir: Path) -> None:
+    """Remove a run folder that holds nothing but Hydra's files, and empty folders up to `runs_dir`.
+
+    Its log is closed. Does nothing if there is anything else in the folder.
+    """
+    root = logging.getLogger()
+    files = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    logs = {
+        Path(h.baseFilename): h for h in files if Path(h.baseFilename).parent == folder.absolute()
+    }
+    hydra = folder.absolute() / HYDRA
+    if not folder.is_dir() or {path.absolute() for path in folder.iterdir()} - {hydra, *logs}:
+        return
+    for path, handler in logs.items():
+        root.removeHandler(handler)
+        handler.close()
+        path.unlink(missing_ok=True)
+    shutil.rmtree(hydra, ignore_errors=True)
+    for empty in (folder, *folder.parents):
+        if not empty.absolute().is_relative_to(runs_dir.absolute()) and empty != folder:
+            return
+        try:
+            empty.rmdir()
+        except OSError:  # another run is in it
+            return
 
 
 def run_of(checkpoint: Path, runs_dir: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -5,6 +5,7 @@ builds no network.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from open_supir.base.dtypes import is_finite
 from open_supir.base.files import write_text
 from open_supir.checkpoints.diffusers_config import component_configs, tokenizer_files
 from open_supir.checkpoints.diffusers_names import UNetShape, diffusers_pieces, to_diffusers
@@ -26,6 +28,8 @@ from open_supir.checkpoints.keymaps import (
 )
 from open_supir.checkpoints.parts import PartTensors
 from open_supir.checkpoints.safetensors_writer import write_safetensors
+
+log = logging.getLogger(__name__)
 
 Part = nn.Module | Mapping[str, Tensor]
 
@@ -153,6 +157,7 @@ def _pieces(
     Names are marked ones, `part.name`.
     """
     stored = {}
+    told: set[str] = set()
     for part, holder in parts.items():
         specs = _specs(holder)
         tensors = holder.state_dict() if isinstance(holder, nn.Module) else holder
@@ -164,13 +169,20 @@ def _pieces(
             for piece in pieces(full):
                 marker = split_marker(piece)[1]
                 shape = tuple(to_piece(torch.empty(spec.shape, device="meta"), marker).shape)
-                read = partial(_read_piece, tensors, name, marker)
+                read = partial(_read_piece, tensors, name, marker, full, told)
                 stored[rename(piece)] = (TensorSpec(shape, kept), read)
     return stored
 
 
-def _read_piece(tensors: Mapping[str, Tensor], name: str, marker: str) -> Tensor:
-    return to_piece(tensors[name], marker)
+def _read_piece(
+    tensors: Mapping[str, Tensor], name: str, marker: str, full: str, told: set[str]
+) -> Tensor:
+    """Read a piece; warns once of a tensor with values that no network can use."""
+    tensor = tensors[name]
+    if full not in told and tensor.is_floating_point() and not is_finite(tensor):
+        log.warning("%s holds NaN or infinity", full)
+        told.add(full)
+    return to_piece(tensor, marker)
 
 
 def _specs(holder: Part) -> dict[str, TensorSpec]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from open_supir.base.cli import command, picked, plain
 from open_supir.base.options import choices
-from open_supir.base.run_folders import read_config, run_folder
+from open_supir.base.run_folders import read_config, remove_empty_run, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.rehearsal.dry_run import (
     check_rehearsable,
@@ -17,7 +17,7 @@ from open_supir.rehearsal.dry_run import (
     is_rehearsable,
     micro_batch_for,
 )
-from open_supir.training.base_weights import load_base_weights, pick_inputs
+from open_supir.training.base_weights import check_files, load_base_weights, pick_inputs
 from open_supir.training.changes import check_changes
 from open_supir.training.fit import check_data, fit, make_ready, open_folder, start_process
 from open_supir.training.recipe import make_recipe
@@ -42,7 +42,10 @@ def rehearse(cfg: DictConfig) -> None:
     """Print what the run would cost; needs no weights, data or GPU."""
     check_settings(plain(cfg))
     check_rehearsable(plain(cfg))
-    print(dry_run_training(on_meta(cfg), plain(cfg)))
+    try:
+        print(dry_run_training(on_meta(cfg), plain(cfg)))
+    finally:
+        remove_empty_run(Path(cfg.run_dir), Path(cfg.runs_dir))
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -79,6 +82,7 @@ def build(
     """Build module, data and trainer, and load the base weights; `extra` callbacks come first."""
     check_settings(plain(cfg))
     recipe = make_recipe(plain(cfg))
+    check_files(cfg.stage, plain(cfg.weights))  # before shards are made
     data: RestorationDataModule = instantiate(cfg.data, _convert_="all")
     check_data(data)
     module: TrainedParts = instantiate(cfg.module, recipe=recipe, _convert_="all")

@@ -40,6 +40,8 @@ class ZeroSFT(nn.Module):
         *,
         hidden: int = SFT_HIDDEN,
     ) -> None:
+        if hidden < 1:
+            raise ValueError(f"connector.hidden must be at least 1 channel, got {hidden}")
         super().__init__()
         joined = skip_channels + decoder_channels
         self.param_free_norm = GroupNorm(32, joined)  # affine despite its name, as released

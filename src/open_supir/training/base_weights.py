@@ -82,6 +82,25 @@ def pick_inputs(
     return {}, []
 
 
+def check_files(stage: str, weights: Mapping[str, Any]) -> None:
+    """Check that the files a stage starts from are there and are weight files; reads headers.
+
+    Raises:
+        FileNotFoundError, ValueError: One is not; the message names its setting.
+    """
+    if stage != "prior" and weights["prior"] is not None:
+        raise ValueError(
+            f"weights.prior={weights['prior']} is what experiment=prior starts from; other stages "
+            "take their UNet from weights.sdxl"
+        )
+    keys = {"vae": ("vae",), "prior": ("vae", "prior"), "supir": ("supir",)}.get(stage, ())
+    if stage in ("robust_encoder", "supir"):
+        keys = ("sdxl", "vae", "robust_encoder", *keys)
+    for key in keys:
+        if weights[key] not in (None, "clean"):
+            open_checkpoint(weights[key], key=f"weights.{key}")
+
+
 def load_base_weights(
     module: nn.Module,
     weights: Mapping[str, Any],
