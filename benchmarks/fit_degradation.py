@@ -10,7 +10,7 @@ in the pixels (odd). The other half are the clean pictures. Criteria, set before
   the control, which fails where content or chance does;
 - the fit is nearer to held-out images than supir_q: the mean Wasserstein distance.
 
-Run:  python benchmarks/fit_degradation.py photos=DIR [count=10] [images=2000] [output=FILE.md]
+Run:  python benchmarks/fit_degradation.py photos=DIR [count=10] [images=3500] [output=FILE.md]
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from open_supir.degradation.fit import Comparison, Fit, FitSettings, compare, fi
 from open_supir.degradation.fit_bank import degrade
 from open_supir.degradation.fit_crops import CleanPictures, Photographs, read_photographs
 from open_supir.degradation.fit_ranges import SEARCHED, Ranges
+from open_supir.degradation.fit_sets import SHARES
 from open_supir.degradation.statistics import NAMES
 from open_supir.reports.tables import markdown_table
 
@@ -89,6 +90,11 @@ def held_out(truth: Ranges, clean: CleanPictures, *, seed: int) -> Photographs:
     return Photographs(names=[], crops=crops, quality=quality, sources=Counter(), skipped=Counter())
 
 
+def held(truth: Ranges, fit: Fit) -> dict[str, bool]:
+    """Return by share whether the truth is in the interval."""
+    return {n: fit.shares[n][0] <= getattr(truth, n) <= fit.shares[n][1] for n in SHARES}
+
+
 def ends_found(truth: Ranges, fit: Fit) -> dict[str, list[tuple[bool, bool]]]:
     """Return for each range and end whether it is within 25 %, and whether in the interval."""
     found = {}
@@ -125,13 +131,19 @@ def standard() -> DegradationConfig:
         return instantiate(compose("degrade", overrides=["degradation=supir_q"]).degradation).config
 
 
-def summary(found: Sequence[dict[str, list[tuple[bool, bool]]]]) -> list[Row]:
+def summary(found: Sequence[dict[str, list[tuple[bool, bool]]]], fits: Sequence[Fit]) -> list[Row]:
     """Count the ends of each range over all presets."""
     rows = []
     for name in RANGES:
-        ends = [end for one in found for end in one[name]]
-        near, either = sum(n for n, _ in ends), sum(n or i for n, i in ends)
-        rows.append([name, str(len(ends)), str(near), str(either)])
+        ends, names = [end for one in found for end in one[name]], [f"{name} low", f"{name} high"]
+        near, inside = sum(n for n, _ in ends), sum(i for _, i in ends)
+        either, untold = (
+            sum(n or i for n, i in ends),
+            sum(n in f.untold for f in fits for n in names),
+        )
+        simulated = [100 * f.coverage[n] for f in fits for n in names if n in f.coverage]
+        coverage = f"{np.mean(simulated):.0f} %" if simulated else ""
+        rows.append([name, *map(str, (len(ends), near, inside, either, untold)), coverage])
     return rows
 
 
@@ -139,19 +151,20 @@ def main() -> None:
     """Run all presets and write the tables."""
     torch.set_num_threads(1)
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    count, images = int(options.get("count", "10")), int(options.get("images", "2000"))
+    count, images = int(options.get("count", "10")), int(options.get("images", "3500"))
     output = Path(options.get("output", "benchmarks/results/fit_degradation_tables.md"))
     paths = list_images(options["photos"])
     theirs = CleanPictures(paths[1::2], side=SIDE, max_pixels=PIXELS)
     clean = CleanPictures(paths[::2], side=SIDE, max_pixels=PIXELS)
     before, rows, found, tests, times = standard(), [], [], [], []
+    fits, shares = [], []
     for number in range(count):
         truth, settings = preset(number, count), FitSettings(images=images, seed=number)
         with tempfile.TemporaryDirectory() as folder:
             given = write_files(Path(folder), truth, theirs, seed=number)
-        start = time.perf_counter()
+        start = time.process_time()
         fit = fit_ranges(given, clean, settings)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
         row, presets = [str(number)], (fit.ranges.config(), truth.config(), before)
         for content in (clean, theirs):
             new = held_out(truth, content, seed=1000 + number)
@@ -160,21 +173,34 @@ def main() -> None:
             row += [f"{c.distance.mean():.2f}" for c in (ours, control, other)]
         rows += rows_of(number, truth, fit)
         found.append(ends_found(truth, fit))
+        fits.append(fit)
+        shares.append(held(truth, fit))
         tests.append(row)
         print(*rows[-len(RANGES) :], row, f"{times[-1]:.0f} s", sep="\n", flush=True)
-        write_text(output, tables(rows, found, tests, times))
+        write_text(output, tables(rows, summary(found, fits), shares, tests, times))
 
 
-def tables(rows: list[Row], found: list, tests: list[Row], times: list[float]) -> str:
+def tables(
+    rows: list[Row],
+    counts: list[Row],
+    shares: list[dict[str, bool]],
+    tests: list[Row],
+    times: list[float],
+) -> str:
     """Return all tables as Markdown."""
     heads = ["p <= 0.01: fit", "true", "distance: fit", "true", "supir_q"]
     wide = [row[:1] + row[1:6] for row in tests], [row[:1] + row[6:] for row in tests]
     nearer = [sum(float(r[c]) < float(r[c + 2]) for r in tests) for c in (3, 8)]
     ends = ["low, 90 %", "high, 90 %", "low found", "high found"]
     return "\n\n".join([
-        markdown_table(["range", "ends", "within 25 %", "or in the interval"], summary(found)),
+        markdown_table(["range", "ends", "within 25 %", "in the interval", "either",
+                        "cannot be told", "coverage, simulated"], counts),
+        "Shares in the interval: "
+        + ", ".join(f"{name} {sum(s[name] for s in shares)} of {len(shares)}" for name in SHARES)
+        + ".",
         f"Nearer than supir_q: {nearer[0]} of {len(tests)} (contents of the clean half), "
-        f"{nearer[1]} of {len(tests)} (of the other half). A fit took {np.mean(times):.0f} s.",
+        f"{nearer[1]} of {len(tests)} (of the other half). A fit took {np.mean(times):.0f} s "
+        "of processor time.",
         "Held-out images, contents of the clean half:", markdown_table(["preset", *heads], wide[0]),
         "Of the other half:", markdown_table(["preset", *heads], wide[1]),
         markdown_table(["preset", "range", "true", "fit", *ends], rows),

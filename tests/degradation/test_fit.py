@@ -1,7 +1,8 @@
-"""Fitting ranges: the search on numbers that are known exactly, and the command on files."""
+"""Fitting ranges: estimates on numbers that are known exactly, and the command on files."""
 
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from PIL import Image
 
 from open_supir.commands.fit_degradation import main
 from open_supir.commands.train import train
-from open_supir.degradation.fit import jpeg_range
-from open_supir.degradation.fit_bank import MID_GREY_LEVELS, Bank
+from open_supir.degradation.fit import jpeg_range, untold
+from open_supir.degradation.fit_bank import Bank, joined
 from open_supir.degradation.fit_crops import CleanPictures, read_photographs
+from open_supir.degradation.fit_network import estimate
 from open_supir.degradation.fit_ranges import SEARCHED, WIDEST, Ranges
-from open_supir.degradation.fit_search import Distance, search, weigh
+from open_supir.degradation.fit_sets import Prior, draw_sets, ranges_of, unknowns_of, weigh
 from tests.integration.conftest import Compose, workplace  # noqa: F401 - fixtures
 from tests.integration.test_plugins import composed_with
 
@@ -29,35 +31,38 @@ TRUTH = Ranges(
 )  # fmt: skip
 
 
-def exact_bank(count: int) -> Bank:
-    """Return a bank whose measurements are the parameters themselves."""
-    rng = np.random.default_rng(0)
-    drawn = {name: np.exp(rng.uniform(*np.log(getattr(WIDEST, name)), count)) for name in SEARCHED}
-    gaussian = rng.random(count) < 0.5
-    bank = Bank(
-        blur=drawn["blur"], down=drawn["down"],
-        strength=np.where(gaussian, drawn["sigma"], drawn["poisson"]),
-        is_gaussian=gaussian, is_gray=rng.random(count) < 0.5, measured=np.zeros((count, 0)),
-        prior=WIDEST,
+PRIOR = Prior.within(WIDEST)
+PICTURES, SHIFT = 12, 0.4
+
+
+def exact_bank(count: int, seed: int = 0, prior: Ranges = WIDEST) -> Bank:
+    """Return a bank whose measurements are the parameters, shifted by which picture it is."""
+    rng = np.random.default_rng(seed)
+    ends = {name: np.log(getattr(prior, name)) for name in SEARCHED}
+    drawn = {name: np.exp(rng.uniform(low, high, count)) for name, (low, high) in ends.items()}
+    gaussian, gray = rng.random((2, count)) < 0.5
+    strength = np.where(gaussian, drawn["sigma"], drawn["poisson"])
+    logs, picture = np.log([drawn["blur"], drawn["down"], strength]), np.arange(count) % PICTURES
+    logs += rng.normal(scale=SHIFT, size=(3, PICTURES))[:, picture]
+    return Bank(
+        blur=drawn["blur"], down=drawn["down"], strength=strength, is_gaussian=gaussian,
+        is_gray=gray, picture=picture, priors=(prior,),
+        measured=np.stack([*logs, gaussian, gray], 1).astype(np.float32),
     )  # fmt: skip
-    return dataclasses.replace(bank, measured=bank.targets())
 
 
-def exact_photographs(count: int) -> np.ndarray:
-    """Return the parameters of photographs that TRUTH draws, as `Bank.targets` does."""
-    rng = np.random.default_rng(1)
-    blur, down = rng.uniform(*TRUTH.blur, count), rng.uniform(*TRUTH.down, count)
-    gaussian = rng.random(count) < TRUTH.gaussian_prob
-    poisson = rng.uniform(*TRUTH.poisson, count) * MID_GREY_LEVELS
-    noise = np.where(gaussian, rng.uniform(*TRUTH.sigma, count), poisson)
-    gray = rng.random(count) < TRUTH.gray_prob
-    return np.stack([*np.log([blur, down, noise]), gaussian, gray], 1)
+def given_sets(sets: int, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
+    """Return (sets, 10) presets, and (sets, 30, 5) images of another bank than is learned from."""
+    bank, rng = exact_bank(6000, seed=1), np.random.default_rng(2)
+    unknowns, places = draw_sets(bank, np.arange(PICTURES), prior, sets=sets, count=30, rng=rng)
+    return unknowns, bank.measured[places]
 
 
-def test_weights_turn_the_bank_into_the_ranges() -> None:
-    """Weighted means are those of uniform distributions; 60,000 images, about 600 effective."""
-    bank = exact_bank(60_000)
-    weights = weigh(bank, TRUTH)
+def test_weights_turn_a_joined_bank_into_the_ranges() -> None:
+    """Weighted means are those of uniform distributions; the halves were drawn differently."""
+    near = dataclasses.replace(WIDEST, blur=(0.3, 1.0), down=(0.5, 0.9), sigma=(1.0, 30.0))
+    bank = joined(exact_bank(40_000), exact_bank(40_000, seed=1, prior=near))
+    weights = weigh(bank, unknowns_of(TRUTH)[None])[0]
     mean = weights / weights.sum()
     effective = weights.sum() ** 2 / (weights**2).sum()
     assert effective > 500
@@ -69,19 +74,41 @@ def test_weights_turn_the_bank_into_the_ranges() -> None:
     assert mean @ bank.is_gray == pytest.approx(0.3, abs=0.08)
 
 
-def test_search_finds_ranges_of_exact_measurements() -> None:
-    """Of 400 photographs, 120 of them with Poisson noise: ends within 15 % of the range's width."""
-    bank, given = exact_bank(3000), exact_photographs(400)
-    nothing = np.zeros((len(bank.blur), 0)), np.zeros((len(given), 0))
-    distance = Distance(bank, bank.targets(), nothing[0], given, nothing[1], seed=0)
-    found = search(distance, jpeg=TRUTH.jpeg, jpeg_prob=1.0, seed=0, rounds=120)
-    assert distance(found) < 1.5 * distance(TRUTH)
-    for name in SEARCHED:
-        low, high = getattr(TRUTH, name)
-        wanted = pytest.approx((low, high), abs=0.15 * (high - low))
-        assert getattr(found, name) == wanted, name
-    assert found.gaussian_prob == pytest.approx(0.7, abs=0.1)
-    assert distance(dataclasses.replace(TRUTH, blur=(3.99, 4.0))) == float("inf")  # too few left
+def test_a_prior_is_cut_to_intervals_and_leaves_room_for_a_range() -> None:
+    """A quarter of the width is added on either side, never beyond the prior."""
+    middle = unknowns_of(TRUTH)
+    quantiles = np.stack([middle - 0.1, middle, middle + 0.1], 1)
+    cut = PRIOR.cut(quantiles, margin=0.25)
+    assert cut.bounds[0] == pytest.approx([np.log(0.5) - 0.15, np.log(0.5) + 0.15])
+    assert cut.widest()["blur"] == pytest.approx((0.5 * np.exp(-0.15), 2.0 * np.exp(0.15)))
+    quantiles[:2] = np.log([[3.0, 3.5, 5.0], [0.2, 0.21, 0.22]])  # the low end above the high one
+    drawn = PRIOR.cut(quantiles, margin=0.25).draw(500, np.random.default_rng(0))
+    assert drawn.shape == (500, 10) and (drawn[:, 0] < drawn[:, 1]).all()
+    assert (drawn >= PRIOR.bounds[:, 0]).all() and (drawn <= PRIOR.bounds[:, 1]).all()
+    assert PRIOR.unscaled(PRIOR.scaled(drawn)) == pytest.approx(drawn)
+    assert unknowns_of(ranges_of(middle, TRUTH)) == pytest.approx(middle)
+
+
+def test_intervals_hold_nine_tenths_and_what_no_photograph_shows_is_untold() -> None:
+    """On pictures that a network has not seen, and in 200 sets of another bank.
+
+    There it may be more, as networks are averaged. Shifts by picture are learned by heart: without
+    widening the first is 0.82. Medians explain a part of the variance; a network that learned
+    nothing explains none. Without Poisson noise, in 20 more sets, nothing is known of its ends.
+    """
+    truth, given = given_sets(200, PRIOR)
+    without = PRIOR.bounds.copy()
+    without[8] = 0.999, 1.0
+    _, gaussian = given_sets(20, Prior(bounds=without))
+    every = np.concatenate([given, gaussian])
+    found = estimate(exact_bank(2000), PRIOR, every, sets=600, seed=0)
+    low, middle, high = np.moveaxis(found.quantiles[:200], 2, 0)
+    assert found.coverage.mean() == pytest.approx(0.9, abs=0.04)
+    assert 0.87 < ((low <= truth) & (truth <= high)).mean() < 0.98
+    assert (1 - ((middle - truth) ** 2).mean(0) / truth.var(0)).mean() > 0.3
+    names = [name for one in found.quantiles[200:] for name in untold(one, PRIOR)]
+    assert min(names.count("poisson low"), names.count("poisson high")) >= 17
+    assert names.count("sigma high") <= 3
 
 
 def test_the_ends_of_qualities_are_those_of_a_uniform_distribution() -> None:
@@ -139,7 +166,7 @@ def test_bad_and_small_photographs_are_counted_and_qualities_read(folder: Path) 
 def fitted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of options with the preset `mine`, made by the command in miniature."""
     output = tmp_path / "options/degradation/mine.yaml"
-    words = [f"input={folder}", f"output={output}", "fit.images=100", "fit.resamples=2",
+    words = [f"input={folder}", f"output={output}", "fit.images=100", "fit.sets=100",
              "fit.compared=20"]  # fmt: skip
     monkeypatch.setattr("sys.argv", ["fit_degradation", *words])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # a command sets it; put back afterwards
@@ -158,6 +185,8 @@ def test_command_writes_a_preset_that_trains(
     assert sorted(output.parent.iterdir()) == [page, output]
     config = yaml.safe_load(output.read_text())["config"]
     assert config["second"]["jpeg"] == [60.0, 60.0] and config["second"]["jpeg_prob"] == 1
+    comment = output.read_text().replace("\n# ", " ")
+    assert "poisson low" in comment and "cannot be told from these photographs" in comment
     html = page.read_text()
     for words in (
         "12 photographs",
@@ -165,6 +194,8 @@ def test_command_writes_a_preset_that_trains(
         "<th>supir_<wbr>q: W</th>",
         "mine,<wbr> fitted: KS p",
         "Blur and reduction both take fine detail",
+        "nine in ten have their end",
+        "(cannot be told)",
     ):
         assert words in html, words
     assert html.count("<img") == 8 * 3 and 'src="http' not in html
@@ -183,7 +214,12 @@ def test_command_writes_a_preset_that_trains(
 
 
 def test_mistakes_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = folder.parent / "few"
+    few.mkdir()
+    for name in ("00.jpg", "01.jpg"):
+        shutil.copy(folder / name, few)
     for words, said in (
+        (["output=mine.yaml", f"clean={few}"], "clean: 2 pictures; at least 3 are needed"),
         (["output=mine"], "a preset's file ends in .yaml"),
         (["output=mine.yaml", "fit.images=5"], "fit.images must be at least 100, got 5"),
         (["output=mine.yaml", "side=8"], "side=8: crops need at least 64 pixels"),

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from open_supir.degradation.jpeg_traces import last_quality
-from open_supir.degradation.statistics import NAMES, measure
+from open_supir.degradation.statistics import NAMES, _axes, _enlargement, measure
 
 from .samples import photo
 
@@ -75,6 +75,26 @@ def test_blocks_count_at_multiples_of_eight_only() -> None:
     image = blocks + 0.01 * noise(3, 264, 264)
     on, off = image[:, :256, :256], image[:, 4:260, 4:260]
     assert measured(on)["blockiness"] > 3 and measured(off)["blockiness"] < 0.1
+
+
+@pytest.mark.parametrize("side", [90, 110])
+def test_an_enlarged_image_shows_its_period(side: int) -> None:
+    """Enlarged from `side` to 128, a peak stands at 1 - side / 128; resolution is 1 / 128."""
+    small = 0.5 + 0.1 * noise(1, 3, side, side)
+    large = torch.nn.functional.interpolate(small, size=128, mode="bicubic")
+    images = torch.cat([large, 0.5 + 0.1 * noise(1, 3, 128, 128)])
+    f, height, _ = _enlargement(images.mean(1) * 255).unbind(1)
+    assert f[0].item() == pytest.approx(1 - side / 128, abs=1.5 / 128)
+    assert height[0] > height[1] + 3
+
+
+def test_power_along_rows_and_columns_ends_at_the_cutoff_of_reduction() -> None:
+    """Nothing above 0.3 cycles per pixel of either axis; strips are 1/64 wide."""
+    spectrum = torch.fft.fft2(noise(128, 128))
+    f = torch.fft.fftfreq(128).abs()
+    spectrum[(f[:, None] > 0.3) | (f > 0.3)] = 0
+    strips = _axes(20 * torch.fft.ifft2(spectrum).real[None])[0]
+    assert strips[:17].min() > strips[22:].max() + 6
 
 
 def test_small_images_are_refused() -> None:

@@ -7,6 +7,7 @@ checkout is used as degradation=NAME, FOLDER/degradation/NAME.yaml with --config
 
 import logging
 from pathlib import Path
+from textwrap import wrap
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -18,7 +19,7 @@ from open_supir.base.images import list_images
 from open_supir.base.images.inputs import find_photos
 from open_supir.base.results import KEPT
 from open_supir.data.demo import clean_photos
-from open_supir.degradation.fit import compare, fit_ranges
+from open_supir.degradation.fit import UNTOLD, compare, fit_ranges
 from open_supir.degradation.fit_crops import CleanPictures, read_photographs
 from open_supir.evaluation.fit_report import fit_page
 
@@ -53,6 +54,10 @@ def main(cfg: DictConfig) -> None:
     }
     count = len(photographs.crops)
     comments = [f"Fitted to {count} photographs by src.fit_degradation; see {page.name}."]
+    if fit.untold:
+        said = f"{', '.join(fit.untold)}: {UNTOLD} from these photographs"
+        comments += wrap(f"{said}; the values are guesses, see their intervals.", 98)
+        log.warning("%s; see the intervals in %s", said, page)
     text = fit_page(photographs, fit, comparisons, title=output.stem)
     preset = fit.ranges.preset(comments)
     write_together({page: text.encode(), output: preset.encode()})

@@ -1,15 +1,15 @@
 """Find the ranges of a degradation whose images are distributed as given photographs.
 
 JPEG quality is read from each file. For the rest, clean pictures are degraded with known
-parameters; a small network learns to read these back from statistics; ranges are sought whose
-images have the statistics and readings of the photographs; and once more with images drawn near
-these ranges. The search is repeated with photographs and simulated images drawn again with
-replacement: the medians are the result, and the spread says how certain each end is.
+parameters, sets of the results are drawn as random presets would draw them, and a network learns to
+read a preset's ends, with intervals, from a set. It does so twice: over all presets, then over
+those that the first intervals, made wider, leave (truncated sequential estimation as in Deistler et
+al. 2022, which keeps intervals calibrated: the prior is only cut).
 """
 
+import dataclasses
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -20,24 +20,26 @@ from open_supir.degradation.config import DegradationConfig
 from open_supir.degradation.fit_bank import (
     NO_QUALITY,
     Bank,
-    Reader,
     degrade,
     joined,
     measure_all,
     simulate,
 )
 from open_supir.degradation.fit_crops import CleanPictures, Photographs
+from open_supir.degradation.fit_network import FOLDS, Estimate, estimate
 from open_supir.degradation.fit_ranges import SEARCHED, WIDEST, Range, Ranges
-from open_supir.degradation.fit_search import Distance, search, widened
+from open_supir.degradation.fit_sets import SHARES, UNKNOWNS, Prior, ranges_of
 from open_supir.degradation.statistics import NAMES
 
 log = logging.getLogger(__name__)
 
 FEWEST = 8  # photographs
+MOST = 100  # photographs in a set; of more, so many are taken
+TOLD = 0.75  # an interval wider than this share of what is possible at all tells little
+UNTOLD = "cannot be told"
 _STREAMS = 100  # seeds that one fit uses
-_WIDER = 1.5
-_FITTED = (*SEARCHED, "gaussian_prob", "gray_prob")
-_AGAIN = 25  # generations of a search that begins near
+_MARGIN = 0.25  # of the first interval's width, by which it is wider on either side
+_RESAMPLES = 200  # of qualities
 
 
 @register
@@ -45,13 +47,13 @@ _AGAIN = 25  # generations of a search that begins near
 class FitSettings:
     """How much a fit computes."""
 
-    images: int = 2000  # simulated for each of three steps
-    resamples: int = 20  # of the photographs, for the uncertainty of the ranges' ends
+    images: int = 3500  # simulated for each of two rounds
+    sets: int = 3000  # drawn from them, for each of three networks
     compared: int = 300  # images that the distances before and after are measured on
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 100), ("resamples", 2), ("compared", 20)):
+        for name, least in (("images", 100), ("sets", 100), ("compared", 20)):
             if getattr(self, name) < least:
                 raise ValueError(f"fit.{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -60,74 +62,76 @@ class FitSettings:
 class Fit:
     """The result: ranges, and how much they are worth."""
 
-    ranges: Ranges
-    # (2, 2) by range: 5 and 95 % of the low end, and of the high end, over resampled photographs
-    ends: dict[str, np.ndarray]
+    ranges: Ranges  # medians
+    ends: dict[str, np.ndarray]  # (2, 2) by range: 90 % interval of the low end, and of the high
     shares: dict[str, Range]  # the same of gaussian_prob, gray_prob, jpeg_prob
-    skill: dict[str, float]  # share of a quantity's variance that one image shows, near the fit
+    coverage: dict[str, float]  # by UNKNOWNS: share of test sets whose interval held the truth
+    untold: tuple[str, ...]  # of UNKNOWNS: the photographs hardly narrow what is possible
 
 
 def fit_ranges(photographs: Photographs, clean: CleanPictures, settings: FitSettings) -> Fit:
     """Fit ranges to photographs.
 
     Raises:
-        ValueError: There are too few photographs.
+        ValueError: There are too few photographs, or too few clean pictures.
     """
-    count = len(photographs.crops)
+    count, pictures = len(photographs.crops), len(clean.pictures)
     if count < FEWEST:
         raise ValueError(f"{count} photographs; a distribution needs at least {FEWEST}, better 60")
+    if pictures < FOLDS:
+        raise ValueError(
+            f"clean: {pictures} pictures; at least {FOLDS} are needed, better 30, as intervals are "
+            "checked on pictures that were not learned from"
+        )
     seed, qualities = settings.seed * _STREAMS, photographs.quality.numpy()
     jpeg, jpeg_prob = jpeg_range(qualities)
-    given = measure_all(photographs.crops, photographs.quality)
-    prior = Ranges(**(vars(WIDEST) | {"jpeg": jpeg, "jpeg_prob": jpeg_prob}))
+    taken = keyed_rng("fit taken", seed).permutation(count)[:MOST]
+    given = measure_all(photographs.crops[taken], photographs.quality[taken])
+    widest = dataclasses.replace(WIDEST, jpeg=jpeg, jpeg_prob=jpeg_prob)
 
     def bank(number: int, ranges: Ranges) -> Bank:
         hq = clean.crops(settings.images, seed=seed + number)
-        return simulate(hq, ranges, seed=seed + number)
+        return simulate(hq, ranges, pictures=pictures, seed=seed + number)
 
-    def near(reader: Reader, simulated: Bank) -> Distance:
-        columns = len(NAMES)
-        return Distance(
-            simulated, reader(simulated.measured), simulated.measured[:, :columns],
-            reader(given), given[:, :columns], seed=seed,
-        )  # fmt: skip
+    def result(simulated: Bank, prior: Prior, *, sets: int, number: int) -> Estimate:
+        return estimate(simulated, prior, given[None], sets=sets, seed=seed + number)
 
-    known = {"jpeg": jpeg, "jpeg_prob": jpeg_prob}
-    log.info("1/4: %d images over the widest ranges", 2 * settings.images)
-    learned, wide = bank(0, prior), bank(1, prior)
-    distance = near(Reader(learned, seed=seed), wide)
-    rough = search(distance, **known, seed=seed)
+    log.info("1/4: %d images over the widest ranges", settings.images)
+    everywhere, wide = Prior.within(widest), bank(0, widest)
+    rough = result(wide, everywhere, sets=settings.sets // 2, number=0)
     log.info("2/4: %d images near the first result", settings.images)
-    close = bank(2, widened(rough, prior, factor=_WIDER))
-    reader = Reader(joined(learned, wide), seed=seed + 1)
-    distance = near(reader, close)
-    best = search(distance, **known, seed=seed + 1, start=rough)
-    log.info("3/4: %d searches with resampled photographs", settings.resamples)
-    rng, again = keyed_rng("fit resamples", seed), []
-    for number in range(settings.resamples):
-        drawn = rng.integers(count, size=count)
-        distance.resample(drawn, rng)
-        jpeg, jpeg_prob = jpeg_range(qualities[drawn])
-        known = {"jpeg": jpeg, "jpeg_prob": jpeg_prob}
-        again.append(search(distance, **known, seed=seed + number, start=best, rounds=_AGAIN))
-    middle = {name: np.median([getattr(r, name) for r in again], axis=0) for name in _FITTED}
-    found: dict[str, Any] = {
-        k: tuple(v.tolist()) if v.ndim else float(v) for k, v in middle.items()
-    }
-    jpeg, jpeg_prob = jpeg_range(qualities)
+    prior = everywhere.cut(rough.quantiles[0], margin=_MARGIN)
+    near = bank(1, dataclasses.replace(widest, **prior.widest()))
+    log.info("3/4: the ends, from both")
+    found = result(joined(wide, near), prior, sets=settings.sets, number=FOLDS)
+    low, middle, high = found.quantiles[0].T
+    pairs, shares = np.exp(np.stack([low, high], 1)), np.stack([low, high], 1)[-len(SHARES) :]
+    jpegs, jpeg_probs = _resampled(qualities, seed)
     return Fit(
-        ranges=Ranges(**found, jpeg=jpeg, jpeg_prob=jpeg_prob).rounded(),
-        ends={name: _spread(again, name) for name in (*SEARCHED, "jpeg")},
-        shares={
-            name: tuple(_spread(again, name).tolist())
-            for name in ("gaussian_prob", "gray_prob", "jpeg_prob")
-        },
-        skill=reader.skill(close),
+        ranges=ranges_of(middle, widest).rounded(),
+        ends={name: pairs[2 * i : 2 * i + 2] for i, name in enumerate(SEARCHED)} | {"jpeg": jpegs},
+        shares={name: (float(a), float(b)) for name, (a, b) in zip(SHARES, shares, strict=True)}
+        | {"jpeg_prob": jpeg_probs},
+        coverage=dict(zip(UNKNOWNS, found.coverage.tolist(), strict=True)),
+        untold=untold(found.quantiles[0], everywhere),
     )
 
 
-def _spread(again: list[Ranges], name: str) -> np.ndarray:
-    return np.quantile([getattr(ranges, name) for ranges in again], [0.05, 0.95], axis=0).T
+def untold(quantiles: np.ndarray, prior: Prior) -> tuple[str, ...]:
+    """Return the unknowns of (10, 3) whose interval is about as wide as the prior's."""
+    low, high = prior.interval()
+    open_still = quantiles[:, 2] - quantiles[:, 0] > TOLD * (high - low)
+    return tuple(np.array(UNKNOWNS)[open_still].tolist())
+
+
+def _resampled(qualities: np.ndarray, seed: int) -> tuple[np.ndarray, Range]:
+    """Return 90 % intervals of the qualities' ends, and of the share, by drawing them again."""
+    rng, drawn = keyed_rng("fit resamples", seed), []
+    for _ in range(_RESAMPLES):
+        ends, share = jpeg_range(rng.choice(qualities, len(qualities)))
+        drawn.append((*ends, share))
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    return np.stack([low, high], 1)[:2], (float(low[2]), float(high[2]))
 
 
 def jpeg_range(quality: np.ndarray) -> tuple[Range, float]:

@@ -1,16 +1,15 @@
-"""Simulated photographs with known parameters, and a small network that reads them back.
+"""Simulated photographs with known parameters.
 
 Shapes: N images of S x S pixels, B of a chunk, K measured numbers.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from open_supir.base.images import to_uint8
 from open_supir.base.rng import keyed_hash, keyed_rng
@@ -22,8 +21,6 @@ from open_supir.degradation.statistics import measure
 
 CHUNK = 32
 NO_QUALITY = 100.0  # stands for the quality of what was not compressed
-TARGETS = ("blur", "down", "noise", "is_gaussian", "is_gray")
-MID_GREY_LEVELS = 255 * math.sqrt(0.5 / 256)  # Poisson noise of factor 1, 256 levels, at 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +32,38 @@ class Bank:
     strength: np.ndarray  # Gaussian sigma or Poisson factor
     is_gaussian: np.ndarray
     is_gray: np.ndarray
+    picture: np.ndarray  # number of the clean picture
     measured: np.ndarray  # (N, K) as `features`
-    prior: Ranges  # what blur, down and strength were drawn from, uniform in their logarithms
+    # What blur, down and strength were drawn from, uniform in their logarithms: each for an equal
+    # share of the images. Choices are even.
+    priors: tuple[Ranges, ...]
 
-    def targets(self) -> np.ndarray:
-        """Return (N, 5) of TARGETS: logarithms, and choices as 0 or 1."""
-        noise = self.strength * np.where(self.is_gaussian, 1, MID_GREY_LEVELS)
-        logs = np.log([self.blur, self.down, noise])
-        return np.stack([*logs, self.is_gaussian, self.is_gray], 1).astype(np.float32)
+    def density(self) -> np.ndarray:
+        """Return (N,): how densely such parameters were drawn, up to a factor."""
+        each = []
+        for prior in self.priors:
+            noise = np.where(
+                self.is_gaussian,
+                _log_density(self.strength, prior.sigma),
+                _log_density(self.strength, prior.poisson),
+            )
+            each.append(
+                _log_density(self.blur, prior.blur) * _log_density(self.down, prior.down) * noise
+            )
+        return np.mean(each, axis=0)
 
 
-def simulate(hq: Tensor, prior: Ranges, *, seed: int) -> Bank:
+def _log_density(values: np.ndarray, ends: Range) -> np.ndarray:
+    """Return the density of a log-uniform distribution, with room for float32."""
+    inside = (values >= ends[0] * (1 - 1e-6)) & (values <= ends[1] * (1 + 1e-6))
+    return inside / values / np.log(ends[1] / ends[0])
+
+
+def simulate(hq: Tensor, prior: Ranges, *, pictures: int, seed: int) -> Bank:
     """Degrade (N, 3, S, S) uint8 images, each with parameters of its own.
 
-    Quality and choices are drawn as `prior` says, the rest uniformly in logarithms.
+    Quality and choices are drawn as `prior` says, the rest uniformly in logarithms. `hq` comes in
+    turn from each of `pictures`, as from `CleanPictures.crops`.
     """
     pipeline, rng = DegradationPipeline(prior.config(), path="loop"), keyed_rng("fit bank", seed)
     logs = {name: _log_uniform(rng, getattr(prior, name), len(hq)) for name in SEARCHED}
@@ -65,7 +80,8 @@ def simulate(hq: Tensor, prior: Ranges, *, seed: int) -> Bank:
         drawn |= {"is_gaussian": params.second.noise == 1, "is_gray": params.second.gray}
         lq = pipeline.apply(images, params) / 2 + 0.5
         parts.append(drawn | {"measured": features(lq, _qualities(params))})
-    return Bank(prior=prior, **{k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]})
+    whole = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
+    return Bank(picture=np.arange(len(hq)) % pictures, priors=(prior,), **whole)
 
 
 def degrade(config: DegradationConfig, hq: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -109,55 +125,11 @@ def _qualities(params: DegradationParams) -> Tensor:
 
 
 def joined(one: Bank, other: Bank) -> Bank:
-    """Return both banks' images, for learning from."""
-    parts = {}
-    for field in dataclasses.fields(Bank):
-        pair = [getattr(bank, field.name) for bank in (one, other)]
-        parts[field.name] = pair[0] if field.name == "prior" else np.concatenate(pair)
-    return Bank(**parts)
+    """Return both banks' images; the banks are equally large."""
+    arrays = [f.name for f in dataclasses.fields(Bank) if f.name != "priors"]
+    both = {n: np.concatenate([getattr(one, n), getattr(other, n)]) for n in arrays}
+    return Bank(priors=one.priors + other.priors, **both)
 
 
 def _log_uniform(rng: np.random.Generator, ends: Range, count: int) -> np.ndarray:
     return np.exp(rng.uniform(np.log(ends[0]), np.log(ends[1]), count))
-
-
-class Reader:
-    """Estimates of TARGETS from what was measured: means of the posterior, by least squares.
-
-    Such means are the best few summaries for matching by simulation (Fearnhead and Prangle 2012).
-    """
-
-    def __init__(self, bank: Bank, *, seed: int, steps: int = 500, width: int = 64) -> None:
-        x, y = torch.from_numpy(bank.measured), torch.from_numpy(bank.targets())
-        self.x_mean, self.x_std = x.mean(0), x.std(0) + 1e-3
-        self.y_mean, self.y_std = y.mean(0), y.std(0) + 1e-6
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.net = nn.Sequential(
-                nn.Linear(x.shape[1], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                nn.Linear(width, len(TARGETS)),
-            )  # fmt: skip
-        self._train((x - self.x_mean) / self.x_std, (y - self.y_mean) / self.y_std, seed, steps)
-
-    def _train(self, x: Tensor, y: Tensor, seed: int, steps: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        optimiser = torch.optim.AdamW(self.net.parameters(), lr=3e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
-        for _ in range(steps):
-            rows = torch.randint(len(x), (256,), generator=generator)
-            optimiser.zero_grad()
-            (self.net(x[rows]) - y[rows]).square().mean().backward()
-            optimiser.step()
-            schedule.step()
-
-    @torch.no_grad()
-    def __call__(self, measured: np.ndarray) -> np.ndarray:
-        """Return (N, 5) estimates, standardised as in the bank that was learned from."""
-        x = (torch.from_numpy(measured) - self.x_mean) / self.x_std
-        return self.net(x.clamp(-6, 6)).numpy()
-
-    def skill(self, bank: Bank) -> dict[str, float]:
-        """Return, by target, the share of its variance in another bank that is read correctly."""
-        truth = (torch.from_numpy(bank.targets()) - self.y_mean) / self.y_std
-        error = (torch.from_numpy(self(bank.measured)) - truth).var(0) / truth.var(0)
-        return dict(zip(TARGETS, (1 - error).clamp_min(0).tolist(), strict=True))

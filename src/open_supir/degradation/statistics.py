@@ -27,9 +27,10 @@ _PATCH = 8
 _FLAT = 0.25  # share of the patches in which noise is measured
 _FLATTISH = 0.5  # share in which its dependence on brightness is measured
 _CLIPS = 16.0  # levels from black and white
+_JUMP = 200.0  # levels; larger second differences count as this
 _TINY = 0.05  # levels; keeps logarithms finite
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
-_NOISE = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))  # Immerkaer 1996; norm 6
+_STRIPS = 32  # of the spectrum along rows and columns
 
 
 def measure(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,8 @@ def measure(images: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         (B, len(NAMES)) statistics, and (B, D) details that no one reads but an estimator: log2
-        power of luma in each band, and gradients, noise and chroma noise at coarser scales.
+        power of luma in each band and along rows and columns, gradients, noise and chroma noise at
+        coarser scales, and traces of enlargement.
 
     Raises:
         ValueError: The images have another shape, or are smaller.
@@ -58,7 +60,8 @@ def measure(images: Tensor) -> tuple[Tensor, Tensor]:
     spread = chroma.var(dim=(2, 3)).mean(1).sqrt()
     gradient, edges = _gradients(luma)
     rest = [slope, cutoff, _blockiness(luma), _log(spread), gradient, edges]
-    return torch.stack([*noise, *rest], 1), torch.cat([bands, _scales(ycc), brightness], 1)
+    details = [bands, _axes(luma), _enlargement(luma), _scales(ycc), brightness]
+    return torch.stack([*noise, *rest], 1), torch.cat(details, 1)
 
 
 def _scales(ycc: Tensor) -> Tensor:
@@ -66,13 +69,17 @@ def _scales(ycc: Tensor) -> Tensor:
     found = []
     for factor in (2, 4):
         small = F.avg_pool2d(ycc, factor)
-        kernel = small.new_tensor(_NOISE).div(6).expand(3, 1, 3, 3)
-        residue = F.conv2d(small, kernel, groups=3).abs().flatten(2)
+        residue = _residue(small).abs().flatten(2)
         found += [
             _log(torch.quantile(residue, 0.25, dim=2)),
             torch.stack(_gradients(small[:, 0]), 1),
         ]
     return torch.cat(found, 1)
+
+
+def _residue(planes: Tensor) -> Tensor:
+    """Filter by second differences in both directions (Immerkaer 1996), which has norm 6."""
+    return planes.diff(n=2, dim=3).diff(n=2, dim=2) / 6
 
 
 def _log(values: Tensor) -> Tensor:
@@ -87,8 +94,7 @@ def _patches(planes: Tensor) -> Tensor:
 def _noise(levels: Tensor, ycc: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return noise of luma and of chroma, correlation of the channels, slope over brightness."""
     both = torch.cat([levels, ycc], 1)
-    kernel = both.new_tensor(_NOISE).div(6).expand(6, 1, 3, 3)
-    residue = _patches(F.conv2d(F.pad(both, (1, 1, 1, 1), mode="reflect"), kernel, groups=6))
+    residue = _patches(_residue(F.pad(both, (1, 1, 1, 1), mode="reflect")))
     smooth = F.avg_pool2d(ycc[:, :1], 5, stride=1, padding=2, count_include_pad=False)
     smooth = _patches(smooth)[:, 0]
     brightness = smooth.mean(-1)
@@ -154,6 +160,39 @@ def _spectrum(luma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (low_share, high_share), (f0, f1) = share.gather(1, ends).unbind(1), edges[ends].unbind(1)
     cutoff = f0 + (f1 - f0) * (0.95 - low_share) / (high_share - low_share).clamp_min(1e-9)
     return bands, slope, cutoff
+
+
+def _axes(luma: Tensor) -> Tensor:
+    """Return (B, 32) log2 power along rows and columns, by frequency: reduction cuts both."""
+    total = luma.new_zeros(())
+    for plane in (luma, luma.transpose(1, 2)):
+        window = torch.hann_window(plane.shape[2], periodic=False, device=luma.device)
+        centred = (plane - plane.mean(dim=(1, 2), keepdim=True)) * window
+        power = torch.fft.rfft(centred, dim=2).abs().square().mean(1) / window.square().sum()
+        total = total + F.adaptive_avg_pool1d(power[:, 1:], _STRIPS)
+    return _log(total / 2)
+
+
+def _enlargement(luma: Tensor) -> Tensor:
+    """Return where second differences are periodic, by how much, and both together, as (B, 3).
+
+    An image enlarged by 1 / d has such differences of period 1 / d along rows and columns, so a
+    peak at d or 1 - d cycles per pixel (Gallagher 2005). Multiples of 1/8, JPEG's, are passed over.
+    """
+    side = min(luma.shape[1:])
+    total = luma.new_zeros(())
+    for plane in (luma[:, :side, :side], luma[:, :side, :side].transpose(1, 2)):
+        jumps = plane.diff(n=2, dim=2).abs().clamp_max(_JUMP).mean(1)
+        jumps = jumps - F.avg_pool1d(F.pad(jumps[:, None], (8, 8), mode="reflect"), 17, 1)[:, 0]
+        window = torch.hann_window(side - 2, periodic=False, device=luma.device)
+        power = torch.fft.rfft(jumps * window, n=side).abs().square()
+        total = total + power / (jumps.square().mean(1, keepdim=True) + 1e-3)
+    f = torch.fft.rfftfreq(side, device=luma.device)
+    ours = (f > 0.04) & ((f - (f * 8).round() / 8).abs() > 1.5 / side)
+    power, f = (total[:, ours] + 1e-3).log2(), f[ours]
+    height, place = power.max(1)
+    height = height - power.median(1).values
+    return torch.stack([f[place], height, f[place] * (height - 3.5).clamp(0, 2)], 1)
 
 
 def _blockiness(luma: Tensor) -> Tensor:
