@@ -481,7 +481,8 @@ def test_files_of_other_kinds_are_counted_in_one_line(
     (line,) = [
         record.getMessage() for record in caplog.records if "left out" in record.msg % record.args
     ]
-    assert line == f"{tmp_path / 'in'}: 5 files left out: .mov 2, .jp2 1, .nef 1, no suffix 1"
+    raw = ".nef 1 (raw: develop it to TIFF or PNG first)"
+    assert line == f"{tmp_path / 'in'}: 5 files left out: .mov 2, .jp2 1, {raw}, no suffix 1"
     with pytest.raises(ValueError, match="no images in this folder .1 file left out: .mov 1."):
         (tmp_path / "in2").mkdir()
         (tmp_path / "in2/i.mov").write_bytes(b"")

@@ -110,6 +110,31 @@ def test_heic_without_its_library_says_what_to_install(
     assert "2 files left out: .heic 2 (pip install pillow-heif)" in caplog.text
 
 
+def test_a_raw_photograph_is_named_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its bytes may be those of a TIFF, whose first image is the small preview."""
+    caplog.set_level("INFO")
+    develop = "raw: develop it to TIFF or PNG first"
+    Image.fromarray(SMOOTH).save(tmp_path / "a.tif")
+    raws = {"b.NEF": (tmp_path / "a.tif").read_bytes(), "c.cr2": b"II*\0\x10\0\0\0CR\2\0",
+            "d.cr3": b"\0\0\0\x18ftypcrx "}  # fmt: skip
+    for name, content in raws.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"cannot be read .{develop}"):
+            read_photo(tmp_path / name)
+        with pytest.raises(ValueError, match=f"not an image file; {develop}"):
+            list_images(tmp_path / name)
+    Image.fromarray(SMOOTH).save(tmp_path / "e.dng", "PNG")
+    assert list_images(tmp_path) == [tmp_path / "a.tif", tmp_path / "e.dng"]
+    assert f"3 files left out: .cr2 1 ({develop})" in caplog.text
+    assert read_photo(tmp_path / "e.dng").rgb.shape == (3, *SMOOTH.shape[:2])
+
+
+def test_only_the_first_bytes_tell_the_kind() -> None:
+    """Compressed data may hold the name of another kind by chance."""
+    heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf".ljust(400, b"\0")
+    assert kind_of(heic + b"avif") == "heic"
+
+
 def test_mpo_is_the_first_of_its_jpegs(tmp_path: Path) -> None:
     first, second = Image.fromarray(SMOOTH), Image.fromarray(255 - SMOOTH)
     first.save(tmp_path / "a.mpo", "MPO", save_all=True, append_images=[second], quality=95)

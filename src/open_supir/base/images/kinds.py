@@ -6,6 +6,12 @@ from collections.abc import Iterator
 
 START_BYTES = 32  # enough for `kind_of`
 JXL_CODESTREAM, JXL_CONTAINER = b"\xff\n", b"\0\0\0\x0cJXL \r\n\x87\n"
+# Of cameras; most of them are TIFFs by their first bytes, with a small preview as first image
+RAW_SUFFIXES = (
+    ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw",
+    ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
+)  # fmt: skip
+DEVELOP = "raw: develop it to TIFF or PNG first"
 # JPEG XL: width over height, by code (ISO/IEC 18181-1, size header)
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
@@ -14,8 +20,9 @@ def kind_of(start: bytes) -> str:
     """Return the kind of an image file from its first bytes; "" for what is none.
 
     Args:
-        start: The first START_BYTES of the file, or more.
+        start: The first START_BYTES of the file; what follows them is ignored.
     """
+    start = start[:START_BYTES]
     if start.startswith(b"\xff\xd8\xff"):
         return "jpeg"  # MPO too: a JPEG with more of them behind it
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -37,6 +44,14 @@ def kind_of(start: bytes) -> str:
         if start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
             return "heic"
     return ""
+
+
+def is_raw(name: str, start: bytes = b"") -> bool:
+    """Return whether a file is a camera's raw photograph, by its name and first bytes.
+
+    An image of another kind under such a name is not.
+    """
+    return name.lower().endswith(RAW_SUFFIXES) and kind_of(start) in ("", "tiff")
 
 
 def wanting(kind: str) -> str:

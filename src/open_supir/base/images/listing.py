@@ -8,7 +8,7 @@ from pathlib import Path
 
 from open_supir.base.files import printable
 from open_supir.base.folders import LINKED, IsLeftOut, walk
-from open_supir.base.images.kinds import START_BYTES, kind_of, wanting
+from open_supir.base.images.kinds import DEVELOP, START_BYTES, is_raw, kind_of, wanting
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class ImageListing:
         said = []
         ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
         for suffix, count in ranked[:SHOWN_SUFFIXES]:
-            needed = wanting(KINDS.get(suffix, ""))
+            needed = DEVELOP if is_raw(suffix) else wanting(KINDS.get(suffix, ""))
             said.append(f"{printable(suffix)} {count}" + (f" ({needed})" if needed else ""))
         if len(left_out) > SHOWN_SUFFIXES:
             said.append(f"and {len(left_out) - SHOWN_SUFFIXES} more kinds")
@@ -126,9 +126,9 @@ def list_images(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         if not _is_image(path):
-            raise ValueError(
-                f"{path}: not an image file; known suffixes: {' '.join(IMAGE_SUFFIXES)}"
-            )
+            known = f"known suffixes: {' '.join(IMAGE_SUFFIXES)}"
+            hint = DEVELOP if is_raw(path.name) else known
+            raise ValueError(f"{path}: not an image file; {hint}")
         return [path]
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path}: a pipe or a device, not a file or folder")
@@ -168,6 +168,8 @@ def _why_not(path: Path) -> tuple[str, str]:
         return "library missing", needed
     if suffix in ARCHIVES:
         return "archive", "unpack it"
+    if is_raw(path.name):
+        return "not an image", f"{suffix}, {DEVELOP}"
     return "not an image", suffix or "no suffix"
 
 

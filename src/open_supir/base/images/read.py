@@ -16,6 +16,7 @@ from torch import Tensor
 
 from open_supir.base.images.colour import Intent, is_foreign, to_srgb
 from open_supir.base.images.decode import DECODE_ERRORS, FORMATS, CheckSize, decode
+from open_supir.base.images.kinds import DEVELOP, is_raw
 from open_supir.base.images.metadata import Metadata
 from open_supir.base.images.own_colours import OwnColours
 
@@ -205,6 +206,8 @@ def read_file_pixels(path: Path, max_pixels: int, intent: Intent = "perceptual")
         raise ValueError(f"may not be read ({_reason(error)})") from error
     except OSError as error:
         raise ValueError(f"cannot be read ({_reason(error)})") from error
+    if is_raw(path.name, data):
+        raise ValueError(f"cannot be read ({DEVELOP})")
     try:
         return read_pixels(data, check_size, intent=intent)
     except ValueError as error:
