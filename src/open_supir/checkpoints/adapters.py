@@ -1,18 +1,38 @@
-"""The LoRA layers that one-step training may add to the UNet, merged when restoring."""
+"""The LoRA layers that one-step training may add to the UNet, merged to restore or convert."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from open_supir.checkpoints.files import open_checkpoint
+from open_supir.checkpoints.files import Checkpoint, open_checkpoint
+from open_supir.checkpoints.loras import Change
 
 PREFIX, DOWN, UP = "network.unet.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
+def adapter_changes(checkpoint: Checkpoint) -> dict[str, Change]:
+    """Return what a training checkpoint adds to the UNet's weights, by their names; factor 1.
+
+    Raises:
+        KeyError: It holds no such layers.
+    """
+    layers = [key.removesuffix(DOWN) for key in checkpoint if key.endswith(DOWN)]
+    if not layers:
+        raise KeyError(
+            f"{checkpoint.path}: its recipe has LoRA layers on the UNet, but the file has none"
+        )
+    return {
+        f"{layer.removeprefix(PREFIX)}.weight": Change(
+            checkpoint, {"down": layer + DOWN, "up": layer + UP}, 1.0
+        )
+        for layer in layers
+    }
+
+
 @torch.no_grad()
 def merge_adapters(path: str | Path, unet: nn.Module) -> int:
-    """Add up times down to every weight that has both in a training checkpoint; factor 1.
+    """Add up times down to every weight that has both in a training checkpoint.
 
     Args:
         path: A training checkpoint; its averaged weights are used if present.
@@ -23,13 +43,8 @@ def merge_adapters(path: str | Path, unet: nn.Module) -> int:
     Raises:
         KeyError: The checkpoint holds no such layers.
     """
-    checkpoint = open_checkpoint(path, key="checkpoint")
-    names = [key for key in checkpoint if key.startswith(PREFIX) and key.endswith(DOWN)]
-    if not names:
-        raise KeyError(f"{path}: its recipe has LoRA layers on the UNet, but the file has none")
-    for key in names:
-        layer = key.removesuffix(DOWN)
-        change = checkpoint[layer + UP].float() @ checkpoint[key].float()
-        weight = unet.get_parameter(f"{layer.removeprefix(PREFIX)}.weight")
-        weight.copy_(weight.float() + change.to(weight.device))
-    return len(names)
+    changes = adapter_changes(open_checkpoint(path, key="checkpoint"))
+    for name, change in changes.items():
+        weight = unet.get_parameter(name)
+        weight.copy_(change(weight.float().cpu()))
+    return len(changes)

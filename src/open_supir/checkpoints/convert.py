@@ -11,6 +11,7 @@ from open_supir.base.dtypes import parse_dtype
 from open_supir.base.hashes import weights_sha256
 from open_supir.base.hub import is_named, named
 from open_supir.base.places import CONF, SHIPPED, located
+from open_supir.checkpoints.adapters import adapter_changes
 from open_supir.checkpoints.export import (
     SDXL_PARTS,
     SUPIR_PARTS,
@@ -23,7 +24,7 @@ from open_supir.checkpoints.files import open_checkpoint
 from open_supir.checkpoints.hub_folder import export_hub
 from open_supir.checkpoints.identify import refuse_unusable
 from open_supir.checkpoints.keymaps import PARTS
-from open_supir.checkpoints.loras import LoraFile, lora_files, with_loras
+from open_supir.checkpoints.loras import Change, LoraFile, MergedTensors, lora_files, with_loras
 from open_supir.checkpoints.parts import Contents, PartTensors, read_contents
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class MergedInput(NamedTuple):
     metadata: dict[str, str]  # the files' metadata
     # the base files recorded in a training checkpoint among them, by setting
     weights: dict[str, Any]
+    # LoRA layers of one-step training, by the UNet's weights
+    adapters: Mapping[str, Change]
 
 
 def convert(
@@ -86,7 +89,7 @@ def convert(
     if ENCODER in (settings["parts"] or holds) and "control" in given.parts:
         given = _with_encoder(given)
     base = _named_base(settings["base"] or given.weights.get("sdxl"))
-    is_whole = not settings["parts"] and base is None
+    is_whole = not settings["parts"] and (base is None or bool(given.adapters))
     if settings["format"] == "complete" or (settings["format"] == "hub" and is_whole):
         given = _with_base(given)
     given = _with_loras(given, lora_files(settings["loras"]))
@@ -97,6 +100,8 @@ def convert(
             f"the input holds the parts {', '.join(given.parts) or 'none'}; "
             f"format={settings['format']} needs {', '.join(lost or holds)}"
         )
+    if given.adapters:
+        given = _with_adapters(given, wanted)
     left = [part for part in given.parts if part not in wanted]
     if left:
         log.info("left out of %s: %s", output, ", ".join(left))
@@ -164,6 +169,19 @@ def _with_loras(given: MergedInput, loras: Sequence[LoraFile]) -> MergedInput:
     return given._replace(parts=merged.parts, metadata=given.metadata | words)
 
 
+def _with_adapters(given: MergedInput, wanted: Sequence[str]) -> MergedInput:
+    """Merge the LoRA layers of one-step training into the UNet."""
+    if {"control", "connector"} & set(wanted) and not set(SDXL_PARTS) <= set(wanted):
+        raise ValueError(
+            "the checkpoint has LoRA layers on the UNet (one_step.unet_lora), so its adaptor works "
+            "only with that UNet; write both: format=complete"
+        )
+    if "unet" not in wanted:
+        return given
+    changes = {name: [("", change)] for name, change in given.adapters.items()}
+    return _with(given, {"unet": MergedTensors(given.parts["unet"], changes)})
+
+
 def _with(given: MergedInput, added: Mapping[str, PartTensors]) -> MergedInput:
     parts = {**given.parts, **added}
     return given._replace(parts={part: parts[part] for part in PARTS if part in parts})
@@ -220,6 +238,7 @@ def _read(paths: Sequence[str]) -> MergedInput:
     parts: dict[str, PartTensors] = {}
     words: dict[str, str] = {}
     weights: dict[str, Any] = {}
+    adapters: dict[str, Change] = {}
     for path in paths:
         checkpoint = open_checkpoint(path, key="input")
         refuse_unusable(checkpoint, PARTS, key="input")
@@ -231,14 +250,13 @@ def _read(paths: Sequence[str]) -> MergedInput:
                 len(contents.unknown),
                 contents.unknown[0],
             )
-        parts |= contents.parts
         held = dict(checkpoint.metadata)
         recipe = json.loads(held.pop("recipe", "null")) or {}
+        if "control" in contents.parts:
+            adapters = adapter_changes(checkpoint) if recipe.get("unet_lora") else {}
         if recipe.get("unet_lora"):
-            raise ValueError(
-                f"{path}: it has LoRA layers on the UNet (one_step.unet_lora), which conversion "
-                "does not write; restore from the checkpoint itself"
-            )
+            contents.parts.pop("unet", None)  # the LoRA layers alone
+        parts |= contents.parts
         named = recipe.get("weights", {})
         prediction = recipe.get("architecture", {}).get("denoiser", {}).get("prediction", "eps")
         if "unet" in contents.parts and prediction != "eps":
@@ -253,14 +271,18 @@ def _read(paths: Sequence[str]) -> MergedInput:
         words = words | held if "control" in contents.parts else held | words
     own = ("format", "layout", "control", "connector")  # the writer sets these
     words = {key: value for key, value in words.items() if key not in own}
-    return MergedInput({part: parts[part] for part in PARTS if part in parts}, words, weights)
+    kept = {part: parts[part] for part in PARTS if part in parts}
+    return MergedInput(kept, words, weights, adapters)
 
 
 def _portable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without local paths; base files that ship with the code stay named."""
+    """Return a recipe without local paths; base files that ship with the code stay named.
+
+    Nor with LoRA layers on the UNet: they are merged.
+    """
     base = {key: str(recipe.get("weights", {}).get(key)) for key in ("sdxl", ENCODER)}
     ships = {key: path for key, path in base.items() if path.startswith(SHIPPED)}
-    kept = {key: value for key, value in recipe.items() if key not in OF_FILES}
+    kept = {key: value for key, value in recipe.items() if key not in (*OF_FILES, "unet_lora")}
     if ships:
         kept |= {"weights": ships, "fingerprints": recipe.get("fingerprints", {})}
     return kept
