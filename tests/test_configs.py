@@ -18,7 +18,8 @@ from open_supir.diffusion import SamplerSettings
 ROOT = Path(__file__).parents[1]
 CONF = str(ROOT / "conf")
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-COMMANDS = sorted(path.stem for path in (ROOT / "conf").glob("*.yaml") if path.stem != "train")
+NOT_COMMANDS = ("train", "model")  # needs an experiment; what several commands share
+COMMANDS = sorted({path.stem for path in (ROOT / "conf").glob("*.yaml")} - set(NOT_COMMANDS))
 GROUPS = sorted(
     f"{path.parent.name}={path.stem}"
     for path in (ROOT / "conf").glob("*/*.yaml")

@@ -14,7 +14,7 @@ from open_supir.base.cli import command, pick_device
 from open_supir.base.failures import message
 from open_supir.base.help import help_text
 from open_supir.data.storage import StorageError
-from tests.test_configs import CONF
+from tests.test_configs import COMMANDS
 
 Run = Callable[..., str]
 
@@ -201,9 +201,9 @@ def test_help_lists_a_commands_own_settings_one_a_line() -> None:
     assert not any(line.lstrip().startswith(("unet", "trainer", "experiment")) for line in lines)
 
 
-@pytest.mark.parametrize("path", sorted(Path(CONF).glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_command_has_help(path: Path) -> None:
-    text = help_text(path.stem, "What it does.")
+@pytest.mark.parametrize("name", [*COMMANDS, "train"])
+def test_every_command_has_help(name: str) -> None:
+    text = help_text(name, "What it does.")
     assert text.startswith("What it does.\n\nexamples:\n  python -m src.")
     settings = re.findall(r"^  (\w[\w.]*)=", text, re.M)
     assert len(settings) == len(set(settings)) > 3
@@ -214,3 +214,10 @@ def test_log_is_in_the_run_folder_that_is_named(run: Run, tmp_path: Path) -> Non
     run(refuses, *words, config="train")
     assert len(list((tmp_path / "my run=1/a_b").glob("*.log"))) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_help_of_the_page_has_no_settings_that_it_does_not_use() -> None:
+    """It shares a file with `src.restore`, which takes these."""
+    settings = re.findall(r"^  (\w[\w.]*)=", help_text("webui", "The page."), re.M)
+    assert settings[0] == "host" and {"checkpoint", "weights.sdxl", "options.scale"} < {*settings}
+    assert not {"input", "output", "overwrite", "dry_run", "sizes", "report"} & {*settings}

@@ -59,12 +59,12 @@ def _spread(group: str, option: str) -> list[str]:
 
 
 def _own(config_name: str) -> dict[str, Setting]:
-    """Return a command's settings by key, after those of the command that it builds on."""
-    settings: dict[str, Setting] = {}
+    """Return a command's settings by key, then those of the file that it builds on."""
+    settings = {s.key: s for s in read_settings(CONF / f"{config_name}.yaml")}
     for entry, _ in _defaults(CONF / f"{config_name}.yaml"):
         if isinstance(entry, str) and entry != "_self_":
-            settings |= _own(entry)
-    return settings | {s.key: s for s in read_settings(CONF / f"{config_name}.yaml")}
+            settings = settings | _own(entry) | settings  # its own first
+    return settings
 
 
 def _groups(config_name: str) -> dict[str, tuple[str, str]]:

@@ -63,7 +63,7 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     model = Model.find(**picked(cfg, *MODEL_SETTINGS), device=device)
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}
     for name in () if model.is_one_step else PRESETS:  # they have several steps
-        preset = compose("restore", overrides=[f"preset={name}", "input=x", "output=x"])
+        preset = compose("model", overrides=[f"preset={name}"])
         presets[name] = model.options(plain(preset.sampler), plain(preset.options))
     captioner = cached(instantiate(cfg.captioner, _convert_="all"), cfg.caption_cache)
     restorer = model.load(presets[OWN], captioner=captioner, device=device)
