@@ -1,6 +1,5 @@
 """The ladder of what is given up for want of memory, and the restorer on it."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -188,28 +187,3 @@ def test_estimated_norms_are_told_and_not_called_exact(restorer: Restorer) -> No
     said = [result.options.described()["vae_tile_norms"] for result in (exact, estimated)]
     assert said == ["exact", "estimated"]
     assert not torch.equal(estimated.cleaned, exact.cleaned)
-
-
-def test_offload_holds_one_part_at_a_time(
-    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moves: list[tuple[str, str]] = []
-    names = ("conditioner", "vae", "robust_encoder", "network")
-    for name in names:
-        part = getattr(restorer, name)
-        to = part.to
-
-        def record(place, *args, name=name, to=to):
-            moves.append((name, str(place)))
-            return to("cpu")
-
-        monkeypatch.setattr(part, "to", record)
-    restorer.device = torch.device("cpu:0")  # a device of another name than where parts are parked
-    restorer(IMAGE, offload=True, sampler=dataclasses.replace(restorer.options.sampler, tau=4.0))
-    assert moves[:4] == [(name, "cpu") for name in names]  # all parked first
-    order = [name for name, place in moves if place == "cpu:0"]
-    assert order == ["robust_encoder", "vae", "conditioner", "vae", "network", "vae"]
-    resident: set[str] = set()
-    for name, place in moves:
-        resident = resident | {name} if place == "cpu:0" else resident - {name}
-        assert len(resident) <= 1

@@ -20,6 +20,7 @@ class Loadable:
     """What `Restorer` can be made from."""
 
     network: ControlledUNet
+    device: torch.device
 
     @classmethod
     def from_checkpoint(
@@ -65,7 +66,8 @@ class Loadable:
         if quantize is not None:
             from open_supir.inference.quantization import quantize_weights
 
-            quantize_weights(restorer.network.unet, quantize)
+            unet = restorer.network.unet.to(restorer.device)  # offload has it on the CPU
+            quantize_weights(unet, quantize)
         return restorer
 
     @classmethod

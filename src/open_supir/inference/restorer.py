@@ -5,8 +5,8 @@ Shapes: H W image size, h w latent size. Images are in [0, 1] at the interface, 
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from open_supir.inference.color_fix import COLOR_FIXES
 from open_supir.inference.grain import with_grain
 from open_supir.inference.loading import Loadable
 from open_supir.inference.memory import Rung, fit, is_out_of_memory, step_down
+from open_supir.inference.offload import park, visiting
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.pixels import (
     check_finite,
@@ -89,10 +90,11 @@ class Restorer(Loadable):
         self.options = replace(options or RestoreOptions(), **changes)
         self.device = torch.device(device)
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-        self.network = network.to(self.device, dtype).eval()
-        self.conditioner = conditioner.to(self.device, dtype).eval()
-        self.vae = vae.to(self.device, vae_dtype).eval()
-        self.robust_encoder = robust_encoder.to(self.device, vae_dtype).eval()
+        place = torch.device("cpu") if self.options.offload else self.device
+        self.network = network.to(place, dtype).eval()
+        self.conditioner = conditioner.to(place, dtype).eval()
+        self.vae = vae.to(place, vae_dtype).eval()
+        self.robust_encoder = robust_encoder.to(place, vae_dtype).eval()
         self.denoiser = denoiser
         self.captioner = captioner or NoCaptioner()
         self.latent_factor = latent_factor or vae.downsampling
@@ -108,8 +110,9 @@ class Restorer(Loadable):
     def clean(self, image: Tensor, *, robust: bool = True) -> Tensor:
         """Encode and decode an image (1, 3, H, W) in [0, 1] with the robust or ordinary encoder."""
         padded, inner = pad_to_multiple(image.to(self.device), self.multiple)
-        encode = self.robust_encoder if robust else self.vae.encode
-        decoded = self.vae.decode(encode(to_signed(padded)))
+        with visiting(self.robust_encoder, self.device), visiting(self.vae, self.device):
+            encode = self.robust_encoder if robust else self.vae.encode
+            decoded = self.vae.decode(encode(to_signed(padded)))
         check_finite(decoded, "the cleaned image")
         return to_unit(crop_to(decoded, inner)).to(image.device)
 
@@ -123,8 +126,7 @@ class Restorer(Loadable):
         if scale < 1:
             size = [max(1, round(side * scale)) for side in denoised.shape[-2:]]
             denoised = nn.functional.interpolate(denoised, size=size, mode="area")
-        kept = next((p.device for p in self.vae.parameters()), self.device)
-        with self._at_work(replace(self.options, offload=kept != self.device), self.vae):
+        with visiting(self.vae, self.device):
             return to_unit(self.vae.decode(denoised.to(self.device)))[0].cpu()
 
     @torch.no_grad()
@@ -372,18 +374,12 @@ class Restorer(Loadable):
 
     def _place(self, options: RestoreOptions) -> None:
         """Move all parts to where they are kept: the device, or the CPU with offload."""
-        place = torch.device("cpu") if options.offload else self.device
         for part in (self.conditioner, self.vae, self.robust_encoder, self.network):
-            part.to(place)
+            if options.offload:
+                park(part, self.device)
+            else:
+                part.to(self.device)
 
-    @contextmanager
-    def _at_work(self, options: RestoreOptions, part: nn.Module) -> Iterator[None]:
-        """With offload, keep `part` on the device only inside the block."""
-        if not options.offload:
-            yield
-            return
-        part.to(self.device)
-        try:
-            yield
-        finally:
-            part.to("cpu")
+    def _at_work(self, options: RestoreOptions, part: nn.Module) -> AbstractContextManager[None]:
+        """With offload, have `part` on the device only inside the block."""
+        return visiting(part, self.device) if options.offload else nullcontext()
