@@ -31,7 +31,7 @@ from open_supir.inference import Restorer
 from open_supir.inference.memory import UNET_VALUES, VAE_TILE, VAE_VALUES
 from open_supir.inference.quantization import linear_share
 from open_supir.networks import AutoencoderKL, ControlledUNet, RobustEncoder
-from open_supir.networks.tiled_vae import KEPT
+from open_supir.networks.tiled_vae import HOST, KEPT
 
 ROOT = Path(__file__).parents[1]
 STEPS = 50
@@ -232,17 +232,21 @@ def fast_settings(steps: int) -> SamplerSettings:
 
 
 def tiled_values(vae: AutoencoderKL, side: int) -> float:
-    """Return how many values a decode in tiles holds at once: kept ones and those of a tile."""
+    """Return how many values a decode in tiles holds at once on a GPU: kept ones, two bands of
+    them, and those of a tile of half the side.
+    """
     levels: list[Any] = list(vae.decoder.up)
     most, source = VAE_VALUES * vae.decoder.conv_in.out_channels * (side // 8) ** 2, 0  # the middle
+    tile, room = VAE_TILE // 2, KEPT * VAE_TILE**2
     for number, level in reversed(list(enumerate(levels))):
         width, factor = level.block[0].conv1.out_channels, 4**number
-        whole, work = width * side**2 / factor, VAE_VALUES * width * VAE_TILE**2 / factor
-        if whole <= KEPT * VAE_TILE**2:  # of a block's input and output
-            most, source = max(most, 2 * whole + work), whole
-        else:  # together with all that follows
+        whole = width * side**2 / factor
+        if whole > room * (HOST if number else 1):  # together with all that follows
             ch = levels[0].block[0].conv1.out_channels
-            return max(most, source + VAE_VALUES * ch * (VAE_TILE + 2 * HALO) ** 2)
+            return max(most, source + VAE_VALUES * ch * (tile + 2 * HALO) ** 2)
+        source = whole if whole <= room else 0  # else on the host
+        moving = 2 * width * tile * side + VAE_VALUES * width * tile**2
+        most = max(most, source + moving / factor)
     return most
 
 

@@ -149,6 +149,54 @@ def test_what_is_kept_between_blocks_changes_nothing(monkeypatch: pytest.MonkeyP
 
 
 @torch.no_grad()
+def test_what_waits_on_the_host_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is kept, in the layout that it has beside a GPU, against the untiled result."""
+    vae, z = _vae(), _uneven(2, 4, 17, 23)
+    image, run, hosts = _uneven(2, 3, 136, 184), module._Sweep.run, []
+
+    def on_host(sweep: module._Sweep, *, on_host: bool) -> module.Canvas:
+        hosts.append(run(sweep, on_host=True))
+        return hosts[-1]
+
+    monkeypatch.setattr(module._Sweep, "run", on_host)
+    assert _error(decode_tiled(vae, z, TILES), vae.decode(z)) < 1e-5
+    assert _error(encode_tiled(vae, image, TILES).mean, vae.posterior(image).mean) < 1e-5
+    assert sum(canvas.on_host for canvas in hosts) > 10
+
+
+@torch.no_grad()
+def test_a_canvas_drops_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a result is complete, no band of what it was made from is left."""
+    bands, run = [], module._Sweep.run
+
+    def noted(sweep: module._Sweep, *, on_host: bool) -> module.Canvas:
+        made = run(sweep, on_host=on_host)
+        bands.append((len(sweep.source.bands), len(made.bands)))
+        return made
+
+    monkeypatch.setattr(module._Sweep, "run", noted)
+    decode_tiled(_vae(), _uneven(1, 4, 40, 17), TILES)
+    # 40 latent pixels in tiles of 8; halved for the last norm and convolution, which overlap by 1
+    assert bands == [(0, 5)] * 12 + [(0, 10)]
+
+
+@torch.no_grad()
+def test_windows_leave_all_else_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that adds nothing: the rest is that of the whole, in parts or in one sweep."""
+    vae, z = _vae(), _uneven(1, 4, 20, 12)
+    image = _uneven(1, 3, 160, 96)
+    monkeypatch.setattr(module.AttnBlock, "attend", lambda block, normed: torch.zeros_like(normed))
+    local, counts, parts = VaeTiles(tile=64, attention_tokens=64), [], module._parts
+    monkeypatch.setattr(module, "_parts", lambda *a, **k: counts.append(p := parts(*a, **k)) or p)
+    for kept in (0, 10**6):
+        monkeypatch.setattr(module, "KEPT", kept)
+        assert _error(decode_tiled(vae, z, local), vae.decode(z)) < 1e-5
+        assert _error(encode_tiled(vae, image, local).mean, vae.posterior(image).mean) < 1e-5
+    # the middle's three units and those of the levels; the last ones with norm and convolutions
+    assert [len(p) for p in counts] == [1, 1, 3 + 12 + 1, 8 + 3 + 1]
+
+
+@torch.no_grad()
 def test_low_precision_is_no_worse_in_tiles() -> None:
     """bfloat16 against float32: the tiles' norms round input and output only, as the plain ones."""
     vae, z = _vae(), _uneven(1, 4, 16, 16)

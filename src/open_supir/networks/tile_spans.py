@@ -26,6 +26,11 @@ class Span:
         first, last = self.core_start - self.start, self.core_stop - self.start
         return slice(first * side // read, last * side // read)
 
+    def is_near(self, other: "Span") -> bool:
+        """Return whether the other's output, with its ramp, touches this one's own share."""
+        start, stop = other.core_start - other.ramp, other.core_stop + other.ramp
+        return start < self.core_stop and self.core_start < stop
+
     def profile(self, scaled: Callable[[int], int], device: torch.device) -> Tensor:
         """Return the weights of the tile's output; those of all tiles sum to 1 everywhere.
 

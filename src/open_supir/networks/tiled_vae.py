@@ -15,14 +15,17 @@ Shapes: B batch, H W image size, h w latent size.
 """
 
 import math
+import operator
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from open_supir.networks.tile_canvas import Canvas, joined
 from open_supir.networks.tile_spans import Span, spans
 from open_supir.networks.tiled_norms import Gathered, replace_norms
 from open_supir.networks.vae import (
@@ -30,6 +33,7 @@ from open_supir.networks.vae import (
     AutoencoderKL,
     DiagonalGaussian,
     Level,
+    Middle,
     Resampling,
     ResnetBlock,
     RobustEncoder,
@@ -44,6 +48,8 @@ MAX_TOKENS_GPU = 2**20
 WINDOW = 64
 TileNorms = Literal["exact", "estimated"]
 KEPT = 2**10  # values of kept activations per pixel of a tile: 2 GiB in bfloat16 for tiles of 1024
+HOST = 4  # times as many may be kept on the host of a GPU
+THIN = 32  # a tile's side at least, in widths of what it overlaps, to be halved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +107,13 @@ def encode_tiled(
     height, width = (side // factor for side in image.shape[-2:])
     tail = [encoder.mid, encoder.norm_out, nn.SiLU(), encoder.conv_out, part.quant_conv]
     head = [encoder.conv_in, *encoder.down]
-    image = image.to(device=weight.device, dtype=weight.dtype)
+    canvas = Canvas.of(image.to(device=weight.device, dtype=weight.dtype))
     if tiles.sees_all(height * width, weight.device):
-        out = _swept(head, image, tiles, tile=tiles.tile)
-        for module in tail:
-            out = module(out)
+        out = _swept(head, canvas, tiles, tile=tiles.tile)
+        for unit in [unit for module in tail for unit in _units(module)]:
+            out = unit(out)
     else:
-        out = _swept(head + tail, image, tiles, tile=tiles.tile, window=tiles.window)
+        out = _swept(head + tail, canvas, tiles, tile=tiles.tile, window=tiles.window)
     return DiagonalGaussian.from_moments(out)
 
 
@@ -122,57 +128,93 @@ def decode_tiled(
     tail = [*reversed(decoder.up), decoder.norm_out, nn.SiLU(), decoder.conv_out]
     tile = -(-tiles.tile // vae.downsampling)
     if tiles.sees_all(z.shape[-2] * z.shape[-1], weight.device):
-        for module in head:
-            z = module(z)
-        out = _swept(tail, z, tiles, tile=tile)
+        for unit in [unit for module in head for unit in _units(module)]:
+            z = unit(z)
+        canvas = Canvas.of(z)
+        del z
+        out = _swept(tail, canvas, tiles, tile=tile)
     else:
-        out = _swept(head + tail, z, tiles, tile=tile, window=tiles.window)
+        out = _swept(head + tail, Canvas.of(z), tiles, tile=tile, window=tiles.window)
     return out.to(out_device, torch.float32)
 
 
 def _swept(
-    modules: list[nn.Module], x: Tensor, tiles: VaeTiles, *, tile: int, window: int | None = None
+    modules: list[nn.Module],
+    canvas: Canvas,
+    tiles: VaeTiles,
+    *,
+    tile: int,
+    window: int | None = None,
 ) -> Tensor:
-    """Apply modules to a canvas in tiles of that side; see `_Sweep`."""
-    estimates, most = tiles.norms == "estimated", tiles.tile**2 * KEPT
-    is_one = estimates or window is not None
-    for part in [modules] if is_one else _parts(modules, x, most=most):
-        sweep = _Sweep(part, x, tile=tile, estimates=estimates, window=window)
-        x = sweep.run()
+    """Apply modules to a canvas, whose bands are dropped, in tiles of that side; see `_Sweep`."""
+    is_one = tiles.norms == "estimated" or max(canvas.height, canvas.width) <= tile
+    parts = [_Part(modules)] if is_one else _parts(modules, canvas, tile=tiles.tile)
+    for part in parts:
+        has_attention = any(isinstance(m, AttnBlock) for unit in part.units for m in unit.modules())
+        sweep = _Sweep(
+            part.units,
+            canvas,
+            tile=tile,
+            may_halve=not is_one,
+            estimates=tiles.norms == "estimated",
+            window=window if has_attention else None,
+        )
+        canvas = sweep.run(on_host=part.on_host)
         tile = sweep.scaled(tile)
-    return x
+    return canvas.whole()
 
 
-def _parts(modules: list[nn.Module], x: Tensor, *, most: int) -> list[list[nn.Module]]:
-    """Split a chain where what is kept has at most `most` values.
+@dataclass
+class _Part:
+    """Units of a chain whose result is kept whole, on the host or on the device."""
+
+    units: list[nn.Module]
+    on_host: bool = False
+
+
+def _parts(modules: list[nn.Module], source: Canvas, *, tile: int) -> list[_Part]:
+    """Split a chain where its result may be kept, for tiles of that side in the image.
 
     Statistics of a norm take everything again since its part's start. Without norms there is
     nothing to be saved.
     """
     if not any(isinstance(m, nn.GroupNorm) for module in modules for m in module.modules()):
-        return [modules]
+        return [_Part(modules)]
     units = [unit for module in modules for unit in _units(module)]
-    parts, part, pixels = [], list[nn.Module](), x.shape[0] * x.shape[-2] * x.shape[-1]
-    for unit, then in zip(units, [*units[1:], None], strict=True):
+    sizes = list(accumulate(map(_growth, units), operator.mul, initial=source.pixels))
+    most, parts, part = KEPT * tile**2, list[_Part](), list[nn.Module]()
+    for unit, then, size in zip(units, [*units[1:], None], sizes[1:], strict=True):
         part.append(unit)
+        values = size * _width(unit)
+        # at the image's resolution, computing again is faster than to the host and back
+        room = HOST * most if source.device.type == "cuda" and size < max(sizes) else most
         is_smaller_later = isinstance(then, Resampling) and then.down
-        if isinstance(unit, ResnetBlock):
-            values = pixels * unit.conv2.out_channels
-        elif isinstance(unit, Resampling):
-            pixels = pixels // 4 if unit.down else pixels * 4
-            values = pixels * unit.conv.out_channels if unit.down else most + 1  # was smaller
-        else:
-            values = most + 1
-        if then is None or (values <= most and not is_smaller_later):
-            parts.append(part)
+        if then is None or (0 < values <= room and not is_smaller_later):
+            parts.append(_Part(part, on_host=then is not None and values > most))
             part = []
     return parts
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, Middle):
+        return [module.block_1, module.attn_1, module.block_2]
     if not isinstance(module, Level):
         return [module]
     return [*module.block, *(m for m in (module.downsample, module.upsample) if m is not None)]
+
+
+def _growth(unit: nn.Module) -> float:
+    """Return the number of pixels that one becomes."""
+    return 1 if not isinstance(unit, Resampling) else 0.25 if unit.down else 4
+
+
+def _width(unit: nn.Module) -> int:
+    """Return the channels of a result that may be kept; 0 if it was smaller or will be soon."""
+    if isinstance(unit, ResnetBlock):
+        return unit.conv2.out_channels
+    if isinstance(unit, AttnBlock):
+        return unit.proj_out.out_channels
+    return unit.conv.out_channels if isinstance(unit, Resampling) and unit.down else 0
 
 
 class _Sweep:
@@ -180,16 +222,17 @@ class _Sweep:
 
     Works on a copy of the modules that shares their weights, so that the gathered statistics belong
     to this call alone. The source is where the modules are; sides and positions are in its pixels.
-    With a `window`, attention sees squares of that side. If it `estimates`, the statistics are
-    those of the reduced source.
+    Tiles are halved, where allowed, if they hardly overlap even then. With a `window`, attention
+    sees squares of that side. If it `estimates`, the statistics are those of the reduced source.
     """
 
     def __init__(
         self,
         modules: list[nn.Module],
-        source: Tensor,
+        source: Canvas,
         *,
         tile: int,
+        may_halve: bool,
         estimates: bool,
         window: int | None,
     ) -> None:
@@ -204,39 +247,48 @@ class _Sweep:
         self.zoom_in, self.zoom_out = 2 ** resampled.count(False), 2 ** resampled.count(True)
         multiple = self.zoom_out
         halo = math.ceil(_reach(chain) / multiple) * multiple
+        if may_halve and window is None and tile >= 2 * THIN * halo:
+            tile //= 2
         tile = math.ceil(tile / multiple) * multiple
         # without whole attention, neighbours differ and have to be blended
         self.ramp = 0 if window is None else math.ceil(tile / 8 / multiple) * multiple
-        height, width = source.shape[-2:]
-        self.rows = spans(height, tile, halo=halo, ramp=self.ramp, multiple=multiple)
-        self.columns = spans(width, tile, halo=halo, ramp=self.ramp, multiple=multiple)
+        self.rows, self.columns = (
+            spans(side, tile, halo=halo, ramp=self.ramp, multiple=multiple)
+            for side in (source.height, source.width)
+        )
 
-    def run(self) -> Tensor:
-        """Return the chain's output for the whole canvas."""
+    def run(self, *, on_host: bool = False) -> Canvas:
+        """Return the chain's output for the whole canvas, whose bands are dropped on the way."""
         if len(self.rows) * len(self.columns) == 1:
-            return self.chain(self.source)
+            return Canvas.of(self.chain(self.source.whole()))
         if self.estimates:
             self._estimate()
         else:
             self._gather()
-        out = torch.empty(0)
-        for number, (row, column, crop) in enumerate(self._crops()):
-            tile = self.chain(crop)
-            if number == 0:
-                size = [self.scaled(side) for side in self.source.shape[-2:]]
-                out = tile.new_zeros(*tile.shape[:2], *size)
-            self._put(out, tile, row, column)
+        source, bands = self.source, dict[Span, Tensor]()
+        size = (source.batch, self.scaled(source.height), self.scaled(source.width))
+        out = Canvas(size, source.device, on_host=on_host)
+        for number, row in enumerate(self.rows):
+            for column, crop in self._crops(row):
+                self._put(bands, self.chain(crop), row, column)
+                del crop
+            later = self.rows[number + 1 :]
+            source.keep(later)
+            for span in list(bands):
+                if not any(span.is_near(other) for other in later):
+                    out.add(self.scaled(span.core_start), bands.pop(span))
         return out
 
     def _gather(self) -> None:
         """Take the statistics of all tiles, one norm after another."""
         for norm in self.norms:
-            for row, column, crop in self._crops():
-                norm.core = (row, column)
-                try:
-                    self.chain(crop)
-                except Gathered:
-                    continue
+            for row in self.rows:
+                for column, crop in self._crops(row):
+                    norm.core = (row, column)
+                    try:
+                        self.chain(crop)
+                    except Gathered:
+                        continue
             norm.finish()
 
     def _estimate(self) -> None:
@@ -244,36 +296,48 @@ class _Sweep:
 
         Pixels are left out, not averaged, which would take away variance.
         """
-        area = math.prod(self.source.shape[-2:])
+        source = self.source.whole()
+        area = math.prod(source.shape[-2:])
         size = [
             math.ceil(side * self.tile / area**0.5 / self.zoom_out) * self.zoom_out
-            for side in self.source.shape[-2:]
+            for side in source.shape[-2:]
         ]
         for norm in self.norms:
             norm.is_model = True
-        self.chain(nn.functional.interpolate(self.source, size=size, mode="nearest-exact"))
+        self.chain(nn.functional.interpolate(source, size=size, mode="nearest-exact"))
 
-    def _crops(self) -> Iterator[tuple[Span, Span, Tensor]]:
-        for row in self.rows:
-            for column in self.columns:
-                crop = self.source[..., row.start : row.stop, column.start : column.stop]
-                yield row, column, crop
+    def _crops(self, row: Span) -> Iterator[tuple[Span, Tensor]]:
+        pieces = self.source.rows(row.start, row.stop)
+        for column in self.columns:
+            yield column, joined(pieces, slice(column.start, column.stop))
 
-    def _put(self, out: Tensor, tile: Tensor, row: Span, column: Span) -> None:
-        """Write a tile's own share into the output; with a ramp, add it blended."""
+    def _put(self, bands: dict[Span, Tensor], tile: Tensor, row: Span, column: Span) -> None:
+        """Write a tile's own share into its band; with a ramp, add it blended to all it touches."""
+        y, x = (self.scaled(span.start) for span in (row, column))
         if self.ramp == 0:
-            place = [
-                slice(self.scaled(s.core_start), self.scaled(s.core_stop)) for s in (row, column)
-            ]
+            band = self._band(bands, row, tile)
             own = [
                 s.own_share(side) for s, side in zip((row, column), tile.shape[-2:], strict=True)
             ]
-            out[..., *place] = tile[..., *own]
+            place = slice(self.scaled(column.core_start), self.scaled(column.core_stop))
+            band[..., place] = tile[..., *own]
             return
-        y, x = (self.scaled(span.start) for span in (row, column))
         profiles = (span.profile(self.scaled, tile.device) for span in (row, column))
         weight = torch.outer(*profiles).to(tile.dtype)
-        out[..., y : y + tile.shape[-2], x : x + tile.shape[-1]].addcmul_(tile, weight)
+        for other in self.rows:
+            start, stop = (self.scaled(edge) for edge in (other.core_start, other.core_stop))
+            first, last = max(y, start), min(y + tile.shape[-2], stop)
+            if other.is_near(row) and first < last:
+                band = self._band(bands, other, tile)
+                place = band[..., first - start : last - start, x : x + tile.shape[-1]]
+                place.addcmul_(tile[..., first - y : last - y, :], weight[first - y : last - y])
+
+    def _band(self, bands: dict[Span, Tensor], row: Span, tile: Tensor) -> Tensor:
+        """Return a row's band of the output, zeros at first."""
+        if row not in bands:
+            height = self.scaled(row.core_stop) - self.scaled(row.core_start)
+            bands[row] = tile.new_zeros(*tile.shape[:2], height, self.scaled(self.source.width))
+        return bands[row]
 
     def scaled(self, position: int) -> int:
         """Return a position of the source in the output."""

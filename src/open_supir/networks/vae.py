@@ -81,13 +81,16 @@ class AttnBlock(nn.Module):
 
     def attend(self, normed: Tensor) -> Tensor:
         """Return the residual to add to the input, from the normed input (B, C, h, w)."""
-        q, k, v = (
-            rearrange(to(normed), "b c h w -> b 1 (h w) c") for to in (self.q, self.k, self.v)
+        out = F.scaled_dot_product_attention(  # its inputs are freed with the call
+            self._tokens(self.q(normed)), self._tokens(self.k(normed)), self._tokens(self.v(normed))
         )
-        if q.shape[2] >= MANY_TOKENS:  # strided inputs would hold every pair of pixels at once
-            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        out = F.scaled_dot_product_attention(q, k, v)
         return self.proj_out(rearrange(out, "b 1 (h w) c -> b c h w", h=normed.shape[2]))
+
+    @staticmethod
+    def _tokens(x: Tensor) -> Tensor:
+        tokens = rearrange(x, "b c h w -> b 1 (h w) c")
+        # many strided ones would hold every pair of pixels at once
+        return tokens.contiguous() if tokens.shape[2] >= MANY_TOKENS else tokens
 
 
 class Resampling(nn.Module):
