@@ -68,4 +68,4 @@ def test_what_is_too_large_for_the_device_waits_on_the_host() -> None:
     phases = _counted(VaeTiles(tile=256), (1280, 1024), SHALLOW)
     tiled = phases["decode tiled"]
     assert tiled.flops / phases["decode"].flops < 2.5 and tiled.waits.total() == 0
-    assert set(tiled.copies) == {"pinned", "to pinned memory"}
+    assert set(tiled.copies) == {"pinned", "to the host"}
