@@ -15,8 +15,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from open_supir.commands.train import rehearse
 from open_supir.rehearsal.counted import count_training
-from open_supir.rehearsal.dry_run import check_rehearsable, chosen_micro_batch
+from open_supir.rehearsal.dry_run import chosen_micro_batch
 from open_supir.rehearsal.training import TrainingPlan
 from open_supir.rehearsal.training_report import parameters
 from open_supir.training.flops import step_flops
@@ -116,10 +117,27 @@ def test_no_run_folder_is_left(tiny: dict[str, Any], tiny_folder: Path) -> None:
     assert sorted(path.name for path in tiny_folder.iterdir()) == ["report.json"]
 
 
-def test_other_stages_are_refused() -> None:
-    config = {"name": "vae", "module": {"_target_": "open_supir.training.VAEModule"}}
+@pytest.mark.parametrize("experiment", ["prior", "one_step"])
+def test_other_stages_are_rehearsed_too(tmp_path: Path, experiment: str) -> None:
+    """Held: AdamW's averages of what is trained, discriminator included, and gradients, which stay
+    between micro-batches.
+    """
+    words = ("optim.kind=adamw", "data.micro_batch=2")
+    report = dry_run(tmp_path, f"experiment={experiment}", *words)
+    if report["how"] != "simulated":
+        pytest.skip(report["how"])
+    parts = report["parameters"]
+    trained = sum(part["trained"] for part in parts.values())
+    assert (parts.get("discriminator", {}).get("trained", 0) > 0) == (experiment == "one_step")
+    state = report["resident"] - report["static"]
+    assert 12 * trained < state < 1.02 * 12 * trained + 8e6  # and the degradation's tables
+    assert {name: p["waits"] for name, p in report["later"].items() if p["waits"]} == {}
+
+
+def test_an_autoencoders_training_is_refused() -> None:
     with pytest.raises(ValueError, match="experiment=vae"):
-        check_rehearsable(config)
+        cfg = composed("train", "experiment=vae", "run_dir=x")
+        rehearse(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
 
 
 @pytest.mark.slow

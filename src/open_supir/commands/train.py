@@ -12,9 +12,8 @@ from open_supir.base.options import choices
 from open_supir.base.run_folders import read_config, remove_empty_run, run_folder
 from open_supir.data.datamodule import RestorationDataModule
 from open_supir.rehearsal.dry_run import (
-    check_rehearsable,
     dry_run_training,
-    is_rehearsable,
+    is_counted,
     micro_batch_for,
 )
 from open_supir.training.base_weights import check_files, load_base_weights, pick_inputs
@@ -41,11 +40,34 @@ def main(cfg: DictConfig) -> float | None:
 def rehearse(cfg: DictConfig) -> None:
     """Print what the run would cost; needs no weights, data or GPU."""
     check_settings(plain(cfg))
-    check_rehearsable(plain(cfg))
+    if cfg.stage == "vae":
+        raise ValueError(f"dry_run=true does not rehearse experiment={cfg.name}, an autoencoder's")
+    left_out = without_files(cfg)
     try:
-        print(dry_run_training(on_meta(cfg), plain(cfg)))
+        print(dry_run_training(on_meta(cfg), plain(cfg), left_out))
     finally:
         remove_empty_run(Path(cfg.run_dir), Path(cfg.runs_dir))
+
+
+def without_files(cfg: DictConfig) -> list[str]:
+    """Change a one-step run so that it needs no weight files; returns what is not rehearsed.
+
+    Raises:
+        ValueError: LoRA layers are to be trained, which are added to loaded weights.
+    """
+    if "one_step" not in cfg:
+        return []
+    if cfg.one_step.unet_lora is not None:
+        raise ValueError("dry_run=true does not rehearse one_step.unet_lora; leave it out")
+    if cfg.one_step.sigma is None:
+        cfg.one_step.sigma = 0.2  # training measures it; costs do not depend on it
+    cfg.module.scores = None  # of validation
+    if "weights" in cfg.discriminator:
+        cfg.discriminator.weights = None
+    if cfg.perceptual.distance is None:
+        return []
+    cfg.perceptual.distance = None
+    return ["LPIPS needs its weight files; the distance of the encoder's features stands in for it"]
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -92,7 +114,7 @@ def build(
     parts = {"callbacks": [*extra, *callbacks], "logger": loggers}
     trainer: pl.Trainer = instantiate(cfg.trainer, **parts, _convert_="all")
     on_gpu = trainer.strategy.root_device.type == "cuda"
-    if on_gpu and data.micro_batch is None and is_rehearsable(plain(cfg)):
+    if on_gpu and data.micro_batch is None and is_counted(plain(cfg)):
         ranks = trainer.num_devices * trainer.num_nodes  # world_size is not known before fit
         data.micro_batch = micro_batch_for(on_meta(cfg), plain(cfg), ranks=ranks)
     make_ready(module, data, trainer, **picked(cfg, "channels_last", "checkpointing", "compile"))

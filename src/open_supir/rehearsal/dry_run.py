@@ -1,7 +1,7 @@
 """The dry run of `src.train`: settings in, tables and a report file out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,33 +24,23 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16,
             "16-mixed": torch.float16, "16": torch.float16}  # fmt: skip
 
 
-def check_rehearsable(config: Mapping[str, Any]) -> None:
-    """Check that a run's experiment can be rehearsed, before its module is built.
-
-    Raises:
-        ValueError: It has a discriminator, or trains a prior of its own.
-    """
-    if not is_rehearsable(config):
-        name = str(config["module"]["_target_"]).rpartition(".")[2]
-        raise ValueError(
-            f"dry_run=true rehearses stages 1 and 2, not experiment={config['name']} ({name}); "
-            "benchmarks/one_step_cost.py counts the one-step stage"
-        )
-
-
-def is_rehearsable(config: Mapping[str, Any]) -> bool:
-    """Return whether a run is of stage 1 or 2."""
+def is_counted(config: Mapping[str, Any]) -> bool:
+    """Return whether a run is of stage 1 or 2, which can be counted on meta."""
     name = str(config["module"]["_target_"]).rpartition(".")[2]
     return name not in ("OneStepModule", "PriorModule", "VAEModule")
 
 
-def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
+def dry_run_training(
+    module: TrainedParts, config: Mapping[str, Any], left_out: Sequence[str] = ()
+) -> str:
     """Rehearse a run; returns tables, and writes the file that `report` names.
 
     Args:
         module: Built on meta.
         config: Of the run. A micro-batch that is left open is the largest that fits
-            `device_memory`, or the largest card known.
+            `device_memory`, or the largest card known; the whole share in other stages than 1
+            and 2.
+        left_out: What is not rehearsed, and what stands for it.
 
     Raises:
         ValueError: The global batch cannot be split so, a card is unknown, or `mfu` is no share.
@@ -75,8 +65,9 @@ def dry_run_training(module: TrainedParts, config: Mapping[str, Any]) -> str:
         device_memory=memory,
         mfu=config["mfu"],
     )
+    report["left_out"] = list(left_out)
     write_report(report, config["report"])
-    return training_tables(report)
+    return "\n\n".join([training_tables(report), *(f"Not rehearsed: {w}." for w in left_out)])
 
 
 def micro_batch_for(module: TrainedParts, config: Mapping[str, Any], *, ranks: int) -> int:
@@ -104,7 +95,7 @@ def chosen_micro_batch(
     """
     data, accumulated = config["data"], config["trainer"]["accumulate_grad_batches"]
     share = max(1, data["global_batch"] // ranks)
-    if data["micro_batch"] or accumulated > 1:
+    if data["micro_batch"] or accumulated > 1 or not is_counted(config):
         return data["micro_batch"] or max(1, share // accumulated)
     plan, kinds = plan_of(config, micro_batch=1), kinds_of(config)
     return fitting_micro_batch(module, plan, share=share, ranks=ranks, memory=memory, **kinds)

@@ -4,12 +4,13 @@ The first step allocates the optimiser's state; later ones find it there.
 """
 
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from open_supir.networks import Conditioner
@@ -17,8 +18,9 @@ from open_supir.networks.conditioner import tokenize
 from open_supir.networks.switches import Checkpointing, checkpoint_activations
 from open_supir.rehearsal.device import replaced
 from open_supir.rehearsal.meter import Meter, Phase
-from open_supir.training.optim import build_optimizer
+from open_supir.training.optim import OptimSettings, build_optimizer
 from open_supir.training.trained_parts import TrainedParts
+from open_supir.training.two_optimizers import PREFIX, TwoOptimizers
 from open_supir.training.verdict import Verdict, judge, parts_of
 
 CAPTION = "a photograph of a street, with several people who walk past shops on a rainy evening"
@@ -76,13 +78,13 @@ def rehearse_training(module: TrainedParts, plan: TrainingPlan) -> TrainingCost:
             if hasattr(method, name):
                 stack.enter_context(_counted(method, name, meter, "degrade"))
         stack.enter_context(_counted(Conditioner, "forward", meter, "text"))
-        optim = module.optim  # 8-bit state is a library's own; here it has float32
-        optim = replace(optim, kind="adamw") if optim.kind == "adamw_8bit" else optim
-        optimizer = build_optimizer(module.named_parameters(), optim)[0]
+        for name in ("log", "log_dict"):  # they need a trainer
+            stack.enter_context(replaced(module, name, lambda *_, **__: None))
+        update = Updates(module, plan, meter)
         meter.restart()
-        verdict = _step(module, optimizer, plan, meter)
+        _step(module, update, plan, meter)
         cost.first, cost.resident = meter.restart(), meter.now
-        _step(module, optimizer, plan, meter, verdict)
+        _step(module, update, plan, meter)
         cost.later = meter.restart()
     return cost
 
@@ -121,33 +123,67 @@ def make_batch(crop: int, size: int, meter: Meter) -> dict[str, Any]:
     return {**sent, **texts, "key": [str(i) for i in range(size)], "seed": seeds}
 
 
-def _step(
-    module: TrainedParts,
-    optimizer: torch.optim.Optimizer,
-    plan: TrainingPlan,
-    meter: Meter,
-    before: Verdict | None = None,
-) -> Verdict:
-    """Make a step, with what the guard does; `before` is the verdict of the step before."""
+class Updates:
+    """Makes the update of a loss as the trainer does, with the guard's check.
+
+    Args:
+        plan, meter: Of the rehearsal.
+    """
+
+    def __init__(self, module: TrainedParts, plan: TrainingPlan, meter: Meter) -> None:
+        self.plan, self.meter = plan, meter
+        self.optimizers = _optimizers(module)
+        self.parts = [parts_of(module, optimizer) for optimizer in self.optimizers]
+        self.verdicts: dict[bool, Verdict] = {}
+
+    def __call__(self, loss: Tensor, *, discriminator: bool = False) -> None:
+        """Take the gradients and step; the verdict on the step before is read."""
+        optimizer, parts = self.optimizers[discriminator], self.parts[discriminator]
+        meter, plan = self.meter, self.plan
+        with torch.autocast("cuda", enabled=False):
+            with meter.inside("backward"):
+                loss.backward()
+            with meter.inside("guard"):
+                if discriminator in self.verdicts:
+                    self.verdicts[discriminator].read()
+                self.verdicts[discriminator] = judge(parts, [loss.detach()], optimizer)
+            with meter.inside("optimiser"):
+                if plan.clip:
+                    clip_grad_norm_([p for some in parts.values() for p in some], plan.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=not plan.keeps_gradients)
+
+
+def _optimizers(module: TrainedParts) -> list[torch.optim.Optimizer]:
+    """Return a module's one or two optimisers, AdamW in place of 8-bit AdamW."""
+
+    def built(optim: OptimSettings, named: Iterable[tuple[str, nn.Parameter]]) -> Any:
+        # 8-bit state is a library's own; here it has float32
+        optim = replace(optim, kind="adamw") if optim.kind == "adamw_8bit" else optim
+        return build_optimizer(named, optim)[0]
+
+    if not isinstance(module, TwoOptimizers):
+        return [built(module.optim, module.named_parameters())]
+    named: tuple[list, list] = ([], [])
+    for name, parameter in module.named_parameters():
+        named[name.startswith(PREFIX)].append((name, parameter))
+    return [built(module.optim, named[0]), built(module.discriminator_optim, named[1])]
+
+
+def _step(module: TrainedParts, update: Updates, plan: TrainingPlan, meter: Meter) -> None:
     with meter.inside("copy"):
         batch = make_batch(plan.crop, plan.micro_batch, meter)
     is_mixed = plan.autocast is not None
-    with torch.autocast("cuda", dtype=plan.autocast or torch.bfloat16, enabled=is_mixed):
+    steps_itself = isinstance(module, TwoOptimizers)
+    with ExitStack() as stack:
+        if steps_itself:
+            stack.enter_context(replaced(module, "update", update))
+        stack.enter_context(
+            torch.autocast("cuda", dtype=plan.autocast or torch.bfloat16, enabled=is_mixed)
+        )
         result: Any = module.training_step(batch, 0)
-    with meter.inside("backward"):
-        result["loss"].backward()
-    with meter.inside("guard"):
-        if before is not None:
-            before.read()
-        verdict = judge(parts_of(module, optimizer), [result["loss"].detach()], optimizer)
-    del result
-    with meter.inside("optimiser"):
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if plan.clip:
-            clip_grad_norm_(trained, plan.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=not plan.keeps_gradients)
-    return verdict
+    if not steps_itself:
+        update(result if isinstance(result, Tensor) else result["loss"])
 
 
 def _counted(owner: Any, name: str, meter: Meter, phase: str) -> AbstractContextManager[None]:

@@ -165,7 +165,8 @@ class OneStepModule(TwoOptimizers, SupirModule):
     def set_sigma(self, sigma: float) -> None:
         """Use `sigma`, or the table's nearest if the denoiser uses that, from now on."""
         if self.denoiser.quantize and self.denoiser.prediction != "edm":
-            sigma = float(index_to_sigma(nearest_index(torch.tensor([sigma]))))
+            with torch.device("cpu"):  # modules are also built on meta
+                sigma = float(index_to_sigma(nearest_index(torch.tensor([sigma]))))
         self.sampler = replace(self.sampler, sigma=sigma)
 
     @torch.inference_mode(False)  # validation may ask, and its tensors are of no use in training
