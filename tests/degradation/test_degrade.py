@@ -212,5 +212,5 @@ def test_command_runs_repeats_and_refuses_to_overwrite_its_input(
     assert bad.returncode != 0 and "replace the originals" in bad.stderr
     (folder / "broken.png").write_bytes(b"not an image")
     partly = run(f"output={three}", "degradation=x4")
-    assert partly.returncode == 1 and "1 images failed" in partly.stderr
+    assert partly.returncode == 1 and "1 of 3 images failed" in partly.stderr
     assert "broken.png" in partly.stderr and (three / "more/b.png").exists()

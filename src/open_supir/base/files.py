@@ -66,11 +66,11 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             flush(temporary)
 
 
-def check_writable(folder: Path, *, key: str = "output") -> None:
-    """Make a folder and write to it for a trial, before hours of work are spent.
+def check_writable(folder: Path) -> None:
+    """Make the folder of `output` and write to it for a trial, before hours of work are spent.
 
     Raises:
-        OSError: It cannot be made or written to, or there is no room; the message names `key`.
+        OSError: It cannot be made or written to, or there is no room.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,9 +81,8 @@ def check_writable(folder: Path, *, key: str = "output") -> None:
         finally:
             trial.unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(
-            f"{key}={printable(folder)} cannot be written to: {error.strerror}"
-        ) from error
+        said = f"output={printable(folder)} cannot be written to: {error.strerror}"
+        raise OSError(said) from error
 
 
 def printable(path: object) -> str:

@@ -122,7 +122,7 @@ def fetch(wanted: Named) -> Path:
     return path
 
 
-def push(folder: Path, repo: str, *, private: bool = False) -> str:
+def push(folder: Path, repo: str) -> str:
     """Upload a folder to a repository of the hub, creating it if necessary; return its address.
 
     Raises:
@@ -134,7 +134,7 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
     wanted = Named(name=f"push_to_hub={repo}", repo=repo, file="")
     with _explained(wanted):
         api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload by open-supir")
     return f"{HF}{repo}"
 

@@ -10,7 +10,6 @@ Sources: the key lists of the files themselves; open_clip's and transformers' CL
 """
 
 import re
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
@@ -139,9 +138,9 @@ def from_native(key: str) -> str | None:
     return name if inner and part in PARTS else None
 
 
-def is_dropped(key: str, patterns: Iterable[str] = DROPPED) -> bool:
+def is_dropped(key: str) -> bool:
     """Say whether a key is a leftover that nothing needs."""
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
+    return any(fnmatchcase(key, pattern) for pattern in DROPPED)
 
 
 def hf_to_open_clip(key: str) -> str | None:

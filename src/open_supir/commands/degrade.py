@@ -41,7 +41,8 @@ def main(cfg: DictConfig) -> None:
     )
     log.info("%d images, %s and %s in %s", len(written), ROWS, RANGES, target)
     if failed:
-        raise ValueError(f"{len(failed)} images failed: " + "; ".join(failed))
+        total = len(written) + len(failed)
+        raise ValueError(f"{len(failed)} of {total} images failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

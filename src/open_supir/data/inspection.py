@@ -93,7 +93,7 @@ def shard_folders(root: str | Path) -> list[Path]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"no data folder {root}")
+        raise FileNotFoundError(f"data.root={root}: no such folder")
     if (root / "shards").is_dir() and (root / "work").is_dir():
         root = root / "shards"
 

@@ -12,15 +12,15 @@ from open_supir.evaluation.records import WHOLE_SET, Record
 WIDTH = 192  # smaller pictures are enlarged by a whole factor, pixel by pixel; in pixels
 GAP = 6
 TITLE = 24  # height of the column titles
+MOST_ROWS = 6  # images, spread evenly over all
 
 
-def write_sheet(records: Sequence[Record], folder: Path, *, rows: int = 6) -> Path | None:
+def write_sheet(records: Sequence[Record], folder: Path) -> Path | None:
     """Write folder/sheet.png from the pictures saved below folder/images.
 
     Args:
         records: Name the images and the methods.
         folder: Output folder of the evaluation.
-        rows: Images at most, spread evenly over all.
 
     Returns:
         The file, or None if no image has the pictures of all methods.
@@ -35,7 +35,7 @@ def write_sheet(records: Sequence[Record], folder: Path, *, rows: int = 6) -> Pa
             lines.append(paths)
     if not lines:
         return None
-    rows = min(rows, len(lines))
+    rows = min(MOST_ROWS, len(lines))
     chosen = [lines[index * len(lines) // rows] for index in range(rows)]
     pictures = [[_enlarged(path) for path in paths] for paths in chosen]
     widths = [max(row[c].width for row in pictures) for c in range(len(columns))]
