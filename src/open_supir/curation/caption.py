@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,8 @@ RETRY_SECONDS = 1.0
 class Captioning:
     """Processes the units of the caption step."""
 
-    def __init__(
-        self, settings: CaptionSettings, *, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self.settings, self.sleep = settings, sleep
+    def __init__(self, settings: CaptionSettings) -> None:
+        self.settings = settings
         self.captioner: Captioner | None = None
         if settings.captioner is not None:
             captioner = settings.captioner.build()
@@ -85,7 +83,7 @@ class Captioning:
                 problem = " ".join(f"{type(error).__name__}: {error}".split())
                 log.warning("caption of %s: %s", key, problem)
             if attempt + 1 < self.settings.attempts:
-                self.sleep(RETRY_SECONDS * 2**attempt)
+                time.sleep(RETRY_SECONDS * 2**attempt)
         return {"error": problem}
 
     def _ask(self, captioner: Captioner, image: Tensor) -> dict[str, Any]:

@@ -70,17 +70,17 @@ def focus(edges: np.ndarray, *, tile: int = TILE, share: float = SHARPEST) -> fl
     return float(np.quantile(tiles.var(axis=1), 1 - share))
 
 
-def flat_share(luma: np.ndarray, *, patch: int = PATCH, limit: float = FLAT_SOBEL) -> float:
-    """Return the share of patches whose Sobel magnitude has a variance below `limit`.
+def flat_share(luma: np.ndarray) -> float:
+    """Return the share of patches whose Sobel magnitude has a variance below FLAT_SOBEL.
 
-    Patches tile (H, W) int16 luma from the top left; a side shorter than `patch` limits the patch.
+    Patches of side PATCH tile (H, W) int16 luma from the top left; a shorter side limits the patch.
     """
     height, width = luma.shape
     if min(height, width) < 3:
         return 1.0
-    down, right = min(patch, height), min(patch, width)
+    down, right = min(PATCH, height), min(PATCH, width)
     flat = [
-        _variance(sobel(luma[top : top + down, left : left + right])) < limit
+        _variance(sobel(luma[top : top + down, left : left + right])) < FLAT_SOBEL
         for top in range(0, height - down + 1, down)
         for left in range(0, width - right + 1, right)
     ]

@@ -25,6 +25,7 @@ from open_supir.data.stream import StreamDataset, source_urls
 log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
+HELDOUT_SEED = 0  # of held-out crops, so that runs with any seed are measured on the same LQ images
 
 
 class RestorationDataModule(LightningDataModule):
@@ -56,8 +57,6 @@ class RestorationDataModule(LightningDataModule):
         val_size: Number of validation samples; by default one per photograph.
         val_crop_size: Side of a validation crop in pixels; by default `crop_size`.
         val_batch: Samples per validation batch.
-        val_seed: Determines the held-out crops and their seeds, so that runs with any `seed` are
-            measured on the same LQ images.
         fraction: Share of each source's shards to use; smaller shares are subsets of larger ones.
         cycle: Number of positions in which every source has its exact share.
         block_shards: Number of shards whose samples are shuffled together.
@@ -92,7 +91,6 @@ class RestorationDataModule(LightningDataModule):
         val_size: int | None = None,
         val_crop_size: int | None = None,
         val_batch: int = 4,
-        val_seed: int = 0,
         fraction: float = 1.0,
         cycle: int = CYCLE,
         block_shards: int = BLOCK_SHARDS,
@@ -143,7 +141,7 @@ class RestorationDataModule(LightningDataModule):
                 max_shift=pairs_max_shift,
                 min_side=crop_size,
             )
-        self.val_size, self.val_batch, self.val_seed = val_size, val_batch, val_seed
+        self.val_size, self.val_batch = val_size, val_batch
         self.val_crop_size = val_crop_size or crop_size
         self.log_dir = Path(log_dir) if log_dir else None
         self._saved_accumulation: int | None = None
@@ -294,7 +292,7 @@ class RestorationDataModule(LightningDataModule):
     def _heldout_images(self) -> FolderDataset | PairDataset:
         if self.heldout is None:
             raise ValueError("no folder of validation photographs; set data.heldout")
-        options = {"size": self.val_crop_size, "seed": self.val_seed, "count": self.val_size}
+        options = {"size": self.val_crop_size, "seed": HELDOUT_SEED, "count": self.val_size}
         try:
             if self.heldout_lq is not None:
                 return PairDataset(self.heldout, self.heldout_lq, **options)

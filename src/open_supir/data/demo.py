@@ -34,6 +34,7 @@ STORE_SIZE = 128
 PHOTOS_FILE = DEMO / "photos.json"
 NEGATIVE_WORDS = "blurry, over-smoothed, posterised, blocky, jpeg artifacts, low quality"
 CLOSE_UP = 0.55  # crops below this share of the photograph's side get the caption of their region
+FOLDER_CROPS = 110  # of each of the user's own photographs
 MOST_REDUCED = 4  # greatest reduction of the user's own photographs
 ANY_PHOTO = "a photograph"  # caption of the user's own photographs
 Rng = np.random.Generator
@@ -44,7 +45,6 @@ def write_demo_shards(
     *,
     photos: float = 1.0,
     folder: str | Path | None = None,
-    folder_crops: int = 110,
     dead_leaves: int = 500,
     negatives: int = 120,
     shard_size: int = 100,
@@ -56,8 +56,8 @@ def write_demo_shards(
         root: Folder to create; an existing one is left alone.
         photos: Factor on the number of crops per photograph (750 crops in total at 1).
         folder: Folder with more photographs, searched recursively; they are captioned `ANY_PHOTO`
-            and used at native resolution and reduced by up to `MOST_REDUCED`.
-        folder_crops: Crops per photograph of `folder`.
+            and give FOLDER_CROPS crops each, at native resolution and reduced by up to
+            `MOST_REDUCED`.
         seed: Determines every image.
     """
     root, start = Path(root), time.perf_counter()
@@ -71,7 +71,7 @@ def write_demo_shards(
         temporary.mkdir(parents=True)
         crops = list(photo_crops(manifest["train"], seed=seed, factor=photos))
         if folder is not None:
-            crops += photo_crops(folder_entries(folder, folder_crops), seed=seed, factor=1.0)
+            crops += photo_crops(folder_entries(folder, FOLDER_CROPS), seed=seed, factor=1.0)
         leaves = list(leaf_images(manifest["train"], dead_leaves, seed=seed))
         bad = list(negative_images(crops + leaves, negatives, seed=seed))
         for name, samples in (("photos", crops), ("dead_leaves", leaves), ("negative", bad)):

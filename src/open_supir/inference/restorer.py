@@ -61,7 +61,6 @@ class Restorer(Loadable):
         network: UNet with adaptor and connector, controlled by the degraded image's latent.
         vae: Decodes latents; encodes the cleaned image for restoration guidance.
         captioner: Describes the cleaned image if the caller gives no caption.
-        latent_factor: Image pixels per latent pixel and side, 8 for SDXL; None asks the VAE.
         count_tokens: Number of tokens of a text for the conditioner's encoders.
         device: Where modules are moved and work is done.
         dtype: Dtype of the modules. With float16 the VAE stays float32, since it would overflow.
@@ -81,7 +80,6 @@ class Restorer(Loadable):
         *,
         captioner: Captioner | None = None,
         options: RestoreOptions | None = None,
-        latent_factor: int | None = None,
         count_tokens: Callable[[str], int] = count_clip_tokens,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -97,7 +95,7 @@ class Restorer(Loadable):
         self.robust_encoder = robust_encoder.to(place, vae_dtype).eval()
         self.denoiser = denoiser
         self.captioner = captioner or NoCaptioner()
-        self.latent_factor = latent_factor or vae.downsampling
+        self.latent_factor = vae.downsampling  # image pixels per latent pixel and side
         self.multiple = self.latent_factor * network.downsampling
         self.prompts = PromptEncoder(self.conditioner, count_tokens)
 
