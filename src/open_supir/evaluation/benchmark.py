@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ REFERENCE_FOLDER = "hq"
 MIN_SET_SIZE = 50  # too few images to describe a distribution below this; papers use thousands
 
 Images = Iterable[Sample | tuple[str, Tensor, Tensor | None] | BrokenSample]
+Result = tuple[float | None, Status, str]  # value, status, reason
 
 
 def run_benchmark(
@@ -88,7 +89,7 @@ def run_benchmark(
     singles = [m for m in usable if not m.per_set]
     judge = _Judge(singles, border=border, device=torch.device(device))
     keep = save_images or bool(sets)
-    with offline(), _picture_folder(out_dir, temporary=keep and not save_images) as pictures:
+    with offline(), _picture_folder(out_dir, temporary=bool(sets) and not save_images) as pictures:
         measurer = _ImageMeasurer(
             methods=methods, judge=judge, row=row, pictures=pictures, keep=keep, regions=regions
         )
@@ -157,8 +158,8 @@ class _Judge:
         restored: Tensor,
         reference: Tensor | None,
         region: Tensor | None = None,
-    ) -> tuple[float | None, Status, str]:
-        """Score one image, or a region (H, W) of it: value, status, reason."""
+    ) -> Result:
+        """Score one image, or a region (H, W) of it."""
         if metric.needs_reference and reference is None:
             return None, "no_reference", f"{metric.name} needs a reference image"
         if not metric.needs_reference:
@@ -174,13 +175,7 @@ class _Judge:
         score = self._score(metric)
         if isinstance(score, str):
             return None, "metric_failed", score
-        try:
-            value = score(restored, reference)
-        except Exception as error:  # third-party code; the row records the error
-            return None, "metric_failed", f"{type(error).__name__}: {error}"
-        if not math.isfinite(value):
-            return None, "not_finite", f"{metric.name} returned {value}"
-        return value, "ok", ""
+        return _scored(metric, lambda: score(restored, reference))
 
     def _score(self, metric: Metric) -> Score | str:
         if metric.name not in self._scores:
@@ -258,8 +253,7 @@ class _ImageMeasurer:
         own = _known_values(known, name, method)
         target = picture_path(self.pictures, method, name)
         missing = [metric for metric in self.judge.metrics if values[metric.name] is None]
-        results: dict[str, tuple[float | None, Status, str]]
-        results = {key: (value, "ok", "") for key, value in values.items()}
+        results: dict[str, Result] = {key: (value, "ok", "") for key, value in values.items()}
         if missing or not values or (self.keep and not target.is_file()):
             is_current = len(missing) < len(values)  # the saved picture has the same settings
             made = _restore(self.methods[method], sample, kept=target if is_current else None)
@@ -318,39 +312,48 @@ def _measure_sets(
     known: Values,
 ) -> list[Record]:
     """Score the whole set of one method's pictures against the references."""
-    records = []
     paired = [name for name, facts in inputs.items() if facts["hq_size"] is not None]
     made = [name for name in paired if picture_path(pictures, method, name).is_file()]
+    partly = "" if len(made) == len(paired) else f"{len(made)} of {len(paired)} images"
+    few = f"compares sets of {MIN_SET_SIZE} images or more, got {len(made)}"
+    records = []
     for metric in metrics:
+        result: Result
         value = known.get((WHOLE_SET, method, metric.name))
-        status: Status = "ok"
-        reason = "" if len(made) == len(paired) else f"{len(made)} of {len(paired)} images"
         if value is not None:
-            pass
+            result = value, "ok", partly
         elif not paired:
-            status, reason = "no_reference", f"{metric.name} needs reference images"
+            result = None, "no_reference", f"{metric.name} needs reference images"
         elif len(made) < MIN_SET_SIZE:
-            status = "too_small"
-            reason = (
-                f"{metric.name} compares sets of {MIN_SET_SIZE} images or more, got {len(made)}"
-            )
+            result = None, "too_small", f"{metric.name} {few}"
         else:
-            with tempfile.TemporaryDirectory() as folder:  # exclude other files in the folder
-                for index, name in enumerate(made):
-                    for kind in (method, REFERENCE_FOLDER):
-                        link = Path(folder) / kind / f"{index}.png"
-                        link.parent.mkdir(exist_ok=True)
-                        link.symlink_to(picture_path(pictures, kind, name).absolute())
-                restored, reference = Path(folder) / method, Path(folder) / REFERENCE_FOLDER
-                try:
-                    value = metric.build(judge.device)(restored, reference)
-                except Exception as error:  # third-party code; the row records the error
-                    status, reason = "metric_failed", f"{type(error).__name__}: {error}"
-        if value is not None and not math.isfinite(value):
-            reason = f"{metric.name} returned {value}"
-            value, status = None, "not_finite"
-        records.append(row(WHOLE_SET, method, metric.name, value, status, reason))
+            value, status, reason = _score_set(metric, method, made, pictures, judge.device)
+            result = value, status, reason or partly
+        records.append(row(WHOLE_SET, method, metric.name, *result))
     return records
+
+
+def _score_set(
+    metric: Metric, method: str, names: list[str], pictures: Path, device: torch.device
+) -> Result:
+    with tempfile.TemporaryDirectory() as folder:  # exclude other files in the folder
+        for index, name in enumerate(names):
+            for kind in (method, REFERENCE_FOLDER):
+                link = Path(folder) / kind / f"{index}.png"
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(picture_path(pictures, kind, name).absolute())
+        restored, reference = Path(folder) / method, Path(folder) / REFERENCE_FOLDER
+        return _scored(metric, lambda: metric.build(device)(restored, reference))
+
+
+def _scored(metric: Metric, compute: Callable[[], float]) -> Result:
+    try:
+        value = compute()
+    except Exception as error:  # third-party code; the row records the error
+        return None, "metric_failed", f"{type(error).__name__}: {error}"
+    if not math.isfinite(value):
+        return None, "not_finite", f"{metric.name} returned {value}"
+    return value, "ok", ""
 
 
 def picture_path(folder: Path, method: str, name: str) -> Path:
