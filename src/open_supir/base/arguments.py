@@ -17,16 +17,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 PATHS = (
     "input", "output", "checkpoint", "ckpt_path", "runs_dir", "run_dir", "replay", "inspect",
     "base", "evaluation", "parameters", "data_root", "report", "study", "outputs", "outputs.*",
-    "checkpoints", "checkpoints.*", "spandrel",
-    "spandrel.*", "runs", "work", "shards_dir", "caption_cache", "data.root", "data.heldout",
-    "data.heldout_lq", "data.pairs", "data.prepare_at", "data.prepared", "data.sources.*.folder",
-    "data.sources.*.urls",
+    "checkpoints", "checkpoints.*", "spandrel", "spandrel.*", "runs", "work", "shards_dir",
+    "caption_cache", "data.root", "data.heldout", "data.heldout_lq", "data.pairs",
+    "data.prepare_at", "data.prepared", "data.sources.*.folder", "data.sources.*.urls",
     "weights.sdxl", "weights.vae", "weights.prior", "weights.supir", "weights.robust_encoder",
     "weights.shipped", "weights.loras", "loras", "captioner.folder", "captioner.model",
-    "caption.cache", "prior.path", "negatives.prior.path", "dedup.against",
-    "protocol.hq_folder", "protocol.lq_folder", "metrics.mask",
-    "preference.folders", "preference.folders.*", "preference.lq", "preference.hq",
-    "clean", "shipped", "discriminator.weights", "options.mask", "runner.logs",
+    "caption.cache", "prior.path", "negatives.prior.path", "dedup.against", "protocol.hq_folder",
+    "protocol.lq_folder", "metrics.mask", "preference.folders", "preference.folders.*",
+    "preference.lq", "clean", "shipped", "discriminator.weights", "options.mask", "runner.logs",
     "callbacks.*.dirpath", "logger.*.save_dir", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 TEXTS = (
