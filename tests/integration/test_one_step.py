@@ -84,6 +84,11 @@ def test_a_student_with_lora_layers_restores_too_and_converts_with_the_base(
     assert sum(not torch.equal(wanted[name], base[name]) for name in base) > 10
     found = load_networks(whole).network.unet.state_dict()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    both = [torch.load(stage_2, weights_only=True)["recipe"]["weights"]["sdxl"], str(path)]
+    native = {"input": both, "format": "native", "dtype": "float32"}
+    convert(settings | native | {"output": str(tmp_path / "native.safetensors")})
+    found = load_networks(tmp_path / "native.safetensors").network.unet.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     sheet = f"output={tmp_path / 'again'}"
     assert not restore(
         composed_in("restore", places[0], sheet, "device=cpu", f"checkpoint={whole}")
