@@ -1,13 +1,14 @@
 """The ladder of what is given up for want of memory, and the restorer on it."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from open_supir.diffusion import SamplerSettings
 from open_supir.inference import RestoreOptions, Restorer
-from open_supir.inference.memory import UNET_WIDEST, fit, step_down
+from open_supir.inference.memory import UNET_WIDEST, fit, is_out_of_memory, step_down
 from open_supir.networks import Conditioning
 from open_supir.networks.build import build_on_meta
 from open_supir.networks.sdxl import sdxl_architecture
@@ -83,6 +84,32 @@ def test_where_nothing_is_left_the_message_says_what_to_do(
         restorer(IMAGE)
 
 
+def test_what_counts_as_running_out_of_memory() -> None:
+    """torch.OutOfMemoryError is the device's allocator only; pinned memory has another error."""
+    pinned = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+    cpu = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")
+    assert all(map(is_out_of_memory, (pinned, cpu, MemoryError(), torch.OutOfMemoryError("out"))))
+    assert not is_out_of_memory(RuntimeError("CUDA error: illegal memory access"))
+
+
+def test_offloaded_weights_do_not_count_while_others_work(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4096 x 4096 as in `test_estimate_by_hand`, on 18 GB: half of it may be used. The network's
+    own weights still count where it samples, but not for the autoencoder.
+    """
+    monkeypatch.setattr("open_supir.inference.memory._memory", lambda device: int(18e9))
+    parts: dict[str, Any] = dict(vae=restorer.vae, network=restorer.network, native_tile=128)
+    place = torch.device("cpu")
+
+    def names(**weights: int) -> list[str]:
+        given_up = fit(RestoreOptions(), size=(4096, 4096), device=place, **weights, **parts)[1]
+        return [rung.name for rung in given_up]
+
+    assert names(weights=int(6.5e9)) == ["vae_tile=1024", "tile=128"]
+    assert names(weights=0, sampling_weights=int(6.5e9)) == ["tile=128"]
+
+
 def test_other_errors_are_not_taken_for_memory(
     restorer: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +155,7 @@ def test_memory_that_runs_out_in_the_autoencoder_is_sought_there() -> None:
 
 def test_weights_take_their_share(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("open_supir.inference.memory._memory", lambda device: int(18e9))
-    parts = dict(vae=restorer.vae, network=restorer.network, native_tile=128)
+    parts: dict[str, Any] = dict(vae=restorer.vae, network=restorer.network, native_tile=128)
     place = torch.device("cpu")
     _, given_up = fit(RestoreOptions(), size=(4096, 4096), device=place, weights=int(2e9), **parts)
     assert [rung.name for rung in given_up] == ["sequential_cfg=true"]  # nothing without weights
@@ -146,6 +173,21 @@ def _largest(module: torch.nn.Module, run) -> int:
     for hook in hooks:
         hook.remove()
     return max(seen)
+
+
+def test_what_fits_is_asked_at_the_padded_size(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size 2881 pixels are worked at as 2912, whose decoder has a tensor beyond 2^31."""
+    sizes = []
+    monkeypatch.setattr(
+        "open_supir.inference.restorer.fit",
+        lambda options, *, size, **_: sizes.append(size) or (options, []),
+    )
+    assert restorer.multiple == 8
+    for scale in (1, 2):
+        restorer(IMAGE[:, :33, :40], caption="a cat", scale=scale)
+    assert sizes == [(40, 40), (72, 80)]
 
 
 def test_no_tensor_of_whole_images_is_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:

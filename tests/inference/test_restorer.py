@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from open_supir.diffusion import Denoiser, SamplerSettings
-from open_supir.inference import NoCaptioner, Restorer
+from open_supir.inference import NoCaptioner, Restorer, result
 from open_supir.inference.pixels import noise_seed
 from tests.inference.standins import (
     StandInConditioner,
@@ -308,3 +308,18 @@ def test_a_preview_decodes_wherever_the_call_keeps_the_vae() -> None:
         assert restorer.preview(torch.zeros(1, 4, 2, 2)).shape == (3, 8, 8)
         assert restorer.vae.post_quant_conv.weight is weight and weight.device.type == kept
     assert seen == ["meta", "meta"]
+
+
+def test_a_stage_ends_when_the_device_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is read before the work is queued, and again only once it is done."""
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("synchronize"))
+    clock = iter((1.0, 3.5, 10.0, 11.0))
+    monkeypatch.setattr(result.time, "perf_counter", lambda: order.append("clock") or next(clock))
+    call = result.Call(_image(), None, None, None, {})
+    for _ in range(2):
+        with call.timed("sample"):
+            order.append("work")
+    assert order == ["clock", "work", "synchronize", "clock"] * 2
+    assert call.seconds == {"sample": 3.5}

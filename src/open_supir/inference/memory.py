@@ -82,6 +82,7 @@ def fit(
     native_tile: int,
     device: torch.device,
     weights: int = 0,
+    sampling_weights: int | None = None,
 ) -> tuple[RestoreOptions, list[Rung]]:
     """Return options that should fit, estimated from sizes and the device's total memory.
 
@@ -90,9 +91,11 @@ def fit(
 
     Args:
         size: Working size (h, w) in pixels.
-        weights: Bytes of the loaded weights.
+        weights: Bytes of the weights on the device while the autoencoder works.
+        sampling_weights: The same while the network does; None is `weights`.
     """
-    budget = _memory(device) * SHARE["cpu" if device.type == "cpu" else "cuda"] - weights
+    usable = _memory(device) * SHARE["cpu" if device.type == "cpu" else "cuda"]
+    budget = usable - weights
     given_up: list[Rung] = []
     pixels, item = size[0] * size[1], vae.decoder.conv_in.weight.element_size()
     vae_bytes = pixels * VAE_VALUES * vae.decoder.conv_out.weight.shape[1] * item
@@ -104,6 +107,7 @@ def fit(
     per_latent = UNET_VALUES * unet.model_channels * next(unet.parameters()).element_size()
     latent_pixels = pixels // vae.downsampling**2
     largest = latent_pixels * UNET_WIDEST * unet.model_channels
+    budget = usable - (weights if sampling_weights is None else sampling_weights)
     half = max(
         latent_pixels * per_latent / max(budget, 1), largest / MAX_VALUES
     )  # of what there is
@@ -128,7 +132,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether `error` means that the device or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's CPU
+    # of torch's CPU, and of CUDA for pinned memory
+    words = ("can't allocate memory", "CUDA error: out of memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _sampled(options: RestoreOptions, **changes: int | bool) -> RestoreOptions:

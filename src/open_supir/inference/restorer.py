@@ -5,6 +5,7 @@ Shapes: H W image size, h w latent size. Images are in [0, 1] at the interface, 
 
 import gc
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -190,7 +191,11 @@ class Restorer(Loadable):
         return replace(result, samples=samples, cleaned=result.cleaned[0])
 
     def _with_ladder(self, call: Call, options: RestoreOptions) -> Restoration:
-        options, given_up = self._fit(options, options.working_size(*call.image.shape[-2:]))
+        height, width = (  # padded, as they are worked at
+            math.ceil(side / self.multiple) * self.multiple
+            for side in options.working_size(*call.image.shape[-2:])
+        )
+        options, given_up = self._fit(options, (height, width))
         for rung in given_up:
             log.info("the image is large for this device: %s", rung.name)
         while True:
@@ -231,7 +236,8 @@ class Restorer(Loadable):
             network=self.network,
             native_tile=self.native_tile,
             device=self.device,
-            weights=0 if options.offload else self._weight_bytes(),
+            weights=_weight_bytes(*[self.vae] if options.offload else self._parts),
+            sampling_weights=_weight_bytes(*[self.network] if options.offload else self._parts),
         )
 
     def _restore(self, call: Call, options: RestoreOptions, given_up: list[Rung]) -> Restoration:
@@ -366,13 +372,13 @@ class Restorer(Loadable):
             return self.vae.decode(z)
         return decode_tiled(self.vae, z, self._tiles(options))
 
-    def _weight_bytes(self) -> int:
-        parts = (self.conditioner, self.vae, self.robust_encoder, self.network)
-        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+    @property
+    def _parts(self) -> tuple[nn.Module, ...]:
+        return self.conditioner, self.vae, self.robust_encoder, self.network
 
     def _place(self, options: RestoreOptions) -> None:
         """Move all parts to where they are kept: the device, or the CPU with offload."""
-        for part in (self.conditioner, self.vae, self.robust_encoder, self.network):
+        for part in self._parts:
             if options.offload:
                 park(part, self.device)
             else:
@@ -381,3 +387,7 @@ class Restorer(Loadable):
     def _at_work(self, options: RestoreOptions, part: nn.Module) -> AbstractContextManager[None]:
         """With offload, have `part` on the device only inside the block."""
         return visiting(part, self.device) if options.offload else nullcontext()
+
+
+def _weight_bytes(*parts: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
