@@ -15,7 +15,7 @@ from open_supir.commands.restore import restore
 from open_supir.inference.checkpoint import build_networks
 from open_supir.inference.memory import UNET_VALUES, VAE_VALUES
 from open_supir.inference.model import Model
-from open_supir.rehearsal.cards import Card
+from open_supir.rehearsal.cards import Card, cards
 from open_supir.rehearsal.restoring import rehearse_restoring
 from open_supir.rehearsal.restoring_report import read_sizes, spread
 from tests.test_configs import composed
@@ -56,6 +56,21 @@ def test_tiles_asked_for_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| vae_tile=64, tile=16 |" in capsys.readouterr().out
 
 
+def test_offload_is_rehearsed(rows: list[dict[str, Any]]) -> None:
+    """The peak is that of the largest part, no longer of all; the weights are on the host."""
+    model = Model.find(SHIPPED_MODEL, runs_dir="", weights={})
+    networks = build_networks(model.recipe["architecture"])
+    options = model.options({}, {"offload": True})
+    (cost,) = rehearse_restoring(networks, options, [(64, 64)], dtype=torch.float32)
+    sizes = [sum(p.numel() * 4 for p in part.parameters()) for part in networks
+             if isinstance(part, torch.nn.Module)]  # fmt: skip
+    assert cost.weights == pytest.approx(sum(sizes), rel=0.02) and cost.mode == ("offload",)
+    saved = rows[0]["peak"] - cost.peak
+    assert saved == pytest.approx(sum(sizes) - max(sizes), rel=0.1)
+    tensors = len(list(networks.network.parameters()))
+    assert cost.stages["sample"].copies["pinned"] >= tensors
+
+
 def test_waits_are_told_with_their_line(rows: list[dict[str, Any]]) -> None:
     """The result is read from the device once, where it is finished."""
     waits = rows[0]["stages"]["finish"]["waits"]
@@ -85,6 +100,10 @@ def test_sizes_are_those_of_the_files_and_few(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     assert read_sizes(None, [tmp_path / "a.png", tmp_path / "b.png"]) == {(20, 30): 1}
+    turned = Image.new("RGB", (30, 20))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "c.jpg", exif=turned.getexif())
+    assert read_sizes(None, [tmp_path / "c.jpg"]) == {(30, 20): 1}  # as it is restored
     with pytest.raises(ValueError, match="sizes="):
         read_sizes(None, [])
     many = Counter({(side, side): 1 for side in range(1, 101)})
@@ -97,7 +116,9 @@ def test_cards_fit_what_is_below_their_share() -> None:
     assert card.fits(8, 22e9, 1e9) == "yes"
     assert card.fits(16, 30e9, 1e9) == "micro_batch=8"
     assert card.fits(2, 30e9, 1e9) == "no"
-    with pytest.raises(ValueError, match="24, 48, 80, 141"):
+    assert [card.memory for card in cards(None, 0.4)] == [24, 48, 80, 141]
+    assert [card.memory for card in cards(8, 0.4)] == [8]
+    with pytest.raises(ValueError, match="8, 12, 16, 24, 48, 80, 141"):
         Card(32)
     with pytest.raises(ValueError, match="mfu=0"):
         Card(24, 0)

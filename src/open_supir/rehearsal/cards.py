@@ -6,7 +6,11 @@ from open_supir.training.monitoring import PEAK_TFLOPS
 
 GB = 10**9
 # memory in GB -> a card of that size, whose rate counts
-CARDS = {24: "RTX 4090", 48: "RTX A6000", 80: "H100", 141: "H200"}
+CARDS = {
+    8: "RTX 4060", 12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 48: "RTX A6000", 80: "H100",
+    141: "H200",
+}  # fmt: skip
+LEAST = 24  # smaller ones are told of only where they are asked for
 USABLE = 0.95  # share of the memory; the rest is for CUDA itself and fragmentation
 
 
@@ -51,5 +55,6 @@ class Card:
 
 
 def cards(memory: int | None, mfu: float) -> list[Card]:
-    """Return the card of that size in GB, or all."""
-    return [Card(size, mfu) for size in (CARDS if memory is None else (memory,))]
+    """Return the card of that size in GB, or all from `LEAST` on."""
+    sizes = [size for size in CARDS if size >= LEAST] if memory is None else [memory]
+    return [Card(size, mfu) for size in sizes]

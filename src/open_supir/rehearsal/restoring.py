@@ -24,7 +24,7 @@ class RestoringCost:
     size: tuple[int, int]  # (h, w) of the input in pixels
     working_size: tuple[int, int]  # at which it was restored
     mode: tuple[str, ...]  # tiles asked for, and what the ladder chose; empty for whole images
-    weights: int
+    weights: int  # on the device, or with offload on the host
     steps: int  # of the sampler
     stages: dict[str, Phase]  # of `min(steps, STEPS)` steps
 
@@ -55,14 +55,14 @@ def rehearse_restoring(
         networks: Built on meta; their parameters are replaced by pretended ones.
         sizes: (h, w) in pixels.
         dtype: Of the networks; with float16 the autoencoder is float32, see `Restorer`.
-        device_memory: Bytes by which the ladder chooses; None always restores whole images.
+        device_memory: Bytes by which the ladder chooses; None never asks for less memory.
 
     Raises:
         NotPretended: This torch cannot pretend to have a GPU.
     """
     meter, total = Meter("other"), device_memory or ENDLESS
-    steps, sampler = options.sampler.num_steps, options.sampler
-    short = replace(options, num_samples=1, average=False, strength=1.0, mask=None, offload=False,
+    steps, sampler, weights = options.sampler.num_steps, options.sampler, 0
+    short = replace(options, num_samples=1, average=False, strength=1.0, mask=None,
                     sampler=replace(sampler, num_steps=min(steps, STEPS)))  # fmt: skip
     stay = replaced(torch.nn.Module, "to", lambda module, *_, **__: module)
     with meter.measuring(backward=False), torch.no_grad(), stay:
@@ -70,8 +70,13 @@ def rehearse_restoring(
             if isinstance(part, torch.nn.Module):
                 is_vae = part is networks.vae or part is networks.robust_encoder
                 kept = torch.float32 if is_vae and dtype == torch.float16 else dtype
-                give_memory(part.requires_grad_(False), frozen=kept, channels_last=False)
-        weights = meter.now
+                place = "cpu" if options.offload else "cuda"
+                part.requires_grad_(False)
+                give_memory(part, frozen=kept, channels_last=False, device=place)
+                tensors = [*part.parameters(), *part.buffers()]
+                weights += sum(t.numel() * t.element_size() for t in tensors)
+                for tensor in tensors if options.offload else ():
+                    meter.pin(tensor)
         restorer = Restorer(*networks, options=short, device="cuda", dtype=dtype)
         for size in sizes:
             image = torch.full((3, *size), 0.5)
@@ -81,6 +86,7 @@ def rehearse_restoring(
                 restored = restorer(image, caption="a photograph of a street")
             tiles = {"vae_tile": options.vae_tile, "tile": options.sampler.tile}
             asked = [f"{name}={side}" for name, side in tiles.items() if side is not None]
+            asked += ["offload"] if options.offload else []
             mode = (*asked, *(rung.name for rung in restored.given_up))
             del restored
             yield RestoringCost(

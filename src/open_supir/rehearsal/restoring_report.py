@@ -26,6 +26,7 @@ SETTINGS = (
     "checkpoint", "runs_dir", "shipped", "weights", "sampler", "options", "dtype",
     "architecture", "device_memory", "mfu", "report",
 )  # fmt: skip
+ORIENTATION = 0x0112  # EXIF: from 5 on, the picture lies on its side
 MOST = 6  # sizes that are rehearsed; images in between count as the next larger one
 Sizes = Counter[tuple[int, int]]  # (h, w) in pixels
 
@@ -47,7 +48,9 @@ def read_sizes(given: Sequence[int | Sequence[int]] | None, paths: Sequence[Path
     for path in paths if given is None else ():
         try:
             with Image.open(path) as image:
-                sizes[image.height, image.width] += 1
+                is_turned = image.getexif().get(ORIENTATION, 1) > 4
+                size = (image.width, image.height) if is_turned else (image.height, image.width)
+                sizes[size] += 1
         except (OSError, ValueError) as error:
             log.warning("%s: left out of the rehearsal: %s", printable(path), error)
     if not sizes:
@@ -101,9 +104,9 @@ def restoring_table(rows: Sequence[Mapping[str, Any]], *, dtype: str, mfu: float
     titles = [f"{memory} GB ({CARDS[int(memory)]})" for memory in rows[0]["seconds"]]
     cells = [
         [_by(r["size"]), str(r["images"]), _by(r["working_size"]), ", ".join(r["mode"]) or "whole",
-         f"{r['peak'] / GIB:.2f}", f"{r['largest'] / 2**31:.2f}", f"{r['flops'] / 1e12:.0f}",
+         f"{r['peak'] / GIB:.2f}", f"{r['largest'] / 2**31:.2f}", _short(r["flops"] / 1e12),
          str(r["waits"]),
-         *(f"{seconds:.1f} s" if seconds else "does not fit" for seconds in r["seconds"].values())]
+         *(f"{_short(s)} s" if s else "does not fit" for s in r["seconds"].values())]
         for r in rows
     ]  # fmt: skip
     header = ["h x w", "images", "worked at", "mode", "peak, GiB", "largest tensor, 2^31",
@@ -146,6 +149,10 @@ def _row(
             for card in known
         },
     }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _by(size: Sequence[int]) -> str:

@@ -91,21 +91,21 @@ def rehearse_training(module: TrainedParts, plan: TrainingPlan) -> TrainingCost:
 
 def give_memory(
     module: nn.Module, *, frozen: torch.dtype, trained: torch.dtype = torch.float32,
-    channels_last: bool,
+    channels_last: bool, device: str = "cuda",
 ) -> None:  # fmt: skip
-    """Replace a module's parameters and buffers on meta by pretended ones on the GPU."""
+    """Replace parameters and buffers on meta by ones on the pretended GPU, or on its host."""
     layouts = {4: torch.channels_last} if channels_last else {}
     for owner in module.modules():
         for name, old in list(owner.named_parameters(recurse=False)):
             new = torch.empty(
                 old.shape,
                 dtype=trained if old.requires_grad else frozen,
-                device="cuda",
+                device=device,
                 memory_format=layouts.get(old.ndim, torch.contiguous_format),
             )
             setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad))
         for name, buffer in list(owner.named_buffers(recurse=False)):
-            owner._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+            owner._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
 
 
 def make_batch(crop: int, size: int, meter: Meter) -> dict[str, Any]:
