@@ -10,6 +10,8 @@ CARDS = {
     8: "RTX 4060", 12: "RTX 4070", 16: "RTX 4080", 24: "RTX 4090", 48: "RTX A6000", 80: "H100",
     141: "H200",
 }  # fmt: skip
+# dense bf16 TFLOP/s; of the small ones twice their float32 rate, as of the RTX 4090
+RATES = PEAK_TFLOPS | {"RTX 4060": 30.2, "RTX 4070": 58.3, "RTX 4080": 97.5}
 LEAST = 24  # smaller ones are told of only where they are asked for
 USABLE = 0.95  # share of the memory; the rest is for CUDA itself and fragmentation
 
@@ -39,7 +41,7 @@ class Card:
 
     def seconds(self, flops: float) -> float:
         """Return how long these operations take."""
-        return flops / (PEAK_TFLOPS[CARDS[self.memory]] * 1e12 * self.mfu)
+        return flops / (RATES[CARDS[self.memory]] * 1e12 * self.mfu)
 
     def fits(self, micro_batch: int, peak: float, a_crop: float) -> str:
         """Say whether a step fits, else how many crops would.
