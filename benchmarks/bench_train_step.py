@@ -30,11 +30,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from open_supir.base.images import to_signed
-from open_supir.commands.train import load_weights
 from open_supir.data.samples import Batch
 from open_supir.networks.conditioner import Conditioning
 from open_supir.networks.switches import checkpoint_activations, compile_networks
 from open_supir.training import SupirModule
+from open_supir.training.base_weights import load_base_weights
 from open_supir.training.flops import StepFlops, meta_conditioning, step_flops
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +139,7 @@ def build(
     if loaded:
         cfg.weights.frozen_dtype = str(frozen).removeprefix("torch.")
         cfg.trainer.precision = "bf16-mixed"
-        load_weights(module, cfg)
+        load_base_weights(module, cfg)
         return module.to(device)
     generator = torch.Generator(device).manual_seed(0)
     for owner in module.modules():

@@ -131,7 +131,7 @@ def train(folder: Path, small: bool) -> dict[str, float]:
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from open_supir.commands.train import load_weights
+    from open_supir.training.base_weights import load_base_weights
 
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
         files = [
@@ -141,7 +141,7 @@ def train(folder: Path, small: bool) -> dict[str, float]:
         unused = ["data.root=x", "data.heldout=x", *(SHRUNK if small else ())]
         cfg = compose("train", overrides=["experiment=zerosft", "scale=sdxl", *files, *unused])
     module = instantiate(cfg.module, recipe={}, _convert_="all")
-    load_weights(module, cfg)
+    load_base_weights(module, cfg)
     assert not any(tensor.is_meta for tensor in module.parameters())
     trained = [p for p in module.parameters() if p.requires_grad]
     held = sum(p.nbytes for p in module.parameters())

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from open_supir.checkpoints import export_supir
-from open_supir.commands.train import load_weights, train
+from open_supir.commands.train import train
+from open_supir.training.base_weights import load_base_weights
 from tests.conftest import randomise
 from tests.integration.conftest import Compose
 
@@ -25,7 +26,7 @@ def built(cfg: Any) -> Any:
 
 def loaded(cfg: Any) -> Any:
     module = built(cfg)
-    load_weights(module, cfg)
+    load_base_weights(module, cfg)
     return module
 
 
@@ -148,7 +149,7 @@ def test_stage_2_starts_from_a_supir_file_and_takes_its_encoder(
 ) -> None:
     cfg = composed_in("train", "experiment=zerosft_released", f"weights.supir={supir_file}")
     module = built(cfg)
-    used = load_weights(module, cfg)["weights"]
+    used = load_base_weights(module, cfg)["weights"]
     assert used["supir"] == used["robust_encoder"] == str(supir_file)
     held = load_file(supir_file)
     for part, prefix in (("control", "model.control_model."), ("connector", UNET)):

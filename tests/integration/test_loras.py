@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from open_supir.checkpoints import load_parts
-from open_supir.commands.train import load_weights
 from open_supir.inference.checkpoint import load_networks, read_recipe
 from open_supir.inference.model import Model
+from open_supir.training.base_weights import load_base_weights
 from open_supir.training.recipe import ARCHITECTURE
 from tests.integration.conftest import Compose
 from tests.integration.test_base_weights import built
@@ -39,7 +39,7 @@ def _checkpoint(cfg: Any, path: Path) -> tuple[Any, Path]:
         "architecture": {part: plain(cfg, part) for part in ARCHITECTURE},
         "sampler": plain(cfg, "sampler"),
         "options": plain(cfg, "options"),
-        **load_weights(module, cfg),
+        **load_base_weights(module, cfg),
     }
     state = {"format": "open-supir", "recipe": recipe, "state_dict": module.state_dict()}
     torch.save(state, path)
@@ -81,4 +81,4 @@ def test_training_merges_and_records_and_restoring_does_the_same(
 def test_stages_without_a_unet_refuse_loras(composed_in: Compose, lora: Path) -> None:
     cfg = composed_in("train", "experiment=robust_encoder", f"weights.loras=[{lora}]")
     with pytest.raises(ValueError, match="weights.loras: only stage 2 has"):
-        load_weights(built(cfg), cfg)
+        load_base_weights(built(cfg), cfg)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from open_supir.base.images import to_signed
 from open_supir.commands.precompute import precompute
-from open_supir.commands.train import build, load_weights
+from open_supir.commands.train import build
 from open_supir.data.precomputed import column_path
 from open_supir.data.storage import StorageError
+from open_supir.training.base_weights import load_base_weights
 from tests.integration.conftest import Compose
 
 BF16 = 2**-8  # relative rounding of a number with 8 bits of mantissa
@@ -36,7 +37,7 @@ def test_stored_features_equal_those_of_the_step(
     shards = sorted((tmp_path / "shards" / "negative").glob("*.tar"))
     assert precompute(cfg) == 2 * len(shards)
     module = instantiate(cfg.module, recipe={}, _convert_="all")
-    load_weights(module, cfg)
+    load_base_weights(module, cfg)
     data = instantiate(cfg.data, _convert_="all")
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))

@@ -45,6 +45,8 @@ FACE = "+data.sources.face={_target_: open_supir.data.SourceConfig, weight: 1}"
 def test_faults_of_the_data_cost_no_loading_of_weights(
     composed_in: Compose, override: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("open_supir.commands.train.load_weights", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "open_supir.commands.train.load_base_weights", lambda *_: pytest.fail("loaded")
+    )
     with pytest.raises(Exception, match=message):
         build(composed_in("train", "experiment=zerosft", override))

@@ -16,11 +16,11 @@ from open_supir.base.files import sha256_of
 from open_supir.checkpoints import inspect_checkpoint
 from open_supir.checkpoints.convert import convert
 from open_supir.commands.evaluate import evaluate
-from open_supir.commands.train import load_weights
 from open_supir.diffusion import SamplerSettings
 from open_supir.inference import Restorer
 from open_supir.inference.checkpoint import RELEASED, load_networks, read_recipe
 from open_supir.networks.build import build_on_meta
+from open_supir.training.base_weights import load_base_weights
 from open_supir.training.recipe import ARCHITECTURE
 from tests.conftest import randomise
 from tests.contracts.full_size import full_size_parts
@@ -34,7 +34,7 @@ def checkpoint(composed_in: Compose, tmp_path: Path) -> Path:
     """A stage-2 training checkpoint, saved as training saves one, of random weights."""
     cfg = composed_in("train", "experiment=zerosft_released", "weights.robust_encoder=clean")
     module = built(cfg)
-    used = load_weights(module, cfg)
+    used = load_base_weights(module, cfg)
     randomise(module.network.control), randomise(module.network.connector)
     recipe = {
         "stage": "supir",

@@ -15,9 +15,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from open_supir.commands.train import rehearse
 from open_supir.rehearsal.counted import count_training
-from open_supir.rehearsal.dry_run import chosen_micro_batch
+from open_supir.rehearsal.dry_run import chosen_micro_batch, dry_run_training
 from open_supir.rehearsal.training import TrainingPlan
 from open_supir.rehearsal.training_report import parameters
 from open_supir.training.flops import step_flops
@@ -135,9 +134,11 @@ def test_other_stages_are_rehearsed_too(tmp_path: Path, experiment: str) -> None
 
 
 def test_an_autoencoders_training_is_refused() -> None:
+    cfg = composed("train", "experiment=vae", "run_dir=x")
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     with pytest.raises(ValueError, match="experiment=vae"):
-        cfg = composed("train", "experiment=vae", "run_dir=x")
-        rehearse(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+        dry_run_training(config, lambda *_, **__: pytest.fail("built"))
 
 
 @pytest.mark.slow

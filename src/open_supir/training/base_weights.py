@@ -4,7 +4,7 @@ Parts that are loaded completely are built without memory (conf/module lists the
 tensor by tensor.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -101,25 +101,15 @@ def check_files(stage: str, weights: Mapping[str, Any]) -> None:
             open_checkpoint(weights[key], key=f"weights.{key}")
 
 
-def load_base_weights(
-    module: nn.Module,
-    weights: Mapping[str, Any],
-    *,
-    stage: str,
-    runs_dir: str,
-    precision: str,
-    prediction: str,
-    ignored_keys: Sequence[str] = (),
-) -> dict[str, dict[str, Any]]:
+def load_base_weights(module: nn.Module, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Load the frozen parts of a training module and initialise the trained ones.
 
     Frozen parts are held in `weights.frozen_dtype`, trained ones in float32.
 
     Args:
-        weights: Files and dtype, by the keys of conf/weights.
-        stage, runs_dir: As in `pick_inputs`, which chooses files that `weights` leaves open.
-        prediction: What the denoiser predicts: eps, v or edm; a UNet that is loaded must too.
-        ignored_keys: Keys that the files may have in addition; see `load_parts`.
+        config: Of the run. Files that its `weights` leaves open are chosen by `pick_inputs`.
+            `ignored_keys` are keys that the files may have in addition, see `load_parts`; a UNet
+            that is loaded must predict what `denoiser.prediction` says.
 
     Returns:
         Entries of the checkpoint's recipe: `weights`, the files used by key, and `fingerprints` of
@@ -128,24 +118,27 @@ def load_base_weights(
     Raises:
         FileNotFoundError, KeyError, ValueError: A file is missing or wrong; the message names it.
     """
+    weights, prediction = config["weights"], config["denoiser"]["prediction"]
     if isinstance(module, OneStepModule) and weights["supir"] is None:
         raise ValueError(
             "experiment=one_step starts from a finished stage 2: weights.supir=FILE, a checkpoint "
             "of experiment=zerosft or a SUPIR file"
         )
-    weights = {**weights, **pick_inputs(stage, weights, runs_dir=runs_dir, resumed={})[0]}
+    picked, _ = pick_inputs(config["stage"], weights, runs_dir=config["runs_dir"], resumed={})
+    weights = {**weights, **picked}
     if isinstance(module, VAEModule):
         path = weights["vae"]
         source = BaseFile(path, "weights.vae", ())
         loads = [] if path is None else [source.load({"vae": module.vae}, torch.float32)]
         used: dict[str, Any] = {} if path is None else {"vae": path}
     else:
-        frozen = _frozen_dtype(weights["frozen_dtype"], precision)
+        frozen = _frozen_dtype(weights["frozen_dtype"], str(config["trainer"]["precision"]))
         for kind, key in UNETS.items():
             if isinstance(module, kind) and weights[key] is not None:
                 _check_prediction(weights[key], prediction, key=f"weights.{key}")
         loads, used = _loads(module, weights, frozen, ignored_for(prediction))
-    reports = load_all(replace(load, ignored=(*load.ignored, *ignored_keys)) for load in loads)
+    more = config["ignored_keys"]
+    reports = load_all(replace(load, ignored=(*load.ignored, *more)) for load in loads)
     if isinstance(module, SupirModule) and weights["supir"] is None:
         module.network.control.reset_hint()
     found = {part: text for report in reports for part, text in report.fingerprints.items()}
