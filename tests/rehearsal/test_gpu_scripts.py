@@ -107,7 +107,8 @@ def test_first_run_is_rehearsed_whole_without_optional_packages(tmp_path: Path) 
             "| naive | 2 |",
         ),
         (
-            "memory=0.6 bench_train_step.py full scale=tiny batches=2,256 repeats=1 variants=contiguous",
+            "memory=0.6 bench_train_step.py full scale=tiny batches=2,256 repeats=1 "
+            "variants=contiguous",
             "| 256 | out of memory",
         ),
         ("bench_restore.py full scale=tiny steps=2,2", "| channels_last, distilled | 64 | 2 |"),
