@@ -14,7 +14,7 @@ from PIL import Image
 
 from open_supir.commands.fit_degradation import main
 from open_supir.commands.train import train
-from open_supir.degradation.fit import jpeg_range, untold
+from open_supir.degradation.fit import jpeg_intervals, jpeg_range, untold
 from open_supir.degradation.fit_bank import Bank, joined
 from open_supir.degradation.fit_crops import CleanPictures, read_photographs
 from open_supir.degradation.fit_network import estimate
@@ -118,6 +118,20 @@ def test_the_ends_of_qualities_are_those_of_a_uniform_distribution() -> None:
     ends, share = jpeg_range(np.concatenate([even, np.full(20, 10.0), np.full(1021, 100.0)]))
     assert ends[0] == pytest.approx(39, abs=1.5) and share == pytest.approx(0.5)  # odd files
     assert jpeg_range(np.full(9, 100.0)) == ((90.0, 95.0), 0.0)
+    assert jpeg_range(np.array([80.0, 100.0])) == ((80.0, 80.0), 0.5)
+
+
+def test_ends_of_qualities_are_unbiased_and_their_intervals_hold_nine_in_ten() -> None:
+    rng, off, held = np.random.default_rng(0), [], []
+    for seed in range(200):
+        truth = np.array([rng.uniform(30, 70), rng.uniform(75, 95)])
+        quality = np.append(rng.uniform(*truth, 60), np.full(20, 100.0))
+        off.append(jpeg_range(quality)[0] - truth)
+        ends, (least, most) = jpeg_intervals(quality, seed)
+        held.append([*((ends[:, 0] <= truth) & (truth <= ends[:, 1])), least <= 0.75 <= most])
+    assert np.abs(np.mean(off, 0)).max() < 0.2
+    assert np.mean(held, 0)[:2] == pytest.approx([0.9, 0.9], abs=0.06)
+    assert np.mean(held, 0)[2] == 1  # of the same number of JPEGs in each
 
 
 def test_a_preset_file_builds_what_was_found(tmp_path: Path) -> None:

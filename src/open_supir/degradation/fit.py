@@ -39,7 +39,7 @@ TOLD = 0.75  # an interval wider than this share of what is possible at all tell
 UNTOLD = "cannot be told"
 _STREAMS = 100  # seeds that one fit uses
 _MARGIN = 0.25  # of the first interval's width, by which it is wider on either side
-_RESAMPLES = 200  # of qualities
+_DRAWS = 500  # of sets of qualities
 
 
 @register
@@ -106,7 +106,7 @@ def fit_ranges(photographs: Photographs, clean: CleanPictures, settings: FitSett
     found = result(joined(wide, near), prior, sets=settings.sets, number=FOLDS)
     low, middle, high = found.quantiles[0].T
     pairs, shares = np.exp(np.stack([low, high], 1)), np.stack([low, high], 1)[-len(SHARES) :]
-    jpegs, jpeg_probs = _resampled(qualities, seed)
+    jpegs, jpeg_probs = jpeg_intervals(qualities, seed)
     return Fit(
         ranges=ranges_of(middle, widest).rounded(),
         ends={name: pairs[2 * i : 2 * i + 2] for i, name in enumerate(SEARCHED)} | {"jpeg": jpegs},
@@ -124,27 +124,33 @@ def untold(quantiles: np.ndarray, prior: Prior) -> tuple[str, ...]:
     return tuple(np.array(UNKNOWNS)[open_still].tolist())
 
 
-def _resampled(qualities: np.ndarray, seed: int) -> tuple[np.ndarray, Range]:
-    """Return 90 % intervals of the qualities' ends, and of the share, by drawing them again."""
-    rng, drawn = keyed_rng("fit resamples", seed), []
-    for _ in range(_RESAMPLES):
-        ends, share = jpeg_range(rng.choice(qualities, len(qualities)))
-        drawn.append((*ends, share))
-    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
-    return np.stack([low, high], 1)[:2], (float(low[2]), float(high[2]))
+def jpeg_intervals(qualities: np.ndarray, seed: int) -> tuple[np.ndarray, Range]:
+    """Return 90 % intervals of the ends, and of the share, if qualities are uniform between ends.
+
+    As many qualities are drawn between the ends that were found; by how much those found in the
+    drawn ones are off is by how much the first may be.
+    """
+    ends, share = jpeg_range(qualities)
+    rng, found = keyed_rng("fit resamples", seed), round(share * len(qualities))
+    off = [np.subtract(jpeg_range(rng.uniform(*ends, found))[0], ends) for _ in range(_DRAWS)]
+    high, low = np.quantile(off, [0.05, 0.95], axis=0) if found else np.zeros((2, 2))
+    shares = rng.binomial(len(qualities), share, _DRAWS) / len(qualities)
+    intervals = np.stack([np.subtract(ends, low), np.subtract(ends, high)], 1).clip(1, 100)
+    return intervals, (float(np.quantile(shares, 0.05)), float(np.quantile(shares, 0.95)))
 
 
 def jpeg_range(quality: np.ndarray) -> tuple[Range, float]:
     """Return the range of qualities that were found, and the share of JPEGs.
 
-    The ends are those of the uniform distribution with the same 5 and 95 % quantiles, so that a
-    few odd files do not matter.
+    The ends are those of the uniform distribution of which as many draws would have the same 5 and
+    95 % quantiles on average, so that a few odd files do not matter.
     """
     found = quality[quality < NO_QUALITY]
     if len(found) == 0:
         return (90.0, 95.0), 0.0
     low, high = np.quantile(found, [0.05, 0.95])
-    beyond = (high - low) / 18
+    outside = (0.05 * (len(found) - 1) + 1) / (len(found) + 1)  # expected share below the quantile
+    beyond = (high - low) * outside / (1 - 2 * outside) if len(found) > 1 else 0.0
     ends = float(np.clip(low - beyond, 1, 100)), float(np.clip(high + beyond, 1, 100))
     return ends, len(found) / len(quality)
 

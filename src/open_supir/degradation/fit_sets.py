@@ -19,6 +19,7 @@ from open_supir.degradation.fit_ranges import SEARCHED, Range, Ranges
 SHARES = ("gaussian_prob", "gray_prob")
 UNKNOWNS = (*(f"{name} {end}" for name in SEARCHED for end in ("low", "high")), *SHARES)
 NARROWEST = 0.02  # of a range's logarithm: a fixed value is a range, too
+_VALUES = 4  # unknowns, of blur and reduction, that are even in their values, not in logarithms
 _ROOM = 0.2  # of a logarithm
 _LEAST = 20.0  # effective images below which a preset's set would repeat a few
 _SUBSET = 0.5  # least share of the clean pictures that a set shows
@@ -26,7 +27,11 @@ _SUBSET = 0.5  # least share of the clean pictures that a set shows
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Which presets are possible, all equally: unknowns within bounds, low ends below high."""
+    """Which presets are possible: unknowns within bounds, low ends below high.
+
+    Among these, ends of blur and reduction are even in their values, as a preset draws from its
+    ranges. Those of noise are even in their logarithms, since they span two orders of magnitude.
+    """
 
     bounds: np.ndarray  # (10, 2)
 
@@ -41,6 +46,8 @@ class Prior:
         found = np.empty((0, len(self.bounds)))
         while len(found) < count:
             drawn = rng.uniform(self.bounds[:, 0], self.bounds[:, 1], (4 * count, len(UNKNOWNS)))
+            ends = np.exp(self.bounds[:_VALUES])
+            drawn[:, :_VALUES] = np.log(rng.uniform(ends[:, 0], ends[:, 1], (4 * count, _VALUES)))
             ordered = drawn[:, 0:8:2] + NARROWEST <= drawn[:, 1:8:2]
             found = np.concatenate([found, drawn[ordered.all(1)]])
         return found[:count]

@@ -101,7 +101,7 @@ def _ranges(fit: Fit) -> Table:
         "The ranges are medians. 90 %: of all presets whose photographs could look like these, "
         "nine in ten have their end, or share, in the interval. Counted on simulated sets of "
         f"pictures not learned from, it was {100 * held.mean():.0f} % ({100 * held.min():.0f} to "
-        f"{100 * held.max():.0f} % by end). JPEG: photographs were drawn again with replacement.",
+        f"{100 * held.max():.0f} % by end). JPEG: if qualities are uniform between the ends.",
         f"{UNTOLD.capitalize()}: the interval is wider than {100 * TOLD:.0f} % of the one that was "
         "known before the photographs were seen. The number is a guess from its middle.",
         *CAVEATS,
