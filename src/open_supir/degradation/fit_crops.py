@@ -80,7 +80,7 @@ def read_photographs(
         quality.append(known)
     if not crops:
         said = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise ValueError(f"none of {len(paths)} photographs is left: {said}")
+        raise ValueError(f"no photograph to fit to; left out of {len(paths)}: {said}")
     return Photographs(
         names=names, crops=torch.stack(crops), quality=torch.tensor(quality), sources=sources,
         skipped=skipped,

@@ -44,6 +44,8 @@ CAVEATS = (
     "The noise of Gaussian and Poisson kind is told apart by its growth with brightness, and grey "
     "noise from coloured by its colours, most of which JPEG takes away at low quality.",
     "Blur of 0.2 pixels and noise of 0.5 levels, the least that is looked for, mean none.",
+    "Intervals count on clean pictures as sharp as the photographs once were. If the photographs "
+    "were softer before they were degraded, that softness is found as blur.",
     "Noise and JPEG are those at the photographs' own size; if they were enlarged after their "
     "JPEG, reduce them to their real size first.",
     "Motion blur, sharpening, scratches, colour casts and a second JPEG are not looked for.",
