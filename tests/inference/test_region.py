@@ -40,12 +40,30 @@ def test_sampling_itself_keeps_what_the_mask_protects(restorer: Restorer) -> Non
 def test_feathering_stays_below_the_mask_and_keeps_black_and_even_grey() -> None:
     image = torch.zeros(1, 3, 64, 96)
     soft = feathered(_half(), image)
-    assert soft[..., :48].max() == 0 and soft[..., 48 + 2 * FEATHER :].min() == 1
+    assert soft[..., :48].max() == 0 and soft[..., 48 + FEATHER :].min() == 1
     assert soft.diff(dim=-1).abs().max() < 0.1
     grey = torch.full((1, 1, 64, 96), 0.4)
     torch.testing.assert_close(feathered(grey, image), grey)
     with pytest.raises(ValueError, match="expected a mask"):
         feathered(grey, image[..., :90])
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 16, 24])
+def test_the_middle_of_a_narrow_part_is_restored_fully(width: int) -> None:
+    """Scratches and letters are narrower than the border over which restoration sets in."""
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., 40 : 40 + width] = 1
+    soft = feathered(mask, torch.zeros(1, 3, 64, 96))
+    assert soft[..., 40 + width // 2].min() == pytest.approx(1, abs=1e-6)
+    assert torch.all(soft <= mask)
+
+
+def test_a_line_of_one_pixel_is_restored_as_without_a_mask(restorer: Restorer) -> None:
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., 41] = 1
+    change = (restorer(IMAGE, mask=mask).restored - IMAGE).abs()
+    assert change[..., 41].mean() > 0.5 * (restorer(IMAGE).restored - IMAGE)[..., 41].abs().mean()
+    assert change.sum(dim=(0, 1)).count_nonzero() == 1
 
 
 def test_masks_are_found_beside_their_photograph(tmp_path: Path) -> None:

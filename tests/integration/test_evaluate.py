@@ -182,3 +182,10 @@ def test_several_samples_add_their_disagreement_and_their_mean(
         assert (values[name, "restored", "disagreement"] or 0) > 0
         assert values[name, "average", "psnr"] != values[name, "restored", "psnr"]
     assert "disagreement" in table and "| average " in table
+
+
+def test_a_mask_for_restoring_is_refused_and_the_one_for_measuring_named(
+    composed_in: Compose, arguments: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=r"options.mask=m.png: .*metrics.mask="):
+        evaluate(composed_in("evaluate", *arguments, "options.mask=m.png"))

@@ -195,6 +195,29 @@ def test_a_mask_beside_a_photograph_is_used_and_is_no_photograph(run, tmp_path: 
     assert not np.array_equal(np.asarray(Image.open(tmp_path / "out/a.png")), kept)
 
 
+def test_one_mask_for_all_is_none_of_them_even_if_it_lies_there(run, tmp_path: Path) -> None:
+    _photo(tmp_path / "in/a.png")
+    Image.new("L", (28, 20), 0).save(tmp_path / "in/region.png")
+    assert run(f"options.mask={tmp_path / 'in/region.png'}") == []
+    assert _files(tmp_path / "out") == ["a.png", "a.png.json"]
+
+
+def test_a_bad_mask_is_one_line_and_the_others_are_restored(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        _photo(tmp_path / f"in/{name}.png")
+    (tmp_path / "in/b.mask.png").write_bytes(b"<html>")
+    Image.new("LA", (28, 20), (255, 0)).save(tmp_path / "in/c.mask.png")
+    Image.new("L", (20, 28), 0).save(tmp_path / "in/d.mask.png")
+    failed = run()
+    assert [line.partition(": ")[0][-5:] for line in failed] == ["b.png", "c.png"]
+    assert "b.mask.png" in failed[0] and "cannot be read" in failed[0]
+    assert "c.mask.png" in failed[1] and "transparent" in failed[1]
+    assert _files(tmp_path / "out") == ["a.png", "a.png.json", "d.png", "d.png.json"]
+    assert "d.mask.png: 20 x 28, stretched to 28 x 20" in caplog.text
+
+
 def test_three_samples_bring_a_map_of_what_they_invented_and_their_mean(
     run, tmp_path: Path
 ) -> None:

@@ -171,6 +171,21 @@ def test_batch_gives_an_archive_of_the_same_tree_and_one_line_a_file(
     assert [record["caption"] for record in records] == ["a cat", "a boat"]
 
 
+def test_a_mask_beside_an_image_of_a_batch_is_used(url: str, photo: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "album.zip", "w") as archive:
+        archive.write(photo, "a.png")
+        Image.new("L", (8, 8), 0).save(tmp_path / "mask.png")
+        archive.write(tmp_path / "mask.png", "a.mask.png")
+    table = {"headers": ["image", "caption"], "data": [], "metadata": None}
+    asked = ([_file(tmp_path / "album.zip")], OWN, 1, *DIALS[1:], table)
+    packed, _, _ = _client(url).predict(*asked, api_name="/batch")
+    with zipfile.ZipFile(packed) as archive:
+        after = np.asarray(Image.open(io.BytesIO(archive.read("a.png"))))
+        record = json.loads(archive.read("a.png.json"))
+    assert np.array_equal(after, np.asarray(Image.open(photo)))
+    assert record["mask"] == sha256_of(tmp_path / "mask.png")
+
+
 def test_files_of_the_server_are_not_served(url: str) -> None:
     for path in ("/etc/passwd", str(Path(__file__))):
         with pytest.raises(urllib.error.HTTPError) as caught:

@@ -45,6 +45,11 @@ def measure(cfg: DictConfig) -> str:
     from open_supir.evaluation.run_inputs import RunInputs
     from open_supir.inference.model import Model
 
+    if cfg.options.mask is not None:
+        raise ValueError(
+            f"options.mask={cfg.options.mask}: whole images are restored here; metrics.mask= "
+            "measures regions of them"
+        )
     protocol = instantiate(cfg.protocol, _convert_="all")
     if cfg.metrics.names is not None:
         protocol = replace(protocol, metrics=tuple(cfg.metrics.names))

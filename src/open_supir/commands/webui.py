@@ -59,6 +59,11 @@ def build_studio(cfg: DictConfig, folder: Path) -> "Studio":
     from open_supir.webui.studio import Studio
     from open_supir.webui.words import about
 
+    if cfg.options.mask is not None:
+        raise ValueError(
+            f"options.mask={cfg.options.mask}: leave it out; regions are painted on the page, or "
+            "are NAME.mask.png beside an image of a batch"
+        )
     device = pick_device(cfg.device)
     model = Model.find(**picked(cfg, *MODEL_SETTINGS), device=device)
     presets = {OWN: model.options(plain(cfg.sampler), plain(cfg.options))}

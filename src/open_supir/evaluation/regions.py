@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from open_supir.base.files import sha256_of
-from open_supir.base.images import read_image, resize
 from open_supir.base.images.listing import MASK_SUFFIX
 from open_supir.base.run_folders import config_digest
 from open_supir.evaluation.samples import Sample
+from open_supir.inference.region import read_mask
 
 HALF = 0.5  # what is brighter in a mask counts
 
@@ -41,7 +41,7 @@ class Regions:
         """Return where a sample is measured: (H, W) of `size`, bool.
 
         Raises:
-            ValueError: It has no mask, or one without anything white.
+            ValueError: It has no mask, or one that is not readable, or without anything white.
         """
         path = self.place
         if path.is_dir():
@@ -51,8 +51,7 @@ class Regions:
             if not found:
                 raise ValueError(f"no mask: neither {names[0]} nor {names[1]} in {path}")
             path = found[0]
-        grey = read_image(path).float().mean(dim=0, keepdim=True) / 255
-        mask = resize(grey[None], size)[0, 0] > HALF
+        mask = read_mask(path, size)[0, 0] > HALF
         if not mask.any():
             raise ValueError(f"mask {path} has no white pixels")
         return mask

@@ -36,7 +36,8 @@ def plan_jobs(
 ) -> list[Job]:
     """Choose the targets of each image, mirroring the input's tree below `output`.
 
-    See `choose_files` for images that differ only in suffix; records tell what an image has.
+    See `choose_files` for images that differ only in suffix; records tell what an image has. The
+    mask in the options is none of the images.
 
     Raises:
         FileNotFoundError: The mask in the options does not exist.
@@ -52,6 +53,9 @@ def plan_jobs(
         files += [folder / f"{stem}.invented.png"] if count >= LEAST_SAMPLES else []
         return tuple(files)
 
+    if options.mask is not None:
+        mask = os.path.realpath(options.mask)
+        paths = [path for path in paths if os.path.realpath(path) != mask]
     names = [path.relative_to(root) for path in paths]
     planned = choose_files(names, targets, _source_of)
     inputs = {os.path.realpath(path) for path in paths}

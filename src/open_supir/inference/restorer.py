@@ -171,7 +171,7 @@ class Restorer(Loadable):
             raise ValueError("the image holds NaN or infinity; expected values in [0, 1]")
         options = replace(options or self.options, **changes)
         soft = None if mask is None else feathered(mask, batch)
-        call = Call(batch, caption, source, on_step, {}, mask=soft)
+        call = Call(batch, caption, source, on_step, {}, mask=mask, soft=soft)
         size = options.output_size(*batch.shape[-2:])
         if options.strength == 0:
             untouched = resized(batch, size).to(image.device)
@@ -281,7 +281,7 @@ class Restorer(Loadable):
                 unit = finished(fixed, size, call.image.device)
                 if options.grain == "keep":  # the same in all samples
                     unit = with_grain(unit, call.image, noise_seed(call.image, options.seed))
-                samples.append(mixed(unit, call.image, options.strength, call.mask))
+                samples.append(mixed(unit, call.image, options.strength, call.soft))
                 del fixed, unit
         tokens = z_lq.shape[-2] * z_lq.shape[-1]
         whole = options.vae_tile is None or self._tiles(options).is_exact(tokens, self.device)
@@ -306,7 +306,8 @@ class Restorer(Loadable):
             z_keep = self._encode(self.vae, to_signed(padded), options)
         mask = resized(call.mask, (working.shape[-2], working.shape[-1])).to(working)
         mask, _ = pad_to_multiple(mask, self.multiple)
-        small = nn.functional.interpolate(mask, size=z_lq.shape[-2:], mode="area")
+        # the highest: what is one pixel wide is restored fully, too
+        small = nn.functional.adaptive_max_pool2d(mask, z_lq.shape[-2:])
         return z_keep, small.to(z_lq.device)
 
     def _center(

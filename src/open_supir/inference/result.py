@@ -58,6 +58,7 @@ class Call:
     on_step: OnStep | None
     seconds: dict[str, float]
     mask: Tensor | None = None  # (1, 1, H, W): where to restore; None everywhere
+    soft: Tensor | None = None  # the same, feathered
     stage: str = ""  # where it is
 
     @contextmanager

@@ -112,9 +112,9 @@ class BatchHandlers:
     ) -> None:
         """Restore a file into the archive, with its record beside it."""
         photo = self.studio.read(str(job.source), options)
-        *_, result = self.studio.run(photo, caption, options, cancel)
+        *_, result = self.studio.run(photo, caption, options, cancel, job.mask)
         assert isinstance(result, Restoration)
-        record = self.studio.describe_result(photo, result, job.name)
+        record = self.studio.describe_result(photo, result, job.name, job.mask)
         for target, content in encode_all(photo, result, job.targets, record=record).items():
             archive.writestr(target.relative_to(folder).as_posix(), content)
         archive.writestr(job.record.relative_to(folder).as_posix(), json.dumps(record))
