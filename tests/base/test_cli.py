@@ -1,7 +1,9 @@
 """Commands: help, and what they say and keep when something fails."""
 
 import logging
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +216,18 @@ def test_log_is_in_the_run_folder_that_is_named(run: Run, tmp_path: Path) -> Non
     run(refuses, *words, config="train")
     assert len(list((tmp_path / "my run=1/a_b").glob("*.log"))) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_help_into_a_closed_pipe_ends_without_a_traceback() -> None:
+    """As `--help | head` does when head is done first."""
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "src.restore", "--help"]
+    done = subprocess.run(
+        words, cwd=Path(__file__).parents[2], stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_of_the_page_has_no_settings_that_it_does_not_use() -> None:

@@ -44,7 +44,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     def wrap(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def main() -> None:
             if {"-h", "--help"} & set(sys.argv[1:]):
-                print(help_text(config_name, sys.modules[task.__module__].__doc__ or ""))
+                _show(help_text(config_name, sys.modules[task.__module__].__doc__ or ""))
                 return
             wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print and exit; we want the error
@@ -68,6 +68,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return wrap
+
+
+def _show(text: str) -> None:
+    """Print a text, for as long as it is read: `| head` closes the pipe early."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # Python flushes once more at exit, which must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_log(words: list[str]) -> list[str]:
