@@ -1,10 +1,17 @@
 """Grain: what is drawn has the strength, colours and spectrum of what was measured."""
 
+import subprocess
+from pathlib import Path
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from open_supir.base.images import read_photo
+from open_supir.base.images.write import write_image
 from open_supir.inference.grain import draw_grain, measure_grain, with_grain
+from tests.other_tools import MAGICK, needs_magick
 
 SHADE = torch.linspace(0.2, 0.8, 384).expand(3, 256, 384)  # lighter to the right
 BLUR = torch.tensor([0.25, 0.5, 0.25])
@@ -57,3 +64,26 @@ def test_pictures_without_noise_or_room_stay_as_they_are() -> None:
     assert (with_grain(SHADE[None], SHADE[None], seed=0) - SHADE).abs().max() < 1e-4
     tiny = SHADE[None, :, :16, :16]
     assert torch.equal(with_grain(tiny, tiny, seed=0), tiny)
+
+
+@needs_magick
+@pytest.mark.parametrize("attenuate", [0.15, 0.4])
+def test_magick_finds_its_own_noise_in_the_result(tmp_path: Path, attenuate: float) -> None:
+    """Strength as the mean absolute difference from the smooth picture, by ImageMagick."""
+    smooth, noisy, result = (tmp_path / name for name in ("smooth.png", "noisy.png", "result.png"))
+    magick("-size", "384x256", "gradient:gray80-gray30", "-depth", 8, f"PNG24:{smooth}")
+    magick(smooth, "-seed", 7, "-attenuate", attenuate, "+noise", "Gaussian", noisy)
+    plain, grainy = (read_photo(path).rgb[None] for path in (smooth, noisy))
+    write_image(result, with_grain(plain, grainy, seed=1)[0])
+    strength = [
+        float(magick(smooth, path, "-compose", "difference", "-composite",
+                     "-format", "%[fx:mean]", "info:"))
+        for path in (noisy, result)
+    ]  # fmt: skip
+    assert strength[0] > 0.005
+    assert strength[1] == pytest.approx(strength[0], rel=0.15)
+
+
+def magick(*arguments: object) -> str:
+    command = [MAGICK, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout

@@ -6,7 +6,6 @@ Files are made by Pillow and tifffile, and read back by Pillow.
 import io
 import json
 import re
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from open_supir.base.images import Photo, read_photo
 from open_supir.base.images.metadata import Metadata
 from open_supir.base.images.write import encode_photo, left_out
+from tests.other_tools import needs_exiftool
 
 SIZE = (6, 9)
 DETAILS, PLACE = 0x8769, 0x8825
@@ -324,7 +324,7 @@ def test_a_damaged_block_does_not_stop_the_photograph(tmp_path: Path, end: int) 
         encode_photo(photo, format=format)
 
 
-@pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")
+@needs_exiftool
 @pytest.mark.parametrize("format, bits", OUTPUTS)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_exiftool_finds_no_fault(tmp_path: Path, kind: str, format: str, bits: int) -> None:

@@ -32,6 +32,7 @@ class Metadata:
         xmp: Packet.
         iptc: IPTC-IIM records.
         dpi: Pixels per inch, across and down.
+        aspect: Pixels per length, across and down, of a PNG that names no unit.
         texts: Texts of a PNG; the comment of a JPEG or GIF.
     """
 
@@ -39,6 +40,7 @@ class Metadata:
     xmp: bytes = b""
     iptc: bytes = b""
     dpi: tuple[float, float] | None = None
+    aspect: tuple[int, int] | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,6 +68,7 @@ def of_image(image: Image.Image) -> Metadata:
             xmp=_bytes(info.get("xmp")) or profiles.get("xmp") or b"",
             iptc=_bytes(iptc) or _iptc_of(resources),
             dpi=_dpi(image),
+            aspect=info.get("aspect") if image.format == "PNG" else None,
             texts={key: str(value) for key, value in texts.items()},
         )
     )
@@ -164,6 +167,9 @@ def prepared(
         texts = {key: value for key, value in texts.items() if key not in lost}
         if lost:
             notes.append(f"texts {', '.join(lost)} left out: {format} has no place for them")
+    if format != "png" and metadata.aspect and len(set(metadata.aspect)) > 1:
+        across, down = metadata.aspect
+        notes.append(f"pixels of {down} to {across} left out: {format} has no place for them")
     made = replace(metadata, exif=block, xmp=packet, iptc=iptc, texts=texts)
     return made, tuple(notes)
 

@@ -164,6 +164,8 @@ def _png(pixels: np.ndarray, icc: bytes, said: Metadata) -> bytes:
     if said.dpi:
         per_metre = (round(value / 0.0254) for value in said.dpi)
         chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
+    elif said.aspect:
+        chunks.append((b"pHYs", struct.pack(">IIB", *said.aspect, 0)))
     if said.exif:
         chunks.append((b"eXIf", said.exif))
     texts = dict(said.texts)
