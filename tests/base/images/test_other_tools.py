@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,6 @@ from open_supir.base.images import read_photo
 from open_supir.base.images.write import encode_photo
 from open_supir.inference.options import RestoreOptions
 from open_supir.inference.records import encode_result
-from tests.base.images.test_own_profile import adobe
 from tests.other_tools import MAGICK, needs_exiftool, needs_magick
 
 SAID = {
@@ -24,6 +24,21 @@ SAID = {
     "XMP-dc:Creator": "Zoë Ångström", "XMP-xmp:Rating": 4, "XMP-lr:HierarchicalSubject": "a|b",
     "XMP-photoshop:City": "Łódź", "IPTC:Keywords": ["bridge", "river"], "IPTC:City": "Bergen",
 }  # fmt: skip
+
+
+SPACES = {  # red, green, blue and white; gamma
+    "Adobe RGB": ([0.64, 0.33, 0.21, 0.71, 0.15, 0.06], [0.3127, 0.329], 2.2),
+    "Display P3": ([0.68, 0.32, 0.265, 0.69, 0.15, 0.06], [0.3127, 0.329], 2.2),
+    "ProPhoto": ([0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001], [0.3457, 0.3585], 1.8),
+}
+
+
+def profile_of(space: str) -> bytes:
+    primaries, white, gamma = SPACES[space]
+    points = [number for at in (0, 2, 4) for number in (*primaries[at : at + 2], 1.0)]
+    return bytes(
+        imagecodecs.cms_profile("rgb", whitepoint=[*white, 1.0], primaries=points, gamma=gamma)
+    )
 
 
 def run(*command: object) -> str:
@@ -79,6 +94,22 @@ def test_what_exiftool_wrote_it_reads_in_the_result(
 
 
 @needs_exiftool
+@pytest.mark.parametrize("source, format", [
+    ("jpg", "png"), ("jpg", "jpg"), ("jpg", "webp"), ("jpg", "tif"), ("png", "jpg"),
+])  # fmt: skip
+def test_xmp_beyond_a_jpegs_packet_is_kept(tmp_path: Path, source: str, format: str) -> None:
+    path, words = photograph(tmp_path / f"a.{source}"), " ".join(map(str, range(40_000)))
+    (tmp_path / "words").write_text(words)
+    run("exiftool", "-q", "-overwrite_original", "-XMP-dc:Title=Short", path)
+    run("exiftool", "-q", "-overwrite_original", f"-XMP-photoshop:History<={tmp_path}/words", path)
+    parts = path.read_bytes().count(b"http://ns.adobe.com/xmp/extension/")
+    assert parts > 2 or source == "png"
+    after = tags(result(path, tmp_path / f"b.{format}"))
+    assert after["XMP-dc:Title"] == "Short" and after["XMP-photoshop:History"] == words
+    assert not [key for key in after if "Warning" in key]
+
+
+@needs_exiftool
 @needs_magick
 def test_texts_and_resolution_of_a_png(tmp_path: Path) -> None:
     photograph(tmp_path / "a.png")
@@ -97,15 +128,17 @@ def test_texts_and_resolution_of_a_png(tmp_path: Path) -> None:
 
 
 @needs_magick
-@pytest.mark.parametrize("bits, nearest", [(8, 3), (16, 1)])
+@pytest.mark.parametrize("space, bits, nearest", [
+    ("Adobe RGB", 8, 3), ("Adobe RGB", 16, 1), ("Display P3", 8, 3), ("ProPhoto", 16, 1),
+])  # fmt: skip
 def test_colours_in_a_profile_are_those_that_magick_converts(
-    tmp_path: Path, bits: int, nearest: int
+    tmp_path: Path, space: str, bits: int, nearest: int
 ) -> None:
-    """ImageMagick turns the result in Adobe RGB into the sRGB that the restorer gave."""
+    """ImageMagick turns the result into the sRGB that the restorer gave."""
     plain, source, kept = (tmp_path / name for name in ("plain.png", "source.tif", "kept.tif"))
-    icc, srgb, found = (tmp_path / name for name in ("adobe.icc", "srgb.icc", "found.icc"))
+    icc, srgb, found = (tmp_path / name for name in ("own.icc", "srgb.icc", "found.icc"))
     plain.write_bytes(encode_photo(read_photo(photograph(plain)), format="png"))
-    icc.write_bytes(adobe())
+    icc.write_bytes(profile_of(space))
     run(MAGICK, plain, srgb)
     run(MAGICK, plain, "-profile", icc, "-depth", bits, source)
     photo = read_photo(source)
@@ -113,7 +146,7 @@ def test_colours_in_a_profile_are_those_that_magick_converts(
     options = RestoreOptions(format="tiff", bits=bits)  # type: ignore[arg-type]
     kept.write_bytes(encode_result(photo, changed, options, record={}))
     run(MAGICK, kept, found)
-    assert found.read_bytes() == adobe()
+    assert found.read_bytes() == icc.read_bytes()
     assert run(MAGICK, kept, "-format", "%z", "info:") == str(bits)
     shown = []
     for name, conversion in (("a.png", ["-profile", srgb]), ("b.png", [])):

@@ -30,6 +30,7 @@ class Metadata:
     Attributes:
         exif: Block without header, as the file has it; of a TIFF, its own tags.
         xmp: Packet.
+        xmp_extension: What a JPEG has no room for in its packet.
         iptc: IPTC-IIM records.
         dpi: Pixels per inch, across and down.
         aspect: Pixels per length, across and down, of a PNG that names no unit.
@@ -38,6 +39,7 @@ class Metadata:
 
     exif: bytes = b""
     xmp: bytes = b""
+    xmp_extension: bytes = b""
     iptc: bytes = b""
     dpi: tuple[float, float] | None = None
     aspect: tuple[int, int] | None = None
@@ -62,10 +64,13 @@ def of_image(image: Image.Image) -> Metadata:
     resources = _bytes(profiles.get("iptc") or profiles.get("8bim"))
     photoshop = info.get("photoshop")
     iptc = photoshop.get(IPTC_RESOURCE) if isinstance(photoshop, dict) else None
+    packet = _bytes(info.get("xmp")) or profiles.get("xmp") or b""
+    segments = [data for name, data in getattr(image, "applist", ()) if name == "APP1"]
     return _complete(
         Metadata(
             exif=block.removeprefix(EXIF_HEADER),
-            xmp=_bytes(info.get("xmp")) or profiles.get("xmp") or b"",
+            xmp=packet,
+            xmp_extension=xmp.extension_of(packet, segments),
             iptc=_bytes(iptc) or _iptc_of(resources),
             dpi=_dpi(image),
             aspect=info.get("aspect") if image.format == "PNG" else None,
@@ -131,7 +136,7 @@ def prepared(
         What the file is to say, and one line for each thing that it cannot.
     """
     notes: list[str] = []
-    block, packet, iptc, texts = metadata.exif, b"", metadata.iptc, dict(metadata.texts)
+    block, iptc, texts = metadata.exif, metadata.iptc, dict(metadata.texts)
     try:
         block = exif.updated(block, size, is_srgb=is_srgb) if block else b""
         if format == "jpg":
@@ -145,14 +150,11 @@ def prepared(
         block = exif.with_resolution(block, metadata.dpi)
     if format == "png" and record is not None:
         texts[RECORD_KEY], record = record, None
+    packet, more = b"", b""
     try:
-        packet = xmp.updated(metadata.xmp, size, is_srgb=is_srgb, record=record)
-        if format == "jpg" and len(packet) > JPEG_XMP:
-            packet = xmp.updated(metadata.xmp, size, is_srgb=is_srgb)
-        if format == "jpg" and len(packet) > JPEG_XMP:
-            raise ValueError("a JPEG holds 64 KB of it")
-        if b"HasExtendedXMP" in metadata.xmp:
-            notes.append("extended XMP is left out")
+        packet, more = _xmp(metadata, format, size, is_srgb=is_srgb, record=record)
+        if b"HasExtendedXMP" in metadata.xmp and not metadata.xmp_extension:
+            notes.append("extended XMP left out: it is not whole")
     except ValueError as error:
         packet = xmp.updated(b"", size, is_srgb=is_srgb, record=record)
         notes.append(f"XMP left out: {error}")
@@ -170,8 +172,31 @@ def prepared(
     if format != "png" and metadata.aspect and len(set(metadata.aspect)) > 1:
         across, down = metadata.aspect
         notes.append(f"pixels of {down} to {across} left out: {format} has no place for them")
-    made = replace(metadata, exif=block, xmp=packet, iptc=iptc, texts=texts)
+    made = replace(metadata, exif=block, xmp=packet, xmp_extension=more, iptc=iptc, texts=texts)
     return made, tuple(notes)
+
+
+def _xmp(
+    metadata: Metadata, format: str, size: tuple[int, int], *, is_srgb: bool, record: str | None
+) -> tuple[bytes, bytes]:
+    """Return the updated packet and, for a JPEG, its extension; elsewhere the packet holds both.
+
+    Raises:
+        ValueError: XMP is damaged, or the packet too large.
+    """
+    packet, more = metadata.xmp, metadata.xmp_extension
+    if format != "jpg":
+        whole = xmp.merged(packet, more) if more else packet
+        return xmp.updated(whole, size, is_srgb=is_srgb, record=record), b""
+    room = JPEG_XMP - xmp.NOTE_ROOM
+    made = xmp.updated(packet, size, is_srgb=is_srgb, record=record)
+    if len(made) > room:
+        made = xmp.updated(packet, size, is_srgb=is_srgb)
+    if len(made) > room and not more:  # all of it goes along behind a packet that is empty
+        made, more = xmp.updated(b"", size, is_srgb=is_srgb, record=record), packet
+    if len(made) > room:
+        raise ValueError("a JPEG holds 64 KB of it")
+    return made, xmp.updated(more, size, is_srgb=is_srgb)
 
 
 def photoshop_resource(iptc: bytes) -> bytes:

@@ -27,6 +27,7 @@ from open_supir.base.images.metadata import (
 )
 from open_supir.base.images.read import Photo
 from open_supir.base.images.tensors import to_unit
+from open_supir.base.images.xmp import extended
 
 SUFFIXES = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 MAX_SIDES = {"webp": 16383, "jpg": 65500}  # pixels; the libraries' limits
@@ -102,7 +103,11 @@ def encode_photo(
     if format == "jpg":
         options |= {"format": "JPEG", "dpi": said.dpi or (0, 0)}
         options |= {} if photo.is_grey else {"subsampling": 0}
-        options |= {"extra": _iptc_segment(said.iptc)} if said.iptc else {}
+        extra = _iptc_segment(said.iptc) if said.iptc else b""
+        if said.xmp_extension:
+            options["xmp"], segments = extended(said.xmp, said.xmp_extension)
+            extra += segments
+        options |= {"extra": extra} if extra else {}
         options |= {"comment": said.texts[COMMENT].encode()} if COMMENT in said.texts else {}
     else:
         options |= {"format": "WEBP"}
