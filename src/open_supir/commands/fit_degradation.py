@@ -1,4 +1,4 @@
-"""Fit a degradation preset to photographs of one's own: input=FOLDER output=FILE.yaml.
+"""Fit a preset to photographs of one's own: input=FOLDER output=FILE.yaml.
 
 No clean versions are needed. Writes the preset and beside it FILE.html: ranges with their
 uncertainty, distances before and after, crops side by side. conf/degradation/NAME.yaml of a
